@@ -1,0 +1,63 @@
+"""An exploration kit for normalizing flows with representation alignment.
+
+>>> import rrepa_lab as rl
+>>> run = rl.load("digits-reverse")
+>>> rl.classify(run, run.data("test").x[:4]).scores.shape
+torch.Size([4, 10])
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rrepa_lab.align.measure import Alignment, alignment, routing
+    from rrepa_lab.analysis.classify import Classification, classify
+    from rrepa_lab.analysis.evaluate import evaluate
+    from rrepa_lab.errors import LabError
+    from rrepa_lab.flow.tarflow import FlowConfig, FlowOutput, InverseOutput, TarFlow
+    from rrepa_lab.presets import preset
+    from rrepa_lab.runs import Run, RunConfig, RunInfo, available, load
+    from rrepa_lab.sampling.sample import Samples, sample
+    from rrepa_lab.training.loop import StepReport, train
+
+# public name -> module; each is imported when first used, so that `import rrepa_lab` is quick
+_HOMES = {
+    "Alignment": "align.measure",
+    "alignment": "align.measure",
+    "routing": "align.measure",
+    "Classification": "analysis.classify",
+    "classify": "analysis.classify",
+    "evaluate": "analysis.evaluate",
+    "LabError": "errors",
+    "FlowConfig": "flow.tarflow",
+    "FlowOutput": "flow.tarflow",
+    "InverseOutput": "flow.tarflow",
+    "TarFlow": "flow.tarflow",
+    "preset": "presets",
+    "Run": "runs",
+    "RunConfig": "runs",
+    "RunInfo": "runs",
+    "available": "runs",
+    "load": "runs",
+    "Samples": "sampling.sample",
+    "sample": "sampling.sample",
+    "StepReport": "training.loop",
+    "train": "training.loop",
+}
+
+__all__ = [
+    "Alignment", "Classification", "FlowConfig", "FlowOutput", "InverseOutput", "LabError", "Run", "RunConfig", "RunInfo", "Samples",
+    "StepReport", "TarFlow", "alignment", "available", "classify", "evaluate", "load", "preset", "routing", "sample", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rrepa_lab' has no attribute {name!r}")
+    return getattr(import_module(f"rrepa_lab.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

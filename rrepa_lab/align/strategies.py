@@ -1,0 +1,124 @@
+"""Which pass of the flow is aligned, and which parameters its gradient reaches.
+
+| strategy      | features of                                   | gradient reaches (beside the projector)               |
+|---------------|-----------------------------------------------|-------------------------------------------------------|
+| none          | -                                             | nothing                                               |
+| forward       | the encoding pass                             | block t up to layer l, and every block before t       |
+| detach        | the encoding pass, block t's input detached   | block t up to layer l                                 |
+| reverse       | the pseudo-reverse pass from z.detach()       | all of block t, and every block after t               |
+| reverse-exact | the token-by-token reverse pass               | as reverse; the slow reference                        |
+
+Source: R-REPA, arXiv 2511.22345, section 3.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rrepa_lab.config import Config
+from rrepa_lab.flow.tarflow import FlowOutput, TarFlow
+from rrepa_lab.flow.taps import Tap
+
+Strategy = Literal["none", "forward", "detach", "reverse", "reverse-exact"]
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+
+
+class AlignConfig(Config):
+    """What is aligned, how, and how strongly."""
+
+    strategy: Strategy = "none"
+    blocks: list[int] = Field([], description="aligned blocks, from 1 at the image")
+    layers: list[int] = Field([2], min_length=1, description="aligned Transformer layers of those blocks, from 1")
+    weight: float = Field(0.1, ge=0, description="lambda, against the loss per dimension")
+    refinements: int = Field(0, ge=0, description="reverse: Jacobi steps from the pseudo-reverse towards the exact one")
+    projector_width: int = Field(1024, ge=1, description="hidden width of the projectors")
+
+    @property
+    def taps(self) -> list[str]:
+        """Addresses of the aligned states; none when the strategy is none."""
+        if self.strategy == "none":
+            return []
+        return [Tap(block, layer).name for block in self.blocks for layer in self.layers]
+
+
+class Features(NamedTuple):
+    """An encoding pass and the features to be aligned, which belong to it."""
+
+    encoded: FlowOutput
+    aligned: dict[str, Tensor]  # tap -> (B, T, D)
+
+
+def features(
+    flow: TarFlow, x: Tensor, y: Tensor | None, strategy: str, taps: list[Tap], refinements: int = 0
+) -> Features:
+    """Encode `x` (B, C, H, W) and compute the features (B, T, D) of layer taps the way a strategy asks for.
+
+    The values are the same under every strategy, by invertibility; what differs is the graph behind them.
+    """
+    if strategy == "none" or not taps:
+        return Features(flow(x, y), {})
+    names = [tap.name for tap in taps]
+    if strategy == "forward":
+        encoded = flow(x, y, names)
+        return Features(encoded, encoded.states)
+    lowest = min(tap.block for tap in taps)
+    inputs = [Tap(number, "in") for number in range(lowest, flow.config.blocks + 1)]
+    encoded = flow(x, y, [tap.name for tap in inputs])
+    if strategy == "reverse-exact":
+        return Features(encoded, flow.inverse(encoded.z.detach(), y, taps=names).states)
+    cache = {tap.block: encoded.states[tap.name].detach() for tap in inputs}
+    label = flow.label_weights(y, len(x))
+    layers = {number: {int(tap.layer) for tap in taps if tap.block == number} for number in cache}
+    if strategy == "detach":
+        read = {number: flow.block(number).features(cache[number], label, layers[number]) for number in cache if layers[number]}
+    else:
+        read = pseudo_reverse(flow, encoded.z.detach(), cache, label, layers, refinements).features
+    return Features(encoded, {tap.name: read[tap.block][int(tap.layer)] for tap in taps})
+
+
+class PseudoReverse(NamedTuple):
+    """Features and rebuilt tokens of a pseudo-reverse pass, by block number."""
+
+    features: dict[int, dict[int, Tensor]]  # block -> layer -> (B, T, D)
+    rebuilt: dict[int, Tensor]  # block -> the tokens on its image side, (B, T, P)
+
+
+def pseudo_reverse(
+    flow: TarFlow,
+    z: Tensor,
+    cache: Mapping[int, Tensor],
+    label: Tensor | None,
+    layers: Mapping[int, set[int]],
+    refinements: int = 0,
+) -> PseudoReverse:
+    """Walk from the noise towards the image in parallel passes, with the graph of the generating pass.
+
+    mu and alpha of block t come from the tokens the encoding pass has already seen, all at once, and the tokens are
+    rebuilt from those of block t + 1: x^{t-1} = mu(cache) + exp(alpha(cache)) * x^t. Their values equal the cached ones,
+    but they carry a graph that reaches the blocks after t. Features are computed on the REBUILT tokens: on the
+    cached ones they would have the gradient of `detach`.
+
+    Args:
+        z: (B, T, P), detached.
+        cache: block t -> its input when encoding, (B, T, P), detached, for every block from the lowest aligned one up.
+        label: (B, K) class weights, or None.
+        layers: block t -> the layers whose features are wanted.
+        refinements: k more rebuilds with mu and alpha taken from the rebuilt tokens, each a Jacobi step of the
+            triangular system: the gradient is exact for k = T - 1.
+    """
+    tokens = z
+    found: dict[int, dict[int, Tensor]] = {}
+    rebuilt: dict[int, Tensor] = {}
+    for number in sorted(cache, reverse=True):
+        block = flow.block(number)
+        guess = cache[number]
+        for _ in range(1 + refinements):
+            affine = block.affine(guess, label)
+            guess = affine.mu + torch.exp(affine.alpha) * tokens
+        tokens = rebuilt[number] = guess
+        if layers.get(number):
+            found[number] = block.features(tokens, label, layers[number])
+    return PseudoReverse(found, rebuilt)

@@ -1,0 +1,54 @@
+"""Seeded streams of batches that can be entered at any step.
+
+The batch of step s depends on (seed, s) alone, not on how the run came there: so a resumed run reads what an
+uninterrupted one would have read, and N processes share the batches that one process would have had.
+"""
+
+from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from rrepa_lab.data.datasets import Batch, ImageSet
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU random stream of its own for each tuple of integers (seed, purpose, step, ...)."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+class SeededBatches(Sampler[list[int]]):
+    """Rows of each step's batch, for one of `world` processes; each epoch is a fresh permutation, the rest dropped."""
+
+    def __init__(self, size: int, batch: int, seed: int, start: int, stop: int, rank: int = 0, world: int = 1) -> None:
+        self.size, self.batch, self.seed = size, min(batch, size), seed
+        self.start, self.stop, self.rank, self.world = start, stop, rank, world
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        per_epoch = self.size // self.batch
+        order, shown = [], -1
+        for step in range(self.start, self.stop):
+            epoch, place = divmod(step, per_epoch)
+            if epoch != shown:
+                order, shown = torch.randperm(self.size, generator=generator(self.seed, 1, epoch)).tolist(), epoch
+            yield order[place * self.batch : (place + 1) * self.batch][self.rank :: self.world]
+
+
+def stream(images: ImageSet, batches: SeededBatches, workers: int = 0) -> DataLoader[Batch]:
+    """The batches, read ahead by `workers` processes when the images come from files."""
+    return DataLoader(
+        cast(Dataset[Batch], images),
+        batch_sampler=batches,
+        collate_fn=_as_is,
+        num_workers=workers,
+        persistent_workers=False,
+    )
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch

@@ -1,0 +1,46 @@
+"""Pixel values: scaling to [-1, 1] and back, training noise, dequantization, pictures from outside."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def to_unit(values: Tensor, levels: int) -> Tensor:
+    """Integers 0..levels-1 -> float32 in [-1, 1]; 17 levels for digits, 256 for 8-bit images."""
+    return values.float() * (2 / (levels - 1)) - 1
+
+
+def to_integers(x: Tensor, levels: int) -> Tensor:
+    """[-1, 1] -> nearest integer 0..levels-1, as floats; values outside are clipped."""
+    return ((x.clamp(-1, 1) + 1) * ((levels - 1) / 2)).round()
+
+
+def dequantize(x: Tensor, levels: int, generator: torch.Generator | None = None) -> Tensor:
+    """Uniform dequantization: (integer + u) / levels * 2 - 1 with u in [0, 1), drawn on the CPU."""
+    u = torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    return (to_integers(x, levels) + u) * (2 / levels) - 1
+
+
+def add_noise(x: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
+    """x + std * eps with standard normal eps, drawn on the CPU so that a seed means the same everywhere."""
+    return x + std * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+
+
+def to_uint8(x: Tensor) -> np.ndarray:
+    """Images (B, C, H, W) in [-1, 1] -> (B, H, W, C) uint8; C is 1 or 3."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def from_picture(picture: Image.Image, channels: int, size: int) -> Tensor:
+    """Any picture -> (1, C, size, size) in [-1, 1]: centre square, area-averaged or bicubic."""
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    edge = min(picture.size)
+    left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
+    picture = picture.crop((left, top, left + edge, top + edge))
+    array = np.asarray(picture, dtype=np.float32).reshape(edge, edge, channels)
+    x = torch.from_numpy(array.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    if edge >= size:
+        return F.interpolate(x, size=(size, size), mode="area")
+    return F.interpolate(x, size=(size, size), mode="bicubic", align_corners=False).clamp(-1, 1)

@@ -1,0 +1,19 @@
+"""The one exception that means "you can mend this": it names the thing and says what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LabError(ValueError):
+    """A mistake in what was asked for (a name, a setting, a file, a shape), told in one line.
+
+    The command line prints it without a traceback and exits with status 2; the page shows it as a notice.
+    """
+
+
+def unknown(kind: str, given: object, known: Iterable[str]) -> LabError:
+    """The error for a name that is not among the known ones, with the nearest ones offered."""
+    names = [str(name) for name in known]
+    near = get_close_matches(str(given), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+    return LabError(f"unknown {kind} {str(given)!r}; {hint}")

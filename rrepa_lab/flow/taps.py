@@ -1,0 +1,60 @@
+"""Addresses of inner states.
+
+`block.<t>.layer.<l>` is the output of the l-th Transformer layer inside block t, (B, T, D). `block.<t>.in` and
+`block.<t>.out` are the tokens on the image side and the noise side of block t, (B, T, P): in is what the block
+reads when encoding and what it writes when generating. Blocks and layers count from 1, and every state is in
+image token order, whatever order its block works in.
+"""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import NamedTuple, Self
+
+from rrepa_lab.errors import LabError, unknown
+
+
+class Tap(NamedTuple):
+    """One address; `layer` counts from 1, or is "in" or "out"."""
+
+    block: int
+    layer: int | str
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """Read "block.7.layer.6", "block.7.in" or "block.7.out"; anything else is a LabError."""
+        match name.split("."):
+            case ["block", block, "layer", layer] if block.isdecimal() and layer.isdecimal():
+                return cls(int(block), int(layer))
+            case ["block", block, ("in" | "out") as side] if block.isdecimal():
+                return cls(int(block), side)
+        raise LabError(f"{name!r} is not a tap; write block.<t>.layer.<l>, block.<t>.in or block.<t>.out")
+
+    @property
+    def name(self) -> str:
+        """The address as it is typed."""
+        return f"block.{self.block}.{self.layer}" if isinstance(self.layer, str) else f"block.{self.block}.layer.{self.layer}"
+
+    @property
+    def module_path(self) -> str:
+        """The module of a `TarFlow` whose output this is (its input for "in"), in PyTorch's own counting from 0."""
+        path = f"blocks.{self.block - 1}"
+        return path if isinstance(self.layer, str) else f"{path}.transformer.layers.{self.layer - 1}"
+
+
+def all_taps(blocks: int, layers: int) -> list[Tap]:
+    """Every address of a flow, from the image to the noise."""
+    return [Tap(t, place) for t in range(1, blocks + 1) for place in ("in", *range(1, layers + 1), "out")]
+
+
+def resolve(patterns: str | Iterable[str], blocks: int, layers: int) -> list[Tap]:
+    """The taps that match names or glob patterns ("block.*.layer.2"), in flow order, each once.
+
+    Raises: LabError when a pattern matches nothing.
+    """
+    known = all_taps(blocks, layers)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in patterns:
+        if not any(fnmatchcase(tap.name, pattern) for tap in known):
+            near = unknown("tap", pattern, [tap.name for tap in known])
+            raise LabError(f"{near} (this flow has {blocks} blocks of {layers} layers, counted from 1)")
+    return [tap for tap in known if any(fnmatchcase(tap.name, pattern) for pattern in patterns)]

@@ -1,0 +1,251 @@
+"""TARFlow: a stack of autoregressive affine blocks in alternating token order.
+
+Source: "Normalizing Flows are Capable Generative Models", arXiv 2412.06329.
+Shapes: B images of C channels and H x W; T tokens of P numbers; D width; K classes; blocks t = 1..N from the image to the noise.
+"""
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, Self, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rrepa_lab.config import Config
+from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.flow.block import AffineBlock, Guidance
+from rrepa_lab.flow.likelihood import prior_log_prob
+from rrepa_lab.flow.patches import patchify, unpatchify
+from rrepa_lab.flow.taps import Tap, resolve
+
+Taps = str | Iterable[str]
+METHODS = ("auto", "sequential", "cached")
+
+
+class FlowConfig(Config):
+    """Geometry of a flow and the noise it was trained with."""
+
+    image_size: int = Field(8, ge=1, description="height and width of an image")
+    channels: int = Field(1, ge=1, description="channels of an image")
+    patch_size: int = Field(2, ge=1, description="height and width of a patch; one patch is one token")
+    width: int = Field(64, ge=1, description="D, numbers in a hidden state")
+    blocks: int = Field(4, ge=1, description="N, affine blocks")
+    layers: int = Field(4, ge=1, description="Transformer layers in a block")
+    head_width: int = Field(64, ge=4, description="numbers in an attention head")
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    mlp_ratio: float = Field(4.0, gt=0)
+    positions: Literal["learned", "rotary"] = "learned"
+    classes: int = Field(0, ge=0, description="K; 0 for an unconditional flow")
+    noise: Literal["gaussian", "uniform"] = "gaussian"
+    noise_std: float = Field(0.1, ge=0, description="sigma of the gaussian noise, pixels in [-1, 1]; unused when uniform")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        if self.image_size == self.patch_size:
+            raise ValueError("one patch covers the whole image: a flow needs at least two tokens")
+        if self.width % self.head_width:
+            raise ValueError(f"head_width {self.head_width} does not divide width {self.width}")
+        if self.positions == "rotary" and self.head_width % 4:
+            raise ValueError(f"rotary positions need a head_width divisible by 4, not {self.head_width}")
+        return self
+
+    @property
+    def side(self) -> int:
+        """Tokens along one edge of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.side**2
+
+    @property
+    def token_size(self) -> int:
+        """P."""
+        return self.channels * self.patch_size**2
+
+    @property
+    def dims(self) -> int:
+        """T * P = C * H * W."""
+        return self.tokens * self.token_size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.image_size, self.image_size
+
+
+class FlowOutput(NamedTuple):
+    """An encoded batch."""
+
+    z: Tensor  # (B, T, P), image token order
+    logdet: Tensor  # (B,) nats, log |det dz/dx|, summed over T and P
+    states: dict[str, Tensor]  # tap -> (B, T, D), or (B, T, P) for block.<t>.in and .out
+
+
+class InverseOutput(NamedTuple):
+    """A generated batch."""
+
+    x: Tensor  # (B, C, H, W)
+    states: dict[str, Tensor]  # as in FlowOutput, recorded while generating
+
+
+class TarFlow(nn.Module):
+    """An exact, invertible map between images and standard normal noise.
+
+    Example:
+        >>> flow = TarFlow(FlowConfig(classes=10))
+        >>> out = flow(torch.zeros(2, 1, 8, 8), torch.tensor([3, -1]), taps="block.4.layer.2")
+        >>> out.z.shape, out.states["block.4.layer.2"].shape
+        (torch.Size([2, 16, 4]), torch.Size([2, 16, 64]))
+    """
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(
+            AffineBlock(
+                side=config.side,
+                token_size=config.token_size,
+                width=config.width,
+                layers=config.layers,
+                classes=config.classes,
+                head_width=config.head_width,
+                mlp_ratio=config.mlp_ratio,
+                mlp=config.mlp,
+                positions=config.positions,
+                reversed_order=number % 2 == 0,
+            )
+            for number in range(1, config.blocks + 1)
+        )
+
+    def forward(self, x: Tensor, y: Tensor | None = None, taps: Taps = ()) -> FlowOutput:
+        """Encode images (B, C, H, W) to noise.
+
+        Args:
+            y: (B,) int class ids with -1 for a dropped label, (B, K) class weights, or None for unconditional.
+            taps: addresses of inner states to record, glob patterns allowed (see `flow.taps`).
+
+        Raises: LabError for a wrong image shape, a label out of range, or a tap that does not exist.
+        """
+        wanted = self.resolve(taps)
+        tokens = self.tokens(x)
+        label = self.label_weights(y, len(x))
+        logdet = tokens.new_zeros(len(x))
+        states: dict[str, Tensor] = {}
+        for number, block in enumerate(self.blocks, start=1):
+            _record(states, wanted, number, "in", tokens)
+            tokens, term, layers = block(tokens, label, _layers(wanted, number))
+            logdet = logdet + term
+            states |= {Tap(number, layer).name: state for layer, state in layers.items()}
+            _record(states, wanted, number, "out", tokens)
+        return FlowOutput(tokens, logdet, states)
+
+    def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Exact log density of images (B, C, H, W) in [-1, 1] coordinates, (B,) nats; y as in `forward`."""
+        out = self(x, y)
+        return prior_log_prob(out.z) + out.logdet
+
+    def inverse(
+        self,
+        z: Tensor,
+        y: Tensor | None = None,
+        guidance: float = 0.0,
+        annealed: bool = False,
+        temperature: float = 1.0,
+        method: str = "auto",
+        taps: Taps = (),
+    ) -> InverseOutput:
+        """Generate images from noise (B, T, P), token after token; differentiable, and `z` is not written to.
+
+        Args:
+            y: as in `forward`, and with the same meaning: -1 and None are the mean of the class table.
+            guidance: classifier-free guidance weight w >= 0; 0 is none.
+            annealed: let w grow linearly along the tokens of each block, from 0 to `guidance`.
+            temperature: attention temperature of the unconditional branch; needs guidance > 0.
+            method: "sequential" reads the whole prefix again for every token and is the plain reference; "cached"
+                carries keys and values along; "auto" is "cached".
+            taps: states to record. All tokens are recorded, of the conditional branch when guided.
+
+        Raises: LabError for a wrong shape, label, tap or method, or a negative guidance.
+        """
+        if method not in METHODS:
+            raise unknown("decoding method", method, METHODS)
+        if guidance < 0 or temperature <= 0:
+            raise LabError(f"guidance must be >= 0 and temperature > 0, not {guidance} and {temperature}")
+        if z.shape[1:] != (self.config.tokens, self.config.token_size):
+            raise LabError(f"noise must be (B, {self.config.tokens}, {self.config.token_size}), not {tuple(z.shape)}")
+        wanted = self.resolve(taps)
+        label = self.label_weights(y, len(z))
+        if guidance and label is not None:
+            label = torch.cat([label, torch.full_like(label, 1 / self.config.classes)])
+        rule = Guidance(guidance, annealed, temperature)
+        tokens = z
+        states: dict[str, Tensor] = {}
+        for number, block in reversed(list(enumerate(self.blocks, start=1))):
+            _record(states, wanted, number, "out", tokens)
+            keep = _layers(wanted, number)
+            tokens, layers = block.inverse(tokens, label, rule, cached=method != "sequential", keep=keep)
+            states |= {Tap(number, layer).name: state for layer, state in layers.items()}
+            _record(states, wanted, number, "in", tokens)
+        return InverseOutput(self.images(tokens), {tap.name: states[tap.name] for tap in wanted})
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> (B, T, P); LabError when the images do not fit this flow."""
+        if x.ndim != 4 or x.shape[1:] != self.config.image_shape:
+            c, h, w = self.config.image_shape
+            raise LabError(f"images must be (B, {c}, {h}, {w}) for this flow, not {tuple(x.shape)}")
+        return patchify(x, self.config.patch_size)
+
+    def images(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, P), of any block, -> (B, C, H, W)."""
+        return unpatchify(tokens, self.config.patch_size, self.config.image_size)
+
+    def block(self, number: int) -> AffineBlock:
+        """The block with this number, from 1."""
+        return cast(AffineBlock, self.blocks[number - 1])
+
+    def resolve(self, taps: Taps) -> list[Tap]:
+        """The taps that names or glob patterns stand for in this flow."""
+        return resolve(taps, self.config.blocks, self.config.layers)
+
+    def label_weights(self, y: Tensor | None, batch: int) -> Tensor | None:
+        """Labels in any form -> (B, K) weights of the class table; None for a flow without classes.
+
+        A dropped label (-1) and None weigh all classes alike: the unconditional embedding is the table's mean.
+
+        Raises: LabError for ids outside -1..K-1, weights of another shape, or labels for an unconditional flow.
+        """
+        classes = self.config.classes
+        like = next(self.parameters())
+        if classes == 0:
+            if y is not None and (y.is_floating_point() or bool((y != -1).any())):
+                raise LabError("this flow has no classes: leave the label out")
+            return None
+        uniform = torch.full((batch, classes), 1 / classes, dtype=like.dtype, device=like.device)
+        if y is None:
+            return uniform
+        if y.is_floating_point():
+            if y.shape != (batch, classes):
+                raise LabError(f"class weights must be ({batch}, {classes}), not {tuple(y.shape)}")
+            return y.to(uniform)
+        if y.shape != (batch,):
+            raise LabError(f"class ids must be ({batch},), not {tuple(y.shape)}")
+        y = y.to(like.device)
+        outside = y[(y < -1) | (y >= classes)]
+        if len(outside):
+            raise LabError(f"label {int(outside[0])} is out of range: 0..{classes - 1}, or -1 for no label")
+        return torch.where((y < 0)[:, None], uniform, F.one_hot(y.clamp(min=0).long(), classes).to(uniform))
+
+
+def _layers(wanted: list[Tap], block: int) -> set[int]:
+    return {tap.layer for tap in wanted if tap.block == block and isinstance(tap.layer, int)}
+
+
+def _record(states: dict[str, Tensor], wanted: list[Tap], block: int, side: str, tokens: Tensor) -> None:
+    tap = Tap(block, side)
+    if tap in wanted:
+        states[tap.name] = tokens

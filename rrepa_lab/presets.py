@@ -1,0 +1,70 @@
+"""Named runs, as functions."""
+
+from collections.abc import Callable
+
+from rrepa_lab.align.encoder import EncoderConfig
+from rrepa_lab.align.selfsup import DIGITS_VIT
+from rrepa_lab.align.strategies import AlignConfig, Strategy
+from rrepa_lab.data.datasets import DataConfig
+from rrepa_lab.errors import unknown
+from rrepa_lab.flow.tarflow import FlowConfig
+from rrepa_lab.runs import RunConfig
+from rrepa_lab.training.settings import TrainConfig
+
+ALIGNED: tuple[Strategy, ...] = ("none", "forward", "detach", "reverse")
+
+
+def digits(strategy: Strategy) -> RunConfig:
+    """scikit-learn's 8x8 digits, a few minutes on two CPU cores."""
+    return RunConfig(
+        name=f"digits-{strategy}",
+        data=DataConfig(name="digits", image_size=8, channels=1),
+        flow=FlowConfig(image_size=8, channels=1, patch_size=2, width=64, blocks=4, layers=4, classes=10, noise_std=0.1),
+        align=AlignConfig(strategy=strategy, blocks=[3, 4], layers=[2], weight=0.5, projector_width=256),
+        encoder=DIGITS_VIT.override({"weights": "bundled:digits"}),
+        train=TrainConfig(steps=1500, batch=128, lr=1e-3, warmup=50, ema=0.99),
+    )
+
+
+def imagefolder(strategy: Strategy) -> RunConfig:
+    """Any image folder at 32x32, a middle size to start from; set data.path and flow.classes."""
+    return _photographs("imagefolder", strategy, size=32, patch=2, width=256, blocks=8, layers=4, classes=0, steps=50_000)
+
+
+def imagenet64(strategy: Strategy) -> RunConfig:
+    """The paper's own setting: ImageNet at 64x64, blocks 7 and 8 at layer 6, DINOv2-B; set data.path."""
+    return _photographs("imagenet64", strategy, size=64, patch=4, width=1024, blocks=8, layers=8, classes=1000, steps=400_000)
+
+
+def _photographs(
+    name: str, strategy: Strategy, size: int, patch: int, width: int, blocks: int, layers: int, classes: int, steps: int
+) -> RunConfig:
+    return RunConfig(
+        name=f"{name}-{strategy}",
+        data=DataConfig(name="folder", image_size=size, channels=3, flip=True),
+        flow=FlowConfig(
+            image_size=size, channels=3, patch_size=patch, width=width, blocks=blocks, layers=layers, classes=classes, noise_std=0.05
+        ),
+        align=AlignConfig(strategy=strategy, blocks=[blocks - 1, blocks], layers=[layers * 3 // 4], weight=0.1),
+        encoder=EncoderConfig(),
+        train=TrainConfig(
+            steps=steps, batch=256, lr=1e-4, warmup=1000, ema=0.9999, precision="bfloat16", workers=8,
+            report_every=50, look_every=5000, save_every=5000,
+        ),
+    )  # fmt: skip
+
+
+_FAMILIES: dict[str, Callable[[Strategy], RunConfig]] = {"digits": digits, "imagefolder": imagefolder, "imagenet64": imagenet64}
+
+
+def names() -> list[str]:
+    """Every preset: family and strategy."""
+    return [f"{family}-{strategy}" for family in _FAMILIES for strategy in ALIGNED]
+
+
+def preset(name: str) -> RunConfig:
+    """The configuration of this name; LabError with the nearest name if there is none."""
+    family, _, strategy = name.partition("-")
+    if family not in _FAMILIES or strategy not in ALIGNED:
+        raise unknown("preset", name, names())
+    return _FAMILIES[family](strategy)  # type: ignore[arg-type]

@@ -1,0 +1,271 @@
+"""A run: its configuration, its weights on disk, and how to get it back.
+
+A run directory holds config.json (everything needed to build it), model.safetensors (averaged weights and projectors),
+metrics.jsonl, card.md, scores.csv once it was evaluated, and train_state.pt while it can be resumed.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rrepa_lab.align.encoder import Encoder, EncoderConfig
+from rrepa_lab.align.projector import Projectors
+from rrepa_lab.align.strategies import AlignConfig
+from rrepa_lab.config import Config
+from rrepa_lab.data.datasets import Batch, DataConfig, load_split, whole
+from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.files import write_atomically, write_text
+from rrepa_lab.flow.tarflow import FlowConfig, TarFlow
+from rrepa_lab.flow.taps import Tap
+from rrepa_lab.places import assets, runs_root
+from rrepa_lab.training.settings import TrainConfig
+
+FORMAT = 1
+
+
+class RunConfig(Config):
+    """Everything that defines a run."""
+
+    name: str = Field("unnamed", pattern=r"^[A-Za-z0-9][\w.-]*$", description="how the run is called")
+    data: DataConfig = DataConfig()
+    flow: FlowConfig = FlowConfig()
+    align: AlignConfig = AlignConfig()
+    encoder: EncoderConfig | None = Field(None, description="the frozen teacher; needed by every strategy but none")
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for key in ("image_size", "channels"):
+            if getattr(self.data, key) != getattr(self.flow, key):
+                raise ValueError(f"flow.{key} is {getattr(self.flow, key)} but data.{key} is {getattr(self.data, key)}")
+        align, flow = self.align, self.flow
+        if align.strategy != "none":
+            if not align.blocks:
+                raise ValueError(f"align.strategy is {align.strategy!r} but align.blocks is empty")
+            if self.encoder is None:
+                raise ValueError(f"align.strategy is {align.strategy!r} but there is no encoder")
+        for what, given, most in (("blocks", align.blocks, flow.blocks), ("layers", align.layers, flow.layers)):
+            if align.strategy != "none" and not all(1 <= number <= most for number in given):
+                raise ValueError(f"align.{what} {given} must lie in 1..{most}")
+        return self
+
+
+@dataclass(eq=False)
+class Run:
+    """A flow with all that is known about it."""
+
+    flow: TarFlow
+    config: RunConfig
+    classes: list[str]
+    projectors: Projectors
+    step: int = 0
+    directory: Path | None = None
+    _encoder: Encoder | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return self.config.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.flow.parameters()).device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move flow and projectors; returns the run itself."""
+        self.flow.to(device)
+        self.projectors.to(device)
+        return self
+
+    def encoder(self) -> Encoder:
+        """The frozen encoder this run is aligned with, loaded on first use; LabError if it has none."""
+        if self.config.encoder is None:
+            raise LabError(f"run {self.name!r} has no encoder: set one, for example encoder.weights=bundled:digits")
+        if self._encoder is None:
+            self._encoder = Encoder(self.config.encoder)
+        return self._encoder.to(self.device)
+
+    def data(self, split: str = "test", limit: int | None = None) -> Batch:
+        """Images (n, C, H, W) in [-1, 1] and labels (n,) of a split, or its first `limit`, on the run's device."""
+        x, y = whole(load_split(self.config.data, split), limit)
+        return Batch(x.to(self.device), y.to(self.device))
+
+    def save(self, directory: Path | str, dtype: torch.dtype = torch.float32) -> None:
+        """Write config.json and model.safetensors, each atomically, weights in `dtype`."""
+        directory = Path(directory)
+        about = {"format": FORMAT, "classes": self.classes, "config": self.config.to_dict()}
+        write_text(directory / "config.json", json.dumps(about, indent=2) + "\n")
+        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self._modules().state_dict().items()}
+        metadata = {"format": str(FORMAT), "step": str(self.step)}
+        write_atomically(directory / "model.safetensors", lambda path: save_file(weights, path, metadata))
+
+    def push(self, repo_id: str, private: bool = True) -> str:
+        """Upload the run directory to the Hugging Face Hub (needs a login and network); returns its address."""
+        if self.directory is None:
+            raise LabError("only a saved run can be pushed: call run.save(directory) and rl.load(directory) first")
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=self.directory, ignore_patterns=["train_state.pt", ".*"])
+        return str(url)
+
+    def _modules(self) -> nn.Module:
+        return nn.ModuleDict({"flow": self.flow, "projectors": self.projectors})
+
+
+def build(config: RunConfig, classes: list[str]) -> Run:
+    """A fresh run with weights drawn from config.train.seed; the global random state is left as it was."""
+    encoder = Encoder(config.encoder) if config.align.taps and config.encoder is not None else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        flow = TarFlow(config.flow)
+        dim = encoder.dim if encoder else 1
+        projectors = Projectors(config.align.taps, config.flow.width, config.align.projector_width, dim)
+    return Run(flow, config, classes, projectors, _encoder=encoder)
+
+
+class RunInfo(NamedTuple):
+    """A line of `available()`."""
+
+    name: str
+    strategy: str
+    data: str
+    summary: str
+    directory: Path
+
+
+def available() -> list[RunInfo]:
+    """Bundled runs, then the local ones below ./runs (or $RREPA_RUNS), by name."""
+    found = {}
+    for root in (runs_root(), assets() / "runs"):
+        for path in sorted(root.glob("*/config.json"), reverse=True):
+            try:
+                config, _ = _read_config(path.parent)
+            except LabError:
+                continue  # a folder that is being written, or of another program
+            found[path.parent.name] = RunInfo(
+                path.parent.name, config.align.strategy, config.data.name, _summary(config), path.parent
+            )
+    return [found[name] for name in reversed(found)]
+
+
+def load(name: str | Path, device: str = "cpu") -> Run:
+    """A fresh run by bundled or local name, run directory, or Hugging Face Hub id ("owner/name").
+
+    Raises: LabError when there is no such run, or its files are truncated or do not belong together.
+    """
+    directory = _find(name)
+    config, classes = _read_config(directory)
+    path = directory / "model.safetensors"
+    weights, metadata = _read_weights(path)
+    dims = {value.shape[0] for key, value in weights.items() if key.startswith("projectors.") and key.endswith(".4.bias")}
+    projectors = Projectors(config.align.taps, config.flow.width, config.align.projector_width, max(dims, default=1))
+    run = Run(TarFlow(config.flow), config, classes, projectors, int(metadata.get("step", 0)), directory)
+    _fill(run._modules(), weights, path)
+    run.flow.eval().requires_grad_(False)
+    run.projectors.eval().requires_grad_(False)
+    return run.to(device)
+
+
+def _find(name: str | Path) -> Path:
+    text = str(name)
+    for directory in (assets() / "runs" / text, Path(text), runs_root() / text):
+        if (directory / "config.json").is_file():
+            return directory
+    if isinstance(name, Path) or Path(text).exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
+        if Path(text).exists():
+            raise LabError(f"{text} is not a run directory: it has no config.json")
+        raise unknown("run", text, [info.name for info in available()])
+    return _download(text)
+
+
+def _download(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    files = ["config.json", "model.safetensors", "metrics.jsonl", "card.md", "scores.csv"]
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=files))
+    except Exception as error:
+        known = ", ".join(info.name for info in available())
+        reason = type(error).__name__
+        raise LabError(f"no run {repo_id!r} here, and the Hub did not give it ({reason}); local runs: {known}") from error
+
+
+def _read_config(directory: Path) -> tuple[RunConfig, list[str]]:
+    path = directory / "config.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        version, classes, config = about["format"], about["classes"], about["config"]
+    except (ValueError, KeyError, TypeError):
+        raise LabError(f"{path} is not the configuration of an rrepa_lab run") from None
+    if version != FORMAT:
+        raise LabError(f"{path} has format {version}; this version reads format {FORMAT}")
+    try:
+        return RunConfig.from_dict(config), list(classes)
+    except LabError as error:
+        raise LabError(f"{path}: {error}") from None
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise LabError(f"{path} is missing: the run has no weights yet") from None
+    except (SafetensorError, OSError) as error:
+        raise LabError(f"{path} is damaged or no safetensors file: {error}") from None
+
+
+def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    expected = module.state_dict()
+    for name, value in expected.items():
+        if name not in weights:
+            raise LabError(f"{path} has no {name}: it belongs to another configuration")
+        if weights[name].shape != value.shape:
+            on_file, built = tuple(weights[name].shape), tuple(value.shape)
+            raise LabError(f"{path}: {name} is {on_file} on file, but its config builds {built}")
+    extra = sorted(set(weights) - set(expected))
+    if extra:
+        raise LabError(f"{path} holds {extra[0]}, which its config does not build")
+    module.load_state_dict({name: value.to(expected[name].dtype) for name, value in weights.items()})
+
+
+def _summary(config: RunConfig) -> str:
+    flow = config.flow
+    size = f"{flow.blocks} blocks x {flow.layers} layers, width {flow.width}"
+    if config.align.strategy == "none":
+        return f"{size}, not aligned, {config.train.steps} steps"
+    blocks, layers = (",".join(map(str, part)) for part in (config.align.blocks, config.align.layers))
+    return f"{size}, {config.align.strategy} on blocks {blocks} at layer {layers}, {config.train.steps} steps"
+
+
+def describe_config(config: RunConfig) -> dict[str, Any]:
+    """The facts a reader asks for first: sizes, parameters, aligned taps with their module paths."""
+    flow = config.flow
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in TarFlow(flow).parameters())
+    return {
+        "name": config.name,
+        "data": config.data.name,
+        "image": "x".join(map(str, flow.image_shape)),
+        "tokens": flow.tokens,
+        "token_size": flow.token_size,
+        "flow": f"{flow.blocks} blocks x {flow.layers} layers, width {flow.width}",
+        "parameters": parameters,
+        "noise": f"gaussian, sigma {flow.noise_std}" if flow.noise == "gaussian" else "uniform dequantization",
+        "strategy": config.align.strategy,
+        "aligned": [f"{name} ({Tap.parse(name).module_path})" for name in config.align.taps],
+        "lambda": config.align.weight,
+        "encoder": f"{config.encoder.model}, {config.encoder.weights}" if config.encoder else "none",
+        "steps": config.train.steps,
+        "seed": config.train.seed,
+    }

@@ -1,0 +1,38 @@
+"""card.md: what a run is, how it was trained and how it scores, for a reader who finds the folder."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from rrepa_lab.files import write_text
+from rrepa_lab.runs import Run, describe_config
+
+
+def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = None) -> None:
+    """Write (or replace) card.md in the run's directory; scores are the table of `rl.evaluate`."""
+    assert run.directory is not None
+    facts = describe_config(run.config)
+    lines = [f"# {run.name}", "", f"A TARFlow trained by rrepa_lab, step {run.step} of {run.config.train.steps}.", ""]
+    lines += ["| | |", "|---|---|"]
+    for key, value in facts.items():
+        shown = "<br>".join(value) if isinstance(value, list) else value
+        lines.append(f"| {key} | {shown or 'nothing'} |")
+    if len(metrics):
+        last = metrics.iloc[-1]
+        lines += ["", "## Training", "", f"Last report, step {last['step']:.0f}: {last['nats_per_dim']:.4f} nats/dim on training images"]
+        lines[-1] += f" under the training noise, {last['seconds']:.0f} s since the start or the last resume."
+        for name in metrics.columns[metrics.columns.str.startswith("similarity.")]:
+            lines.append(f"Cosine with the encoder at {name.removeprefix('similarity.')}: {last[name]:.3f}.")
+        lines.append("Curves: metrics.jsonl.")
+    if scores is not None:
+        lines += ["", "## Scores", "", *score_lines(scores)]
+    lines += ["", "Load it: `rl.load(<this folder>)`; command line: `rrepa-lab sample <this folder>`.", ""]
+    write_text(Path(run.directory) / "card.md", "\n".join(lines))
+
+
+def score_lines(scores: pd.DataFrame) -> list[str]:
+    """A Markdown table of an evaluation, protocol included."""
+    lines = ["| metric | value | unit | n | protocol |", "|---|---|---|---|---|"]
+    for row in scores.itertuples():
+        lines.append(f"| {row.metric} | {row.value:.4f} | {row.unit} | {row.n} | {row.protocol} |")
+    return lines

@@ -1,0 +1,37 @@
+"""A batch becomes losses; no optimizer here."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from rrepa_lab.align.projector import Projectors, alignment_loss, similarity
+from rrepa_lab.align.strategies import AlignConfig, features
+from rrepa_lab.flow.likelihood import flow_loss
+from rrepa_lab.flow.tarflow import TarFlow
+
+
+class Losses(NamedTuple):
+    """Scalars of one batch; `total` is what is minimised."""
+
+    total: Tensor  # L_nf + lambda * L_align
+    flow: Tensor  # L_nf, nats per dimension without the constant
+    similarity: dict[str, Tensor]  # tap -> mean cosine with the encoder
+
+
+class Objective(nn.Module):
+    """The flow with its projectors. Training goes through `forward`, so that data-parallel wrappers see every pass."""
+
+    def __init__(self, flow: TarFlow, projectors: Projectors, align: AlignConfig) -> None:
+        super().__init__()
+        self.flow, self.projectors, self.align = flow, projectors, align
+
+    def forward(self, x: Tensor, y: Tensor | None, target: Tensor | None) -> Losses:
+        """Losses of noised images (B, C, H, W) with labels (B,) and encoder features (B, T, E) of the clean images."""
+        taps = self.flow.resolve(self.align.taps) if target is not None else []
+        encoded, aligned = features(self.flow, x, y, self.align.strategy, taps, self.align.refinements)
+        flow = flow_loss(encoded.z, encoded.logdet)
+        if target is None or not aligned:
+            return Losses(flow, flow, {})
+        near = {tap: similarity(self.projectors.project(tap, states), target) for tap, states in aligned.items()}
+        total = flow + self.align.weight * alignment_loss(near)
+        return Losses(total, flow, {tap: value.mean() for tap, value in near.items()})

@@ -1,0 +1,28 @@
+"""How a flow is trained; the defaults are those of TARFlow and R-REPA where these say something."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rrepa_lab.config import Config
+
+
+class TrainConfig(Config):
+    """Optimizer, schedule, precision, and how often to report, look and save."""
+
+    steps: int = Field(1500, ge=1, description="optimizer steps")
+    batch: int = Field(128, ge=1, description="images per step, over all processes")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    warmup: int = Field(50, ge=0, description="steps of linear warm-up")
+    lr_floor: float = Field(0.01, ge=0, le=1, description="the cosine ends at this part of the peak")
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(1e-4, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the weight average, at most; suits about 1 / (1 - ema) steps")
+    label_drop: float = Field(0.1, ge=0, le=1, description="part of the labels replaced by none")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the matrix products; likelihoods stay float32")
+    seed: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, description="processes that read image files ahead")
+    report_every: int = Field(10, ge=1, description="steps between reports")
+    look_every: int = Field(100, ge=1, description="steps between looks at held-out images")
+    save_every: int = Field(500, ge=1, description="steps between checkpoints")
