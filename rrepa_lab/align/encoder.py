@@ -96,14 +96,16 @@ def _timm_model(config: EncoderConfig) -> Any:
     if source == "pretrained":
         with _explained(f"weights of {name} cannot be fetched; give a local file: --set encoder.weights=FILE.safetensors"):
             return timm.create_model(name, pretrained=True, **args)
+    overlay: dict[str, Any] = {}
     if source.startswith(BUNDLED):
         path = assets() / "encoders" / source.removeprefix(BUNDLED) / "model.safetensors"
+        overlay["input_size"] = (config.channels, config.image_size, config.image_size)  # timm need not adapt the first layer
     else:
         path = Path(source).expanduser()
     if not path.is_file():
         raise LabError(f"no encoder weights at {path}: encoder.weights is {source!r}")
     with _explained(f"{path} does not hold weights of {name} with {args}"):
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **args)
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path), **overlay}, **args)
 
 
 @contextmanager

@@ -39,9 +39,9 @@ class EncoderTrainConfig(Config):
 
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = DIGITS_VIT
-    steps: int = Field(1500, ge=1)
-    batch: int = Field(512, ge=2)
-    lr: float = Field(1e-3, gt=0)
+    steps: int = Field(1200, ge=1)
+    batch: int = Field(256, ge=2)
+    lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     temperature: float = Field(0.2, gt=0, description="of the contrastive softmax")
     degrees: float = Field(15.0, ge=0, description="largest rotation of a view")

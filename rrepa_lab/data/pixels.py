@@ -6,6 +6,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from rrepa_lab.errors import LabError
+
 
 def to_unit(values: Tensor, levels: int) -> Tensor:
     """Integers 0..levels-1 -> float32 in [-1, 1]; 17 levels for digits, 256 for 8-bit images."""
@@ -44,3 +46,25 @@ def from_picture(picture: Image.Image, channels: int, size: int) -> Tensor:
     if edge >= size:
         return F.interpolate(x, size=(size, size), mode="area")
     return F.interpolate(x, size=(size, size), mode="bicubic", align_corners=False).clamp(-1, 1)
+
+
+def from_drawing(ink: np.ndarray, size: int = 8) -> Tensor:
+    """A drawn digit -> (1, 1, size, size) in [-1, 1], centred and scaled like scikit-learn's digits.
+
+    Args:
+        ink: (H, W) floats, 0 where nothing is drawn, 1 where there is ink.
+
+    The drawing is cropped to its ink, scaled to fill the height, and averaged over areas. Raises: LabError if it is empty.
+    """
+    rows, columns = np.nonzero(ink > 0.1)
+    if len(rows) == 0:
+        raise LabError("the drawing is empty: draw a digit first")
+    glyph = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    edge = max(glyph.shape)
+    square = np.zeros((edge, edge), np.float32)
+    left, top = (edge - glyph.shape[1]) // 2, (edge - glyph.shape[0]) // 2
+    square[top : top + glyph.shape[0], left : left + glyph.shape[1]] = glyph
+    # a multiple of the target size first, so that every area average covers whole pixels
+    fine = F.interpolate(torch.from_numpy(square)[None, None], size=(16 * size, 16 * size), mode="bilinear", antialias=True)
+    coarse = F.interpolate(fine, size=(size, size), mode="area")
+    return (coarse / coarse.max()).clamp(0, 1) * 2 - 1

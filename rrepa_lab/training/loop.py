@@ -115,7 +115,7 @@ def _train(config: RunConfig, out: Path, resume: bool, device: str) -> Iterator[
     accelerator = Accelerator(cpu=device == "cpu")
     objective = Objective(run.flow, run.projectors, config.align)
     optimizer = torch.optim.AdamW(
-        objective.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        objective.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
     )
     average = AveragedModel(objective, multi_avg_fn=partial(_lerp, limit=settings.ema))
     if state:

@@ -1,0 +1,43 @@
+"""Results become plotly figures: pure functions, nothing is computed beyond what the drawing needs."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from rrepa_lab.analysis.classify import Classification
+from rrepa_lab.viz.theme import COLOURS, styled
+
+_UNITS = {"gradient": "d log p / d logit, nats", "bayes": "log posterior, nats"}
+
+
+def class_scores(results: Mapping[str, Classification], classes: Sequence[str], method: str, row: int = 0) -> go.Figure:
+    """Bars of the class scores of one image for several runs, each run's prediction outlined."""
+    figure = go.Figure()
+    for (name, result), colour in zip(results.items(), COLOURS, strict=False):
+        scores, best = result.scores[row].tolist(), int(result.label[row])
+        lines = [2.5 if k == best else 0 for k in range(len(scores))]
+        figure.add_bar(name=name, x=list(classes), y=scores, marker={"color": colour, "line": {"width": lines, "color": "#808080"}})
+    figure.update_xaxes(title="class", type="category")
+    figure.update_yaxes(title=_UNITS.get(method, "score"))
+    said = ", ".join(f"{name} says {classes[int(result.label[row])]}" for name, result in results.items())
+    return styled(figure, said, f"method: {method}; n = 1 image; the outlined bar is the run's prediction", height=340)
+
+
+def training_curve(tables: Mapping[str, pd.DataFrame], column: str, title: str, unit: str) -> go.Figure:
+    """One measurement of metrics.jsonl against the step, a line for each run."""
+    figure = go.Figure()
+    for name, table in tables.items():
+        rows = table.dropna(subset=[column])
+        figure.add_scatter(name=name, x=rows["step"].tolist(), y=rows[column].tolist(), mode="lines")
+    figure.update_xaxes(title="optimizer step")
+    figure.update_yaxes(title=unit)
+    return styled(figure, title, "one seed a run")
+
+
+def bars(values: Mapping[str, float], title: str, axis: str, unit: str, caption: str) -> go.Figure:
+    """A bar for each named value."""
+    figure = go.Figure(go.Bar(x=list(values), y=list(values.values()), marker={"color": COLOURS[0]}))
+    figure.update_xaxes(title=axis, type="category")
+    figure.update_yaxes(title=unit)
+    return styled(figure, title, caption)

@@ -1,0 +1,36 @@
+"""Image tensors become pictures: nothing is computed here."""
+
+import math
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from rrepa_lab.data.pixels import to_uint8
+
+
+def picture(image: Tensor, scale: int = 1) -> Image.Image:
+    """One image (C, H, W) in [-1, 1], each pixel drawn as a square of `scale` screen pixels."""
+    return grid(image[None], columns=1, scale=scale, gap=0)
+
+
+def grid(images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = 1, empty: int = 127) -> Image.Image:
+    """Images (B, C, H, W) in [-1, 1] row by row, `gap` image pixels apart.
+
+    Args:
+        columns: images in a row; by default the picture comes out about square.
+        scale: screen pixels for each image pixel; by default small images are enlarged to about 64.
+        empty: grey value of gaps and of places left over.
+    """
+    pixels = to_uint8(images)
+    count, height, width, channels = pixels.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    scale = scale or max(1, 64 // height)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), empty, np.uint8)
+    for index, image in enumerate(pixels):
+        top = gap + index // columns * (height + gap)
+        left = gap + index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+    return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)

@@ -1,0 +1,69 @@
+"""Fixtures shared by all tests: perturbed float64 flows, and small real data."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import rrepa_lab as rl
+from rrepa_lab.align.measure import perturb
+from rrepa_lab.data.datasets import DataConfig, load_split, whole
+
+torch.set_num_threads(2)
+
+# small, and different in everything that can differ
+CONFIGS = {
+    "plain": rl.FlowConfig(classes=10, width=32, head_width=16, blocks=3, layers=2),
+    "rotary-swiglu": rl.FlowConfig(classes=10, width=32, head_width=16, blocks=2, layers=3, positions="rotary", mlp="swiglu"),
+    "unconditional": rl.FlowConfig(classes=0, width=16, head_width=8, blocks=4, layers=1, patch_size=4),
+    "colour": rl.FlowConfig(classes=3, channels=3, image_size=12, patch_size=3, width=32, head_width=32, blocks=2, layers=1),
+}
+
+
+def make_flow(config: rl.FlowConfig, seed: int = 0) -> rl.TarFlow:
+    """A float64 flow away from its zero start: on fresh weights every check below would hold by accident."""
+    torch.manual_seed(seed)
+    flow = rl.TarFlow(config).double()
+    perturb(flow, seed, std=0.05)
+    return flow
+
+
+@pytest.fixture(params=CONFIGS, scope="module")
+def flow(request: pytest.FixtureRequest) -> rl.TarFlow:
+    return make_flow(CONFIGS[request.param])
+
+
+@pytest.fixture(scope="module")
+def batch(flow: rl.TarFlow) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Three images, with an ordinary, a dropped and the last label."""
+    x = torch.randn(3, *flow.config.image_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = torch.tensor([1, -1, flow.config.classes - 1]) if flow.config.classes else None
+    return x, y
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = whole(load_split(DataConfig(), "test"))
+    return x, y
+
+
+@pytest.fixture
+def tiny() -> rl.RunConfig:
+    """digits-reverse made small enough to train within a second or two."""
+    return rl.preset("digits-reverse").override({
+        "name": "tiny", "flow.width": 16, "flow.head_width": 16, "flow.blocks": 2, "flow.layers": 2, "align.blocks": [1, 2],
+        "align.projector_width": 16, "train.steps": 12, "train.batch": 32, "train.warmup": 2, "train.report_every": 2,
+        "train.look_every": 6, "train.save_every": 4,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny trained run directory, not to be written to."""
+    out = tmp_path_factory.mktemp("runs") / "trained"
+    config = rl.preset("digits-reverse").override({
+        "flow.width": 16, "flow.head_width": 16, "flow.blocks": 2, "flow.layers": 2, "align.blocks": [2],
+        "align.projector_width": 16, "train.steps": 4, "train.batch": 32,
+    })  # fmt: skip
+    assert list(rl.train(config, out, device="cpu"))
+    return out
