@@ -33,8 +33,12 @@ def build_demo() -> gr.Blocks:
 
 def main() -> None:
     """Command line of the page."""
-    parser = argparse.ArgumentParser(description="Open the page of rrepa_lab.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; others than this machine's can then reach the page")
+    parser = argparse.ArgumentParser(
+        description="Open the page of rrepa_lab.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; others than this machine's can then reach the page"
+    )
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--share", action="store_true", help="open a public tunnel to this page")
     given = parser.parse_args()
@@ -44,7 +48,9 @@ def main() -> None:
         server_name=given.host,
         server_port=given.port,
         share=given.share,
-        theme=gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        theme=gr.themes.Soft(
+            primary_hue="blue", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
+        ),
         css=CSS,
         footer_links=["api"],
         run_history=False,

@@ -47,10 +47,29 @@ _HOMES = {
     "train": "training.loop",
 }
 
-__all__ = [
-    "Alignment", "Classification", "FlowConfig", "FlowOutput", "InverseOutput", "LabError", "Run", "RunConfig", "RunInfo", "Samples",
-    "StepReport", "TarFlow", "alignment", "available", "classify", "evaluate", "load", "preset", "routing", "sample", "train",
-]  # fmt: skip
+__all__ = [  # noqa: F822
+    "Alignment",
+    "Classification",
+    "FlowConfig",
+    "FlowOutput",
+    "InverseOutput",
+    "LabError",
+    "Run",
+    "RunConfig",
+    "RunInfo",
+    "Samples",
+    "StepReport",
+    "TarFlow",
+    "alignment",
+    "available",
+    "classify",
+    "evaluate",
+    "load",
+    "preset",
+    "routing",
+    "sample",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -43,7 +43,9 @@ def _train(given: argparse.Namespace) -> int:
     config = read_config(given.source).override(settings)
     if given.dry_run:
         facts = describe_config(config)
-        facts["state in memory"] = f"{facts['parameters'] * 20 / 2**20:.0f} MiB (weights, gradients, optimizer, average; float32)"
+        facts["state in memory"] = (
+            f"{facts['parameters'] * 20 / 2**20:.0f} MiB (weights, gradients, optimizer, average; float32)"
+        )
         _print_facts(facts if not given.json else {**facts, "config": config.to_dict()}, given.json)
         return 0
     if given.out is None:
@@ -89,14 +91,28 @@ def _sample(given: argparse.Namespace) -> int:
     seeds = _integers("--seeds", given.seeds)
     pairs = [(label, seed) for label in chosen for seed in seeds]
     made = sample(
-        run, [seed for _, seed in pairs], [label for label, _ in pairs], given.guidance, denoise=not given.no_denoise, method=given.method
+        run,
+        [seed for _, seed in pairs],
+        [label for label, _ in pairs],
+        given.guidance,
+        denoise=not given.no_denoise,
+        method=given.method,
     )
     out = Path(given.out)
     if out.suffix.lower() not in (".png", ".webp", ".jpg"):
         raise LabError(f"--out must be a picture (.png, .webp or .jpg), not {out}")
     sheet = grid(made.images, columns=len(seeds) if len(chosen) > 1 else None)
-    write_atomically(out, lambda path: sheet.save(path, format={".jpg": "JPEG"}.get(out.suffix.lower(), out.suffix[1:].upper())))
-    facts = {"run": run.name, "images": len(pairs), "labels": chosen, "seeds": seeds, "guidance": given.guidance, "out": str(out)}
+    write_atomically(
+        out, lambda path: sheet.save(path, format={".jpg": "JPEG"}.get(out.suffix.lower(), out.suffix[1:].upper()))
+    )
+    facts = {
+        "run": run.name,
+        "images": len(pairs),
+        "labels": chosen,
+        "seeds": seeds,
+        "guidance": given.guidance,
+        "out": str(out),
+    }
     _print_facts(facts, given.json)
     _hint(given, f"classify a picture: rrepa-lab classify {given.run_name} IMAGE.png")
     return 0
@@ -124,7 +140,12 @@ def _classify(given: argparse.Namespace) -> int:
     rows = []
     for path, scores in zip(given.images, result.scores.tolist(), strict=True):
         order = sorted(range(len(scores)), key=lambda k: -scores[k])
-        row = {"image": path, "label": run.classes[order[0]], "margin": scores[order[0]] - scores[order[1]], "runner_up": run.classes[order[1]]}
+        row = {
+            "image": path,
+            "label": run.classes[order[0]],
+            "margin": scores[order[0]] - scores[order[1]],
+            "runner_up": run.classes[order[1]],
+        }
         rows.append({**row, "scores": dict(zip(run.classes, scores, strict=True))} if given.json else row)
     _print_rows(rows, given.json)
     _hint(given, f"score a whole split: rrepa-lab evaluate {given.run_name}")
@@ -153,7 +174,9 @@ def _describe(given: argparse.Namespace) -> int:
     from rrepa_lab.training.loop import read_config
 
     if given.source is None:
-        rows = [{"name": info.name, "strategy": info.strategy, "data": info.data, "summary": info.summary} for info in available()]
+        rows = [
+            {"name": info.name, "strategy": info.strategy, "data": info.data, "summary": info.summary} for info in available()
+        ]
         _print_rows(rows, given.json)
         _hint(given, "one of them in full: rrepa-lab describe digits-reverse --routing")
         return 0
@@ -178,8 +201,12 @@ def _describe(given: argparse.Namespace) -> int:
         return 0
     table["norm"] = [f"{value:.2e}" if value else "0" for value in table["gradient_norm"]]
     wide = table.pivot(index="group", columns=["tap", "strategy"], values="norm")
-    print(f"Gradient norm of the alignment loss of {config.name}, by strategy and parameter group ({table.n[0]} images, float64):\n")
-    print(wide.loc[table["group"].drop_duplicates(), table[["tap", "strategy"]].drop_duplicates().apply(tuple, axis=1)].to_string())
+    print(f"Gradient norm of the alignment loss of {config.name}, by strategy and parameters ({table.n[0]} images, float64):\n")
+    print(
+        wide.loc[
+            table["group"].drop_duplicates(), table[["tap", "strategy"]].drop_duplicates().apply(tuple, axis=1)
+        ].to_string()
+    )
     return 0
 
 
@@ -212,7 +239,10 @@ def _encoder_score(given: argparse.Namespace) -> int:
     config = EncoderTrainConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     encoder = Encoder(config.encoder.override({"weights": str(folder / "model.safetensors")}))
     _print_rows(knn_table(encoder, config.data).to_dict("records"), given.json)
-    _hint(given, "align a flow with it: rrepa-lab train digits-reverse --out runs/mine --set encoder.weights=FOLDER/model.safetensors")
+    _hint(
+        given,
+        "align a flow with it: rrepa-lab train digits-reverse --out runs/mine --set encoder.weights=FOLDER/model.safetensors",
+    )
     return 0
 
 
@@ -243,7 +273,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[[argparse.Namespace], int], help: str, parent: Any = commands) -> argparse.ArgumentParser:
         command: argparse.ArgumentParser = parent.add_parser(name, help=help, description=help, formatter_class=_Formatter)
-        command.add_argument("--json", action="store_true", help="print JSON for programs, and nothing else, on standard output")
+        command.add_argument(
+            "--json", action="store_true", help="print JSON for programs, and nothing else, on standard output"
+        )
         command.set_defaults(run=run)
         return command
 
@@ -252,7 +284,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--device", default="cpu", help="cpu or cuda")
 
     def add_set(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting: train.steps=200")
+        command.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting: train.steps=200"
+        )
 
     train = add("train", _train, "Train a run from a preset or a config.json.")
     train.add_argument("source", metavar="PRESET|config.json", help="for example digits-reverse")
@@ -287,7 +321,9 @@ def _parser() -> argparse.ArgumentParser:
     describe.add_argument("source", nargs="?", metavar="RUN|PRESET|config.json", help="what to describe (none: list the runs)")
     describe.add_argument("--routing", action="store_true", help="the gradient atlas: which parameters each strategy reaches")
 
-    encoder = commands.add_parser("encoder", help="Train or score a small vision encoder.").add_subparsers(metavar="ACTION", required=True)
+    encoder = commands.add_parser("encoder", help="Train or score a small vision encoder.").add_subparsers(
+        metavar="ACTION", required=True
+    )
     encoder_train = add("train", _encoder_train, "Train an encoder without labels.", encoder)
     encoder_train.add_argument("--out", required=True, help="folder to write")
     add_set(encoder_train)
@@ -334,7 +370,7 @@ def _integers(option: str, text: str) -> list[int]:
 
 def _stop_on_interrupt() -> Callable[[], bool]:
     """After Ctrl-C finish the step and save; a second Ctrl-C stops at once."""
-    asked = []
+    asked: list[bool] = []
 
     def handle(_signal: int, _frame: object) -> None:
         if asked:

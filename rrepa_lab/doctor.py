@@ -10,7 +10,10 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.files import sha256
 from rrepa_lab.places import assets
 
-PACKAGES = ("torch", "torchvision", "timm", "accelerate", "gradio", "plotly", "jupyterlab", "ipywidgets", "anywidget", "papermill", "umap-learn", "scikit-learn")  # fmt: skip
+PACKAGES = (
+    "torch", "torchvision", "timm", "accelerate", "gradio", "plotly",
+    "jupyterlab", "ipywidgets", "anywidget", "papermill", "umap-learn", "scikit-learn",
+)  # fmt: skip
 
 
 def examine() -> pd.DataFrame:

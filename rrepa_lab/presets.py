@@ -22,7 +22,7 @@ def digits(strategy: Strategy) -> RunConfig:
         flow=FlowConfig(image_size=8, channels=1, patch_size=2, width=64, blocks=4, layers=4, classes=10, noise_std=0.1),
         align=AlignConfig(strategy=strategy, blocks=[3, 4], layers=[2], weight=0.5, projector_width=256),
         encoder=DIGITS_VIT.override({"weights": "bundled:digits"}),
-        train=TrainConfig(steps=1500, batch=64, lr=1e-3, warmup=50, ema=0.99),
+        train=TrainConfig(steps=1500, batch=64, lr=6e-3, warmup=50, ema=0.99),
     )
 
 
@@ -43,7 +43,8 @@ def _photographs(
         name=f"{name}-{strategy}",
         data=DataConfig(name="folder", image_size=size, channels=3, flip=True),
         flow=FlowConfig(
-            image_size=size, channels=3, patch_size=patch, width=width, blocks=blocks, layers=layers, classes=classes, noise_std=0.05
+            image_size=size, channels=3, patch_size=patch, width=width, blocks=blocks, layers=layers, classes=classes,
+            noise_std=0.05,
         ),
         align=AlignConfig(strategy=strategy, blocks=[blocks - 1, blocks], layers=[layers * 3 // 4], weight=0.1),
         encoder=EncoderConfig(),
@@ -67,4 +68,4 @@ def preset(name: str) -> RunConfig:
     family, _, strategy = name.partition("-")
     if family not in _FAMILIES or strategy not in ALIGNED:
         raise unknown("preset", name, names())
-    return _FAMILIES[family](strategy)  # type: ignore[arg-type]
+    return _FAMILIES[family](strategy)

@@ -22,8 +22,8 @@ from rrepa_lab.config import Config
 from rrepa_lab.data.datasets import Batch, DataConfig, load_split, whole
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.files import write_atomically, write_text
-from rrepa_lab.flow.tarflow import FlowConfig, TarFlow
 from rrepa_lab.flow.taps import Tap
+from rrepa_lab.flow.tarflow import FlowConfig, TarFlow
 from rrepa_lab.places import assets, runs_root
 from rrepa_lab.training.settings import TrainConfig
 

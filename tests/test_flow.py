@@ -21,7 +21,7 @@ def shut(a, b, atol):
 def test_there_and_back(flow, batch, method):
     x, y = batch
     out = flow(x, y)
-    assert (out.z - flow.tokens(x)).abs().max() > 0.1, "the flow does nothing: this test would prove nothing"
+    assert (out.z - flow.tokenize(x)).abs().max() > 0.1, "the flow does nothing: this test would prove nothing"
     shut(flow.inverse(out.z, y, method=method).x, x, 1e-8)
 
 
@@ -55,7 +55,7 @@ def test_log_prob_is_prior_plus_logdet_and_agrees_with_the_training_loss(flow, b
 @pytest.mark.parametrize("number", [1, 2])
 def test_each_block_is_causal_in_its_own_order(flow, batch, number):
     x, y = batch
-    block, tokens = flow.block(number), flow.tokens(x)
+    block, tokens = flow.block(number), flow.tokenize(x)
     label = flow.label_weights(y, 3)
     count = flow.config.tokens
     for token in range(count):
@@ -94,7 +94,7 @@ def test_states_are_in_image_order():
     # a reversed block, looked at by hand: the state of the last layer must predict mu and alpha of the token before
     flow = make_flow(CONFIGS["plain"])
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
-    block, tokens = flow.block(2), flow.tokens(x)
+    block, tokens = flow.block(2), flow.tokenize(x)
     affine = block.affine(tokens, flow.label_weights(None, 2), keep={2})
     alpha, mu = block.proj_out(affine.states[2]).chunk(2, dim=-1)
     shut(mu[:, 1:], affine.mu[:, :-1], 1e-12)
@@ -142,7 +142,7 @@ def test_guidance_formula_at_the_second_token():
     conditional, unconditional = (block.affine(z, flow.label_weights(label, 1)) for label in (y, None))
     for annealed, weight in ((False, w), (True, w * 1 / 15)):
         mu, alpha = (c[:, 1] + weight * (c[:, 1] - u[:, 1]) for c, u in zip(conditional[:2], unconditional[:2], strict=True))
-        made = flow.tokens(flow.inverse(z, y, guidance=w, annealed=annealed).x)
+        made = flow.tokenize(flow.inverse(z, y, guidance=w, annealed=annealed).x)
         shut(made[:, 1], mu + alpha.exp() * z[:, 1], 1e-12)
         assert torch.equal(made[:, 0], z[:, 0])
 
@@ -170,7 +170,7 @@ def test_inputs_are_not_written_to(flow, batch):
 def test_fresh_flow_is_the_identity():
     flow = rl.TarFlow(CONFIGS["plain"])
     x = torch.randn(2, 1, 8, 8)
-    assert torch.equal(flow(x, torch.tensor([1, 2])).z, flow.tokens(x))
+    assert torch.equal(flow(x, torch.tensor([1, 2])).z, flow.tokenize(x))
 
 
 def test_gradient_reaches_every_parameter(flow, batch):

@@ -48,7 +48,7 @@ def _border(x: Tensor) -> float:
 
 
 def _fitting(name: str, x: Tensor) -> list[Any]:
-    get_run(name).flow.tokens(x)  # an error here names both shapes
+    get_run(name).flow.tokenize(x)  # an error here names both shapes
     return x[0].tolist()
 
 
@@ -71,30 +71,41 @@ def build() -> gr.Blocks:
     begin = test_digit(FIRST, 3)
     view, figure, verdict = judge(FIRST, SECOND, next(iter(METHODS)), begin)
     with gr.Blocks() as tab:
-        gr.Markdown("No classifier was trained. **Which label would have made this image more likely?** The flow is asked once, "
-                    "and the gradient answers for all classes.")  # fmt: skip
+        gr.Markdown(
+            "No classifier was trained. **Which label would have made this image more likely?** "
+            "The flow is asked once, and the gradient answers for all classes."
+        )
         seen = gr.State(begin)
         with gr.Row():
             with gr.Column(min_width=300):
                 first = gr.Dropdown(run_names(), value=FIRST, label="Run")
                 second = gr.Dropdown(run_names(), value=SECOND, label="Compare with")
-                method = gr.Radio(list(METHODS), value=next(iter(METHODS)), label="Method", info="one pass for all classes, or one for each")
+                method = gr.Radio(
+                    list(METHODS), value=next(iter(METHODS)), label="Method", info="one pass for all classes, or one for each"
+                )
                 with gr.Tabs():
                     with gr.Tab("Test digit"):
                         index = gr.Slider(0, 359, 3, step=1, label="Test image", info="none of them was trained on")
                     with gr.Tab("Draw"):
                         pad = gr.Sketchpad(
-                            label="Draw a digit, large", canvas_size=(280, 280), fixed_canvas=True, height=400, layers=False,
+                            show_label=False, placeholder="Take the pencil on the left, then draw a digit",
+                            canvas_size=(280, 280), fixed_canvas=True, height=400, layers=False,
                             brush=gr.Brush(default_size=30, colors=["#000000"], color_mode="fixed"), elem_id="pad",
                         )  # fmt: skip
                         ask = gr.Button("Classify the drawing", variant="primary")
                     with gr.Tab("Upload"):
-                        file = gr.Image(type="pil", image_mode="RGB", sources=["upload", "clipboard"], label="Picture of one digit", height=240)
+                        file = gr.Image(
+                            type="pil",
+                            image_mode="RGB",
+                            sources=["upload", "clipboard"],
+                            label="Picture of one digit",
+                            height=240,
+                        )
             with gr.Column(scale=2, min_width=300):
                 with gr.Row():
                     shown = gr.Image(
-                        view, label="What the flow sees", alt_text="The image at the flow's own size", format="png",
-                        interactive=False, height=220, width=220, min_width=180, scale=0, buttons=[],
+                        view, alt_text="What the flow sees: the image at the flow's own size", format="png", show_label=False,
+                        interactive=False, height=190, width=190, min_width=190, scale=0, buttons=[],
                     )  # fmt: skip
                     said = gr.Markdown(verdict, elem_id="verdict")
                 plot = gr.Plot(figure, label="Scores", show_label=False)

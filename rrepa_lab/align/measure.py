@@ -12,9 +12,11 @@ from rrepa_lab.align.projector import Projectors, alignment_loss, similarity
 from rrepa_lab.align.strategies import STRATEGIES, features
 from rrepa_lab.data.datasets import load_split, whole
 from rrepa_lab.errors import LabError, unknown
-from rrepa_lab.flow.tarflow import Taps
 from rrepa_lab.flow.taps import Tap
+from rrepa_lab.flow.tarflow import Taps
 from rrepa_lab.runs import Run, RunConfig, build
+
+Groups = list[tuple[str, int, list[nn.Parameter]]]
 
 
 class Alignment(NamedTuple):
@@ -63,11 +65,15 @@ def alignment(
     target = match_grid(encoder(x), encoder.grid, run.flow.config.side).to(x.dtype)
     _, aligned = features(run.flow, x, y, strategy, wanted, align.refinements if refinements is None else refinements)
     near = {tap: similarity(projectors.project(tap, states), target) for tap, states in aligned.items()}
-    return Alignment(alignment_loss(near), {tap: float(value.mean()) for tap, value in near.items()})
+    return Alignment(alignment_loss(near), {tap: value.mean().item() for tap, value in near.items()})
 
 
 def routing(
-    source: Run | RunConfig, strategies: Iterable[str] = STRATEGIES[1:], taps: Taps | None = None, images: int = 16, seed: int = 0
+    source: Run | RunConfig,
+    strategies: Iterable[str] = STRATEGIES[1:],
+    taps: Taps | None = None,
+    images: int = 16,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """The gradient atlas: what the alignment loss of each strategy and tap reaches, from real gradients in float64.
 
@@ -79,39 +85,55 @@ def routing(
         seed: of the perturbation and of the projectors, which are fresh ones for every tap.
 
     Returns: one row for each strategy, tap and parameter group (projector, block.t.in, block.t.layer.l, block.t.out);
-        columns strategy, tap, group, block (0 for the projector), gradient_norm, parameters, n, seed.
+        columns strategy, tap, group, block (0 for the projector), gradient_norm, cosine_with_exact (of this gradient
+        with that of reverse-exact, nan where either is zero), parameters, n, seed.
     """
+    strategies = list(strategies)
+    for strategy in strategies:
+        if strategy not in STRATEGIES:
+            raise unknown("strategy", strategy, STRATEGIES)
     run = _double_copy(source, seed)
-    config = run.config.flow
+    config = run.flow.config
     wanted = run.flow.resolve(taps or run.config.align.taps or "block.*.layer.1")
     _check_layers(wanted)
     x, y = whole(load_split(run.config.data, "test"), images)
     x = x.double()
     encoder = run.encoder()
     target = match_grid(encoder(x), encoder.grid, config.side).double()
-    labels = y if config.classes else None
     rows = []
-    for strategy in strategies:
-        if strategy not in STRATEGIES:
-            raise unknown("strategy", strategy, STRATEGIES)
-        for tap in wanted:
-            projectors = _projectors([tap.name], config.width, run.config.align.projector_width, encoder.dim, seed)
-            run.flow.zero_grad()
-            _, aligned = features(run.flow, x, labels, strategy, [tap])
-            if aligned:
-                similarity(projectors.project(tap.name, aligned[tap.name]), target).mean().neg().backward()
-            for group, block, module in [("projector", 0, projectors), *parameter_groups(run)]:
-                parameters = list(module.parameters()) if isinstance(module, nn.Module) else module
-                squares = [p.grad.square().sum() for p in parameters if p.grad is not None]
-                norm = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-                rows.append({"strategy": strategy, "tap": tap.name, "group": group, "block": block, "gradient_norm": norm,
-                             "parameters": sum(p.numel() for p in parameters), "n": len(x), "seed": seed})  # fmt: skip
+    for tap in wanted:
+        projectors = _projectors(tap.name, config.width, run.config.align.projector_width, encoder.dim, seed)
+        groups = [("projector", 0, list(projectors.parameters())), *parameter_groups(run)]
+
+        def gradient(
+            strategy: str, tap: Tap = tap, projectors: Projectors = projectors, groups: Groups = groups
+        ) -> list[Tensor]:
+            """One flat vector a group, zero where the graph does not reach."""
+            parameters = [p for _, _, group in groups for p in group]
+            _, aligned = features(run.flow, x, y if config.classes else None, strategy, [tap])
+            if not aligned:
+                found = [torch.zeros_like(p) for p in parameters]
+            else:
+                loss = alignment_loss({tap.name: similarity(projectors.project(tap.name, aligned[tap.name]), target)})
+                found = list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+            ends = iter(found)
+            return [torch.cat([next(ends).flatten() for _ in group]) for _, _, group in groups]
+
+        exact = gradient("reverse-exact")
+        for strategy in strategies:
+            for (group, block, parameters), vector, reference in zip(groups, gradient(strategy), exact, strict=True):
+                norm, length = float(vector.norm()), float(reference.norm())
+                cosine = float(vector @ reference) / (norm * length) if norm and length else float("nan")
+                rows.append({
+                    "strategy": strategy, "tap": tap.name, "group": group, "block": block, "gradient_norm": norm,
+                    "cosine_with_exact": cosine, "parameters": sum(p.numel() for p in parameters), "n": len(x), "seed": seed,
+                })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def parameter_groups(run: Run) -> list[tuple[str, int, list[nn.Parameter]]]:
+def parameter_groups(run: Run) -> Groups:
     """(name, block, parameters) in flow order: what enters a block, each of its layers, and what leaves it."""
-    groups: list[tuple[str, int, list[nn.Parameter]]] = []
+    groups: Groups = []
     for number in range(1, run.flow.config.blocks + 1):
         block = run.flow.block(number)
         tables = [p for p in (block.pos_embed, block.class_embed) if p is not None]
@@ -140,13 +162,13 @@ def perturb(module: nn.Module, seed: int, std: float = 0.05) -> None:
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += std * torch.randn(parameter.shape, generator=draw, dtype=parameter.dtype)
+            parameter.data += std * torch.randn(parameter.shape, generator=draw, dtype=parameter.dtype)
 
 
-def _projectors(taps: list[str], width: int, hidden: int, dim: int, seed: int) -> Projectors:
+def _projectors(tap: str, width: int, hidden: int, dim: int, seed: int) -> Projectors:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Projectors(taps, width, hidden, dim).double()
+        return Projectors([tap], width, hidden, dim).double()
 
 
 def _check_layers(taps: list[Tap]) -> None:

@@ -10,9 +10,7 @@ class Projector(nn.Sequential):
     """Three linear layers with SiLU between, (B, T, D) -> (B, T, E); one for each aligned tap (arXiv 2511.22345)."""
 
     def __init__(self, width: int, hidden: int, dim: int) -> None:
-        super().__init__(
-            nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, dim)
-        )
+        super().__init__(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, dim))
 
 
 class Projectors(nn.ModuleDict):

@@ -130,5 +130,7 @@ def knn_table(encoder: Encoder, data: DataConfig, neighbours: int = 5) -> pd.Dat
     }.items():
         classifier = KNeighborsClassifier(neighbours, metric="cosine").fit(read(train.x).numpy(), train.y.numpy())
         accuracy = float(classifier.score(read(test.x).numpy(), test.y.numpy()))
-        rows.append({"features": name, "knn_accuracy": accuracy, "k": neighbours, "n_train": len(train.y), "n_test": len(test.y)})
+        rows.append(
+            {"features": name, "knn_accuracy": accuracy, "k": neighbours, "n_train": len(train.y), "n_test": len(test.y)}
+        )
     return pd.DataFrame(rows)

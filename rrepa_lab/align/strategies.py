@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor
 
 from rrepa_lab.config import Config
-from rrepa_lab.flow.tarflow import FlowOutput, TarFlow
 from rrepa_lab.flow.taps import Tap
+from rrepa_lab.flow.tarflow import FlowOutput, TarFlow
 
 Strategy = Literal["none", "forward", "detach", "reverse", "reverse-exact"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -51,9 +51,7 @@ class Features(NamedTuple):
     aligned: dict[str, Tensor]  # tap -> (B, T, D)
 
 
-def features(
-    flow: TarFlow, x: Tensor, y: Tensor | None, strategy: str, taps: list[Tap], refinements: int = 0
-) -> Features:
+def features(flow: TarFlow, x: Tensor, y: Tensor | None, strategy: str, taps: list[Tap], refinements: int = 0) -> Features:
     """Encode `x` (B, C, H, W) and compute the features (B, T, D) of layer taps the way a strategy asks for.
 
     The values are the same under every strategy, by invertibility; what differs is the graph behind them.

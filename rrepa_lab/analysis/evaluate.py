@@ -76,8 +76,9 @@ def _samples(run: Run, real: Tensor, count: int, seed: int) -> list[dict[str, ob
     made = sample(run, range(seed, seed + count), labels)
     fakes = made.images.to(run.device)
     protocol = f"{count} samples, unguided, denoised, labels in turn, seeds {seed}..{seed + count - 1}"
-    rows = [_row("frechet_distance", frechet_distance(evaluator.features(fakes), evaluator.features(real)), "evaluator units^2", count,
-                 f"{protocol}, against {len(real)} real images")]  # fmt: skip
+    distance = frechet_distance(evaluator.features(fakes), evaluator.features(real))
+    against = f"{protocol}, against {len(real)} real images"
+    rows = [_row("frechet_distance", distance, "evaluator units^2", count, against)]
     if labels is not None:
         agree = (evaluator(fakes).argmax(dim=1).cpu() == made.labels).double().mean()
         rows.append(_row("label_agreement", float(agree), "fraction", count, protocol))

@@ -114,7 +114,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)); needs n, m > d. Source: FID, arXiv 1706.08500.
     """
     if min(len(a), len(b)) <= a.shape[1]:
-        raise LabError(f"a Fréchet distance of {a.shape[1]} features needs more than {a.shape[1]} images, not {min(len(a), len(b))}")
+        raise LabError(
+            f"a Fréchet distance of {a.shape[1]} features needs more than {a.shape[1]} images, not {min(len(a), len(b))}"
+        )
     first, second = a.double().cpu().numpy(), b.double().cpu().numpy()
     shift = first.mean(axis=0) - second.mean(axis=0)
     cov_a, cov_b = np.cov(first, rowvar=False), np.cov(second, rowvar=False)

@@ -1,7 +1,8 @@
 """TARFlow: a stack of autoregressive affine blocks in alternating token order.
 
 Source: "Normalizing Flows are Capable Generative Models", arXiv 2412.06329.
-Shapes: B images of C channels and H x W; T tokens of P numbers; D width; K classes; blocks t = 1..N from the image to the noise.
+Shapes: B images of C channels and H x W; T tokens of P numbers; D width; K classes;
+blocks t = 1..N from the image to the noise.
 """
 
 from collections.abc import Iterable
@@ -132,7 +133,7 @@ class TarFlow(nn.Module):
         Raises: LabError for a wrong image shape, a label out of range, or a tap that does not exist.
         """
         wanted = self.resolve(taps)
-        tokens = self.tokens(x)
+        tokens = self.tokenize(x)
         label = self.label_weights(y, len(x))
         logdet = tokens.new_zeros(len(x))
         states: dict[str, Tensor] = {}
@@ -193,7 +194,7 @@ class TarFlow(nn.Module):
             _record(states, wanted, number, "in", tokens)
         return InverseOutput(self.images(tokens), {tap.name: states[tap.name] for tap in wanted})
 
-    def tokens(self, x: Tensor) -> Tensor:
+    def tokenize(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> (B, T, P); LabError when the images do not fit this flow."""
         if x.ndim != 4 or x.shape[1:] != self.config.image_shape:
             c, h, w = self.config.image_shape

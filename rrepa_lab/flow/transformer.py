@@ -40,6 +40,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, temperature: Tensor | None, angles: Tensor | None, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(B, n, D) -> (B, n, D), and the keys and values (B, H, n, d) of past and present."""
         batch, count, width = x.shape
         qkv = self.qkv(self.norm(x)).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
@@ -66,6 +67,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, n, D) -> (B, n, D)."""
         h = self.up(self.norm(x))
         if self.gated:
             gate, h = h.chunk(2, dim=-1)
@@ -84,6 +86,7 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, temperature: Tensor | None, angles: Tensor | None, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(B, n, D) -> (B, n, D), and the keys and values of past and present."""
         attended, present = self.attention(x, temperature, angles, past)
         x = x + attended
         return x + self.mlp(x), present

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.errors import LabError
-from rrepa_lab.flow.tarflow import TarFlow
 from rrepa_lab.flow.taps import Tap
+from rrepa_lab.flow.tarflow import TarFlow
 from rrepa_lab.runs import Run
 from rrepa_lab.sampling.denoise import denoise_step
 

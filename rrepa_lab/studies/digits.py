@@ -31,11 +31,12 @@ SEEDS = (0, 1, 2)
 
 # one change at a time against the centre of the search; a change of the flow itself is tried without alignment too
 CENTRE: dict[str, Any] = {
-    "train.steps": 1000, "train.batch": 64, "data.holdout": 0.2, "flow.noise_std": 0.1,
+    "train.steps": 1000, "train.batch": 64, "train.lr": 6e-3, "data.holdout": 0.2, "flow.noise_std": 0.1,
     "align.weight": 0.5, "align.blocks": [3, 4], "align.layers": [2],
 }  # fmt: skip
 VARIANTS: dict[str, tuple[dict[str, Any], Sequence[Strategy]]] = {
     "centre": ({}, ("none", "reverse")),
+    "lr-1e-3": ({"train.lr": 1e-3}, ("none",)),
     "lambda-0.1": ({"align.weight": 0.1}, ("reverse",)),
     "lambda-2": ({"align.weight": 2.0}, ("reverse",)),
     "layer-3": ({"align.layers": [3]}, ("reverse",)),
@@ -77,7 +78,7 @@ def run_all(jobs: Iterable[tuple[RunConfig, Path]], split: str, workers: int) ->
 def search(out: Path, workers: int) -> pd.DataFrame:
     """Each variant with two seeds, scored on the validation part of the training split."""
     jobs = []
-    for (name, (change, strategies)), seed in product(VARIANTS.items(), (0, 1)):
+    for seed, (name, (change, strategies)) in product((0, 1), VARIANTS.items()):
         for strategy in strategies:
             settings = CENTRE | change | {"train.seed": seed, "name": f"{name}.{strategy}"}
             jobs.append((digits(strategy).override(settings), out / f"{name}.{strategy}-{seed}"))
@@ -122,7 +123,9 @@ def bundle(out: Path) -> list[Path]:
 def write_sums() -> None:
     """assets/SHA256SUMS, which `rrepa-lab doctor` checks."""
     root = assets()
-    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != "SHA256SUMS" and "pictures" not in path.parts)
+    files = sorted(
+        path for path in root.rglob("*") if path.is_file() and path.name != "SHA256SUMS" and "pictures" not in path.parts
+    )
     write_text(root / "SHA256SUMS", "".join(f"{sha256(path)}  {path.relative_to(root).as_posix()}\n" for path in files))
 
 

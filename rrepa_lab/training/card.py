@@ -19,7 +19,12 @@ def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = No
         lines.append(f"| {key} | {shown or 'nothing'} |")
     if len(metrics):
         last = metrics.iloc[-1]
-        lines += ["", "## Training", "", f"Last report, step {last['step']:.0f}: {last['nats_per_dim']:.4f} nats/dim on training images"]
+        lines += [
+            "",
+            "## Training",
+            "",
+            f"Last report, step {last['step']:.0f}: {last['nats_per_dim']:.4f} nats/dim on training images",
+        ]
         lines[-1] += f" under the training noise, {last['seconds']:.0f} s since the start or the last resume."
         for name in metrics.columns[metrics.columns.str.startswith("similarity.")]:
             lines.append(f"Cosine with the encoder at {name.removeprefix('similarity.')}: {last[name]:.3f}.")

@@ -1,12 +1,13 @@
 """The training loop: a generator of reports that leaves a loadable run directory behind at any moment."""
 
+import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
     device: str = "auto",
-) -> Iterator[StepReport]:
+) -> Generator[StepReport, None, None]:
     """Train a run, yielding a `StepReport` every `train.report_every` steps.
 
     Started by `accelerate launch` or `torchrun`, the same call shares each batch among all processes. Closing the
@@ -86,8 +87,6 @@ def read_config(source: str | Path | RunConfig) -> RunConfig:
 
 def config_file(path: Path) -> RunConfig:
     """A RunConfig from a JSON file: a run's config.json, or its `config` part alone."""
-    import json
-
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -99,7 +98,7 @@ def config_file(path: Path) -> RunConfig:
     return RunConfig.from_dict(values["config"] if "format" in values and "config" in values else values)
 
 
-def _train(config: RunConfig, out: Path, resume: bool, device: str) -> Iterator[StepReport]:
+def _train(config: RunConfig, out: Path, resume: bool, device: str) -> Generator[StepReport, None, None]:
     from accelerate import Accelerator
 
     if device not in ("auto", "cpu", "cuda"):
@@ -125,7 +124,8 @@ def _train(config: RunConfig, out: Path, resume: bool, device: str) -> Iterator[
     average.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     teacher = run.encoder().to(accelerator.device) if config.align.taps else None
-    kept = Run(average.module.flow, config, run.classes, average.module.projectors, run.step, out)
+    averaged = cast(Objective, average.module)
+    kept = Run(averaged.flow, config, run.classes, averaged.projectors, run.step, out)
     records = Records(out)
     look = _held_out(config, accelerator.device)
 
@@ -250,7 +250,9 @@ def _inputs(
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     noise = generator(seed, NOISE, *key)
     clean = x.to(device)
-    noised = add_noise(clean, config.flow.noise_std, noise) if config.flow.noise == "gaussian" else dequantize(clean, levels, noise)
+    noised = (
+        add_noise(clean, config.flow.noise_std, noise) if config.flow.noise == "gaussian" else dequantize(clean, levels, noise)
+    )
     labels = None
     if config.flow.classes:
         dropped = torch.rand(len(y), generator=generator(seed, DROP, *key)) < config.train.label_drop
@@ -272,7 +274,9 @@ def _held_out(config: RunConfig, device: torch.device) -> tuple[Tensor, Tensor |
     images = load_split(config.data, split)
     x, y = whole(images, 512)
     noise = generator(0, NOISE)
-    noised = add_noise(x, config.flow.noise_std, noise) if config.flow.noise == "gaussian" else dequantize(x, images.levels, noise)
+    noised = (
+        add_noise(x, config.flow.noise_std, noise) if config.flow.noise == "gaussian" else dequantize(x, images.levels, noise)
+    )
     return noised.to(device), y.to(device) if config.flow.classes else None
 
 

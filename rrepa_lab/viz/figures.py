@@ -17,7 +17,9 @@ def class_scores(results: Mapping[str, Classification], classes: Sequence[str], 
     for (name, result), colour in zip(results.items(), COLOURS, strict=False):
         scores, best = result.scores[row].tolist(), int(result.label[row])
         lines = [2.5 if k == best else 0 for k in range(len(scores))]
-        figure.add_bar(name=name, x=list(classes), y=scores, marker={"color": colour, "line": {"width": lines, "color": "#808080"}})
+        figure.add_bar(
+            name=name, x=list(classes), y=scores, marker={"color": colour, "line": {"width": lines, "color": "#808080"}}
+        )
     figure.update_xaxes(title="class", type="category")
     figure.update_yaxes(title=_UNITS.get(method, "score"))
     said = ", ".join(f"{name} says {classes[int(result.label[row])]}" for name, result in results.items())

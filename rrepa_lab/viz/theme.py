@@ -24,6 +24,14 @@ def styled(figure: go.Figure, title: str, caption: str = "", height: int = 320) 
     figure.update_yaxes(gridcolor=GRID, zerolinecolor=INK)
     if caption:
         figure.add_annotation(
-            text=caption, x=0, y=-0.30, xref="paper", yref="paper", xanchor="left", yanchor="top", showarrow=False, font={"size": 11}
+            text=caption,
+            x=0,
+            y=-0.30,
+            xref="paper",
+            yref="paper",
+            xanchor="left",
+            yanchor="top",
+            showarrow=False,
+            font={"size": 11},
         )
     return figure

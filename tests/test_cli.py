@@ -1,0 +1,189 @@
+"""The command line as a person or a program meets it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+import rrepa_lab as rl
+from rrepa_lab.cli import main
+from rrepa_lab.viz.images import picture
+
+
+def run(capsys, *words):
+    status = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_train_then_sample_then_classify(capsys, tmp_path):
+    out = tmp_path / "mine"
+    small = [
+        "flow.width=16",
+        "flow.head_width=16",
+        "flow.blocks=2",
+        "flow.layers=2",
+        "align.blocks=[1,2]",
+        "align.projector_width=16",
+    ]
+    flags = [
+        word for setting in [*small, "train.steps=4", "train.batch=16", "train.report_every=2"] for word in ("--set", setting)
+    ]
+    status, text, err = run(capsys, "train", "digits-reverse", "--out", out, "--device", "cpu", "--seed", 5, *flags)
+    assert status == 0
+    assert "rrepa-lab sample" in text, "it names the next useful command"
+    assert rl.load(out).config.train.seed == 5
+    status, text, err = run(capsys, "train", "digits-reverse", "--out", out, "--device", "cpu", "--seed", 5, *flags, "--resume")
+    assert (status, "is finished" in err) == (2, True)
+
+    sheet = tmp_path / "grid.png"
+    status, text, err = run(
+        capsys, "sample", out, "--labels", "0..2", "--seeds", "0..3", "--guidance", 2, "--out", sheet, "--json"
+    )
+    assert status == 0
+    assert json.loads(text)["images"] == 12
+    assert Image.open(sheet).size == (4 * 9 * 8 + 8, 3 * 9 * 8 + 8)
+
+    x, _ = rl.load(out).data("test", 1)
+    picture(x[0], scale=4).save(tmp_path / "digit.png")
+    status, text, err = run(capsys, "classify", "digits-reverse", tmp_path / "digit.png", "--json")
+    assert status == 0
+    row = json.loads(text)[0]
+    expected = rl.classify(rl.load("digits-reverse"), x)
+    assert row["label"] == str(int(expected.label))
+    assert row["scores"]["3"] == pytest.approx(float(expected.scores[0, 3]), abs=0.05)  # the picture has 8 bits
+
+
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
+    words = [
+        "train",
+        "digits-none",
+        "--out",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+        "--set",
+        "train.report_every=1",
+        "--set",
+        "train.steps=400",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rrepa_lab.cli", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "--resume" in out
+    step = rl.load(tmp_path / "run").step
+    assert 2 <= step < 400
+    reports = rl.train(
+        "digits-none", tmp_path / "run", settings={"train.report_every": 1, "train.steps": 400}, resume=True, device="cpu"
+    )
+    assert next(reports).step == step + 1
+    reports.close()
+
+
+def test_dry_run_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, text, _ = run(capsys, "train", "imagenet64-reverse", "--dry-run", "--json")
+    facts = json.loads(text)
+    assert status == 0
+    assert facts["config"]["align"]["blocks"] == [7, 8]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_describe(capsys):
+    status, text, _ = run(capsys, "describe", "--json")
+    assert {"digits-none", "digits-reverse"} <= {row["name"] for row in json.loads(text)}
+    status, text, _ = run(capsys, "describe", "digits-reverse", "--json")
+    assert json.loads(text)["strategy"] == "reverse"
+    status, text, _ = run(capsys, "describe", "imagenet64-detach")
+    assert status == 0
+    assert "blocks.6.transformer.layers.5" in text
+    status, text, _ = run(capsys, "describe", "digits-reverse", "--routing")
+    assert status == 0
+    assert "block.4.layer.4" in text
+
+
+def test_doctor(capsys):
+    status, text, _ = run(capsys, "doctor", "--json")
+    checks = {row["check"]: row for row in json.loads(text)}
+    assert status == 0, [row for row in checks.values() if not row["ok"]]
+    assert checks["torch and torchvision match"]["ok"]
+    assert "hashes agree" in checks["bundled files"]["found"]
+
+
+def test_doctor_notices_a_changed_file(capsys, tmp_path, monkeypatch):
+    import shutil
+
+    from rrepa_lab import doctor
+    from rrepa_lab.places import assets
+
+    shutil.copytree(assets(), tmp_path / "assets")
+    with (tmp_path / "assets" / "runs" / "digits-none" / "model.safetensors").open("ab") as stream:
+        stream.write(b"x")
+    monkeypatch.setattr(doctor, "assets", lambda: tmp_path / "assets")
+    status, text, _ = run(capsys, "doctor")
+    assert status == 1
+    assert "runs/digits-none/model.safetensors has changed" in text
+
+
+def test_encoder_train_and_score(capsys, tmp_path):
+    status, text, _ = run(
+        capsys, "encoder", "train", "--out", tmp_path / "e", "--set", "steps=3", "--set", "batch=32", "--json"
+    )
+    assert status == 0
+    status, text, _ = run(capsys, "encoder", "score", tmp_path / "e", "--json")
+    assert [row["features"] for row in json.loads(text)] == ["encoder", "raw pixels", "untrained encoder"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "digits-backward", "--out", "x"], "unknown preset 'digits-backward'; did you mean"),
+        (["train", "digits-reverse"], "add --out runs/NAME"),
+        (["train", "digits-reverse", "--out", "x", "--set", "train.stepps=3"], "unknown setting 'train.stepps'"),
+        (["train", "digits-reverse", "--out", "x", "--set", "steps"], "--set takes KEY=VALUE"),
+        (["train", "digits-reverse", "--out", "x", "--device", "tpu"], "unknown device 'tpu'"),
+        (["sample", "nobody"], "unknown run 'nobody'"),
+        (["sample", "digits-none", "--labels", "0..11", "--out", "x.png"], "label 10 is out of range: 0..9"),
+        (["sample", "digits-none", "--labels", "three"], "--labels takes integers such as 3, 1,4,7 or 0..9, not 'three'"),
+        (["sample", "digits-none", "--seeds", "5..1"], "--seeds 5..1 is empty"),
+        (["sample", "digits-none", "--out", "x.txt"], "--out must be a picture"),
+        (["sample", "digits-none", "--guidance", "-1", "--out", "x.png"], "guidance must be >= 0"),
+        (["classify", "digits-none", "nothing.png"], "no picture at nothing.png"),
+        (["classify", "digits-none", __file__], "is not a picture that can be read"),
+        (["evaluate", "digits-none", "--split", "val"], "digits have no `val` split unless data.holdout is set"),
+        (["encoder", "score", "nowhere"], "no encoder at nowhere"),
+        (["describe", "digits-rever"], "did you mean 'digits-reverse'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_with_status_2(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    status, text, err = run(capsys, *words)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert text == ""
+    assert list(tmp_path.iterdir()) == [], "nothing half-written"
+
+
+def test_usage_errors_have_status_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["trian"])
+    assert caught.value.code == 2
+
+
+def test_import_is_light():
+    heavy = {"timm", "torchvision", "gradio", "umap", "plotly", "papermill", "accelerate"}
+    code = f"import sys, rrepa_lab as rl; rl.load('digits-reverse'); print(sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
