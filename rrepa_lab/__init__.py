@@ -47,7 +47,7 @@ _HOMES = {
     "train": "training.loop",
 }
 
-__all__ = [  # noqa: F822
+__all__ = [
     "Alignment",
     "Classification",
     "FlowConfig",

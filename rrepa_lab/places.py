@@ -6,14 +6,16 @@ from pathlib import Path
 from rrepa_lab.errors import LabError
 
 _PACKAGE = Path(__file__).parent
+# a clone (and an editable install of it) has the folders beside the package, a wheel inside it
+_ROOT = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else _PACKAGE
 
 
 def bundled(name: str) -> Path:
-    """The folder `assets` or `app`: beside the package in a clone, inside it in an installed wheel."""
-    for folder in (_PACKAGE.parent / name, _PACKAGE / name):
-        if folder.is_dir() and (_PACKAGE.parent / "pyproject.toml").exists() == (folder.parent == _PACKAGE.parent):
-            return folder
-    raise LabError(f"the folder {name!r} of rrepa_lab is missing: install the package again, or clone it whole")
+    """The folder `assets` or `app`; LabError if it did not come along."""
+    folder = _ROOT / name
+    if not folder.is_dir():
+        raise LabError(f"the folder {name!r} of rrepa_lab is missing: install the package again, or clone it whole")
+    return folder
 
 
 def assets() -> Path:

@@ -46,7 +46,8 @@ def test_train_then_sample_then_classify(capsys, tmp_path):
     )
     assert status == 0
     assert json.loads(text)["images"] == 12
-    assert Image.open(sheet).size == (4 * 9 * 8 + 8, 3 * 9 * 8 + 8)
+    with Image.open(sheet) as opened:
+        assert opened.size == (4 * 9 * 8 + 8, 3 * 9 * 8 + 8)
 
     x, _ = rl.load(out).data("test", 1)
     picture(x[0], scale=4).save(tmp_path / "digit.png")

@@ -200,13 +200,30 @@ def test_image_folders_go_through_the_same_loop(tmp_path):
             for n in range(6):
                 pixels = torch.randint(0, 256, (20, 24, 3), dtype=torch.uint8, generator=draw).numpy()
                 Image.fromarray(pixels).save(tmp_path / "photos" / split / kind / f"{n}.png")
-    config = rl.preset("imagefolder-reverse").override({
-        "data.path": str(tmp_path / "photos"), "data.image_size": 16,
-        "flow.image_size": 16, "flow.patch_size": 4, "flow.width": 64, "flow.blocks": 2, "flow.layers": 1, "flow.classes": 2,
-        "align.blocks": [2], "align.layers": [1], "align.projector_width": 16,
-        "encoder.model": "vit_tiny_patch16_224", "encoder.weights": "random", "encoder.image_size": 32, "encoder.args": {"depth": 1},
-        "train.steps": 2, "train.batch": 4, "train.workers": 0, "train.report_every": 1, "train.precision": "bfloat16",
-    })  # fmt: skip
+    config = rl.preset("imagefolder-reverse").override(
+        {
+            "data.path": str(tmp_path / "photos"),
+            "data.image_size": 16,
+            "flow.image_size": 16,
+            "flow.patch_size": 4,
+            "flow.width": 64,
+            "flow.blocks": 2,
+            "flow.layers": 1,
+            "flow.classes": 2,
+            "align.blocks": [2],
+            "align.layers": [1],
+            "align.projector_width": 16,
+            "encoder.model": "vit_tiny_patch16_224",
+            "encoder.weights": "random",
+            "encoder.image_size": 32,
+            "encoder.args": {"depth": 1},
+            "train.steps": 2,
+            "train.batch": 4,
+            "train.workers": 0,
+            "train.report_every": 1,
+            "train.precision": "bfloat16",
+        }
+    )
     reports = train(config, tmp_path / "run")
     assert math.isfinite(reports[-1].loss)
     run = rl.load(tmp_path / "run")

@@ -186,10 +186,10 @@ class TarFlow(nn.Module):
         rule = Guidance(guidance, annealed, temperature)
         tokens = z
         states: dict[str, Tensor] = {}
-        for number, block in reversed(list(enumerate(self.blocks, start=1))):
+        for number in range(self.config.blocks, 0, -1):
             _record(states, wanted, number, "out", tokens)
             keep = _layers(wanted, number)
-            tokens, layers = block.inverse(tokens, label, rule, cached=method != "sequential", keep=keep)
+            tokens, layers = self.block(number).inverse(tokens, label, rule, cached=method != "sequential", keep=keep)
             states |= {Tap(number, layer).name: state for layer, state in layers.items()}
             _record(states, wanted, number, "in", tokens)
         return InverseOutput(self.images(tokens), {tap.name: states[tap.name] for tap in wanted})

@@ -3,8 +3,10 @@
     python -m rrepa_lab.studies.digits search --out runs/search     settings, on a validation split
     python -m rrepa_lab.studies.digits study  --out runs/digits     four strategies x three seeds, on the test split
     python -m rrepa_lab.studies.digits bundle --out runs/digits     seed 0 of the study becomes assets/runs
+    python -m rrepa_lab.studies.digits evaluator                    the judge of samples, assets/evaluators/digits
 
-Each can be interrupted and started again: finished runs are recognised, the others go on from their checkpoint.
+The encoder they all align with comes from `rrepa-lab encoder train --out assets/encoders/digits`.
+Searches and studies can be interrupted and started again: finished runs are recognised, the others go on from their checkpoint.
 """
 
 import argparse
@@ -19,6 +21,8 @@ import torch
 
 from rrepa_lab.align.strategies import Strategy
 from rrepa_lab.analysis.evaluate import evaluate
+from rrepa_lab.analysis.evaluator import EvaluatorConfig, accuracy, load_evaluator, train_evaluator
+from rrepa_lab.data.datasets import DataConfig
 from rrepa_lab.files import sha256, write_text
 from rrepa_lab.places import assets
 from rrepa_lab.presets import ALIGNED, digits
@@ -132,10 +136,16 @@ def write_sums() -> None:
 def main() -> None:
     """Command line of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("search", "study", "bundle"))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("what", choices=("search", "study", "bundle", "evaluator"))
+    parser.add_argument("--out", type=Path, default=Path("runs/digits"))
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     given = parser.parse_args()
+    if given.what == "evaluator":
+        for _ in train_evaluator(EvaluatorConfig(), assets() / "evaluators" / "digits"):
+            pass
+        write_sums()
+        print(f"accuracy on the test split: {accuracy(load_evaluator(DataConfig()), DataConfig()):.4f}")
+        return
     if given.what == "bundle":
         print("\n".join(str(folder) for folder in bundle(given.out)))
         return
