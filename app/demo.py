@@ -5,6 +5,7 @@ Each tab is a file of its own; this one composes and launches them.
 
 import argparse
 import os
+from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -31,6 +32,24 @@ def build_demo() -> gr.Blocks:
     return demo
 
 
+def launch(demo: gr.Blocks, host: str, port: int | None, **more: Any) -> Any:
+    """Serve the page with its look and its limits; `more` goes to `gr.Blocks.launch`."""
+    return demo.queue(max_size=64).launch(
+        server_name=host,
+        server_port=port,
+        theme=gr.themes.Soft(
+            primary_hue="blue", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
+        ),
+        css=CSS,
+        footer_links=["api"],
+        run_history=False,
+        max_file_size="10mb",
+        show_error=True,
+        ssr_mode=False,
+        **more,
+    )
+
+
 def main() -> None:
     """Command line of the page."""
     parser = argparse.ArgumentParser(
@@ -44,20 +63,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.share or given.host not in ("127.0.0.1", "localhost", "::1"):
         print("This page can be reached by others: they can draw samples and classify pictures with every run it lists.")
-    build_demo().queue(max_size=64).launch(
-        server_name=given.host,
-        server_port=given.port,
-        share=given.share,
-        theme=gr.themes.Soft(
-            primary_hue="blue", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
-        ),
-        css=CSS,
-        footer_links=["api"],
-        run_history=False,
-        max_file_size="10mb",
-        show_error=True,
-        ssr_mode=False,
-    )
+    launch(build_demo(), given.host, given.port, share=given.share)
 
 
 if __name__ == "__main__":

@@ -52,11 +52,12 @@ def _train(given: argparse.Namespace) -> int:
         raise LabError("where shall the run go? add --out runs/NAME")
     from tqdm import tqdm
 
+    main_process = os.environ.get("RANK", "0") == "0"  # one of several under torchrun or accelerate launch
     stopped = _stop_on_interrupt()
     reports = train(config, given.out, resume=given.resume, device=given.device)
     report = None
     first = next(reports, None)
-    with tqdm(total=config.train.steps, unit="step", disable=None, file=sys.stderr, dynamic_ncols=True) as bar:
+    with tqdm(total=config.train.steps, unit="step", disable=None if main_process else True, dynamic_ncols=True) as bar:
         while first is not None:
             report, first = first, None
             bar.update(report.step - bar.n)
@@ -72,6 +73,8 @@ def _train(given: argparse.Namespace) -> int:
         raise LabError(f"{given.out} is finished: nothing left to train; raise train.steps in a new run")
     facts = {"run": str(given.out), "step": report.step, "loss": report.loss, "nats_per_dim": report.nats_per_dim,
              "held_out_nats_per_dim": report.held_out_nats_per_dim, "seconds": report.seconds, **report.similarity}  # fmt: skip
+    if not main_process:
+        return int(stopped())
     _print_facts(facts, given.json)
     if stopped():
         _hint(given, f"stopped and saved; go on: rrepa-lab train {given.source} --out {given.out} --resume")
@@ -213,15 +216,19 @@ def _describe(given: argparse.Namespace) -> int:
 def _encoder_train(given: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from rrepa_lab.align.selfsup import EncoderTrainConfig, train_encoder
+    from rrepa_lab.align.encoder import Encoder
+    from rrepa_lab.align.selfsup import EncoderTrainConfig, knn_table, train_encoder
+    from rrepa_lab.training.card import write_encoder_card
 
     config = EncoderTrainConfig().override(dict(map(_setting, given.set)))
     if (Path(given.out) / "model.safetensors").exists():
         raise LabError(f"{given.out} already holds an encoder: choose another --out")
-    with tqdm(total=config.steps, unit="step", disable=None, file=sys.stderr) as bar:
+    with tqdm(total=config.steps, unit="step", disable=None) as bar:
         for report in train_encoder(config, given.out):
             bar.update()
             bar.set_postfix(loss=f"{report.loss:.3f}", refresh=False)
+    encoder = Encoder(config.encoder.override({"weights": str(Path(given.out) / "model.safetensors")}))
+    write_encoder_card(Path(given.out), config, report.loss, knn_table(encoder, config.data))
     _print_facts({"encoder": str(given.out), "loss": report.loss}, given.json)
     _hint(given, f"how good is it: rrepa-lab encoder score {given.out}")
     return 0

@@ -28,6 +28,10 @@ class Config(BaseModel):
         """Plain JSON values, complete, such that `from_dict` gives an equal configuration back."""
         return self.model_dump(mode="json")
 
+    def flat(self) -> dict[str, Any]:
+        """The same values under dotted keys, "train.steps"."""
+        return _flat(self.to_dict())
+
     def override(self, settings: Mapping[str, Any]) -> Self:
         """A copy with dotted keys replaced: `config.override({"train.steps": 200})`, checked as a whole."""
         values = self.to_dict()
@@ -37,19 +41,19 @@ class Config(BaseModel):
             for name in parents:
                 child = node.get(name)
                 if not isinstance(child, dict):
-                    raise unknown("setting", path, _dotted(values))
+                    raise unknown("setting", path, _flat(values))
                 node = child
             if last not in node:
-                raise unknown("setting", path, _dotted(values))
+                raise unknown("setting", path, _flat(values))
             node[last] = value
         return self.from_dict(values)
 
 
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    names: list[str] = []
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        names += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [f"{prefix}{key}"]
-    return names
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 def _first_problem(cls: type[Config], error: ValidationError) -> LabError:

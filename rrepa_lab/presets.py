@@ -19,7 +19,7 @@ def digits(strategy: Strategy) -> RunConfig:
     return RunConfig(
         name=f"digits-{strategy}",
         data=DataConfig(name="digits", image_size=8, channels=1),
-        flow=FlowConfig(image_size=8, channels=1, patch_size=2, width=64, blocks=4, layers=4, classes=10, noise_std=0.1),
+        flow=FlowConfig(image_size=8, channels=1, patch_size=2, width=64, blocks=4, layers=4, classes=10, noise_std=0.2),
         align=AlignConfig(strategy=strategy, blocks=[3, 4], layers=[2], weight=0.5, projector_width=256),
         encoder=DIGITS_VIT.override({"weights": "bundled:digits"}),
         train=TrainConfig(steps=1500, batch=64, lr=6e-3, warmup=50, ema=0.99),

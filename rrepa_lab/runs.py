@@ -114,8 +114,14 @@ class Run:
         from huggingface_hub import HfApi
 
         api = HfApi()
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=self.directory, ignore_patterns=["train_state.pt", ".*"])
+        try:
+            url = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=self.directory, ignore_patterns=["train_state.pt", ".*"])
+        except Exception as error:
+            reason = str(error).strip().splitlines()[:1]
+            raise LabError(
+                f"could not push to {repo_id!r} ({type(error).__name__}: {''.join(reason)}); logged in? hf auth login"
+            ) from error
         return str(url)
 
     def _modules(self) -> nn.Module:

@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -180,6 +184,22 @@ def test_dequantization_stays_in_its_bin():
     assert ((noised >= -1) & (noised < 1)).all()
     assert_close(torch.floor((noised + 1) * 8.5), to_integers(x, 17))
     assert noised.std(dim=0).min() > 0.02
+
+
+def test_two_processes_train_like_one(tmp_path):
+    # without noise and label drop, which each process draws for itself, the shared batches are the whole difference
+    small = ["flow.width=16", "flow.head_width=16", "train.steps=4", "train.batch=32", "train.report_every=2"]
+    settings = [word for setting in [*small, "train.label_drop=0", "flow.noise_std=0"] for word in ("--set", setting)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = ["--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1])]
+    for name, launcher in (("one", []), ("two", ["torch.distributed.run", "--nproc_per_node", "2", *where, "-m"])):
+        words = ["rrepa_lab.cli", "train", "digits-reverse", "--out", str(tmp_path / name), "--device", "cpu", *settings]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, "-m", *launcher, *words], check=True, capture_output=True, timeout=120, env=env)
+    one, two = (Records(tmp_path / name).table() for name in ("one", "two"))
+    for column in ("loss", "nats_per_dim", "grad_norm", "similarity.block.3.layer.2"):
+        assert two[column].tolist() == pytest.approx(one[column].tolist(), abs=1e-4), column
 
 
 def test_flip_and_uniform_noise_train(tiny, tmp_path):

@@ -73,7 +73,7 @@ def build() -> gr.Blocks:
             denoise = gr.Checkbox(defaults[3], label="Denoise", info="one step along the score removes the training noise")
         with gr.Row():
             pictures = [
-                gr.Image(**view, format="png", interactive=False, height=400, buttons=["download"]) for view in (left, right)
+                gr.Image(**view, format="png", interactive=False, height=450, buttons=["download"]) for view in (left, right)
             ]
         note = gr.Markdown(caption, elem_id="samples-note")
         controls: list[Any] = [first, second, label, seed, guidance, denoise]

@@ -46,7 +46,7 @@ def stream(images: ImageSet, batches: SeededBatches, workers: int = 0) -> DataLo
         batch_sampler=batches,
         collate_fn=_as_is,  # __getitems__ has collated it
         num_workers=workers,
-        persistent_workers=False,
+        generator=torch.Generator(),  # otherwise each stream would move the global random state
     )
 
 

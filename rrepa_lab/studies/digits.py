@@ -35,18 +35,18 @@ SEEDS = (0, 1, 2)
 
 # one change at a time against the centre of the search; a change of the flow itself is tried without alignment too
 CENTRE: dict[str, Any] = {
-    "train.steps": 1000, "train.batch": 64, "train.lr": 6e-3, "data.holdout": 0.2, "flow.noise_std": 0.1,
+    "train.steps": 1000, "train.batch": 64, "train.lr": 6e-3, "data.holdout": 0.2, "flow.noise_std": 0.2,
     "align.weight": 0.5, "align.blocks": [3, 4], "align.layers": [2],
 }  # fmt: skip
 VARIANTS: dict[str, tuple[dict[str, Any], Sequence[Strategy]]] = {
     "centre": ({}, ("none", "reverse")),
+    "sigma-0.1": ({"flow.noise_std": 0.1}, ("none", "reverse")),
+    "sigma-0.3": ({"flow.noise_std": 0.3}, ("none", "reverse")),
     "lr-1e-3": ({"train.lr": 1e-3}, ("none",)),
     "lambda-0.1": ({"align.weight": 0.1}, ("reverse",)),
     "lambda-2": ({"align.weight": 2.0}, ("reverse",)),
     "layer-3": ({"align.layers": [3]}, ("reverse",)),
     "block-4": ({"align.blocks": [4]}, ("reverse",)),
-    "blocks-2-3-4": ({"align.blocks": [2, 3, 4]}, ("reverse",)),
-    "sigma-0.2": ({"flow.noise_std": 0.2}, ("none", "reverse")),
 }
 
 

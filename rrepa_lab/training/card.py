@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from rrepa_lab.align.selfsup import EncoderTrainConfig
 from rrepa_lab.files import write_text
 from rrepa_lab.runs import Run, describe_config
 
@@ -41,3 +42,20 @@ def score_lines(scores: pd.DataFrame) -> list[str]:
     for row in scores.itertuples():
         lines.append(f"| {row.metric} | {row.value:.4f} | {row.unit} | {row.n} | {row.protocol} |")
     return lines
+
+
+def write_encoder_card(folder: Path, config: EncoderTrainConfig, loss: float, scores: pd.DataFrame) -> None:
+    """Write card.md beside an encoder's weights; scores are the table of `knn_table`."""
+    text = f"""# An encoder of {config.data.name}, trained without labels
+
+{config.encoder.model} of timm with {config.encoder.args}, weights in bfloat16.
+
+SimCLR on the training split: {config.steps} steps of {config.batch} images, seed {config.seed}; last loss {loss:.3f} nats.
+
+k-NN accuracy on the test split, neighbours from the training split, cosine, features averaged over patches:
+
+{scores.to_markdown(index=False, floatfmt=".4f")}
+
+All settings: config.json.
+"""
+    write_text(folder / "card.md", text)

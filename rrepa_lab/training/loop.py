@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from rrepa_lab.align.encoder import match_grid
-from rrepa_lab.config import Config
 from rrepa_lab.data.datasets import Batch, ImageSet, load_split, whole
 from rrepa_lab.data.loaders import SeededBatches, generator, stream
 from rrepa_lab.data.pixels import add_noise, dequantize
@@ -99,101 +98,159 @@ def config_file(path: Path) -> RunConfig:
 
 
 def _train(config: RunConfig, out: Path, resume: bool, device: str) -> Generator[StepReport, None, None]:
-    from accelerate import Accelerator
-
     if device not in ("auto", "cpu", "cuda"):
         raise LabError(f"unknown device {device!r}; known: auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise LabError("device is cuda, but this torch sees no GPU; leave --device out, or see rrepa-lab doctor")
-    settings = config.train
     images = load_split(config.data, "train")
     if config.flow.classes not in (0, len(images.classes)):
         raise LabError(f"flow.classes is {config.flow.classes}, but {config.data.name} has {len(images.classes)} classes")
-    run, state = _begin(config, images, out, resume)
 
-    accelerator = Accelerator(cpu=device == "cpu")
-    objective = Objective(run.flow, run.projectors, config.align)
-    optimizer = torch.optim.AdamW(
-        objective.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
-    average = AveragedModel(objective, multi_avg_fn=partial(_lerp, limit=settings.ema))
-    if state:
-        objective.load_state_dict(state["objective"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-    average.to(accelerator.device)
-    wrapped, optimizer = accelerator.prepare(objective, optimizer)
-    teacher = run.encoder().to(accelerator.device) if config.align.taps else None
-    averaged = cast(Objective, average.module)
-    kept = Run(averaged.flow, config, run.classes, averaged.projectors, run.step, out)
-    records = Records(out)
-    look = _held_out(config, accelerator.device)
-
-    def checkpoint() -> None:
-        if accelerator.is_main_process:
-            kept.step = step
-            kept.save(out)
-            parts = {"objective": objective.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-            write_atomically(out / "train_state.pt", lambda path: torch.save({"step": step, **parts}, path))
-            write_card(kept, records.table())
-
-    step = run.step
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        records.rewind(step)
-    if not state:
-        checkpoint()
-    rank, world = accelerator.process_index, accelerator.num_processes
-    batches = SeededBatches(len(images), settings.batch, settings.seed, step, settings.steps, rank, world)
-    began, first, at_rest = time.perf_counter(), step, True
-    sums = torch.zeros(3 + len(config.align.taps), device=accelerator.device)
-    counted = 0
+    settings, session = config.train, _Session(config, images, out, resume, device)
+    began, first = time.perf_counter(), session.step
+    since_report: list[Tensor] = []
     try:
-        for batch in stream(images, batches, settings.workers):
-            x, y, target = _inputs(batch, config, images.levels, teacher, accelerator.device, (step, rank))
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, settings.steps, settings.lr, settings.warmup, settings.lr_floor)
-            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                losses = wrapped(x, y, target)
-            _check_finite(losses, step + 1)
-            optimizer.zero_grad()
-            accelerator.backward(losses.total)
-            norm = accelerator.clip_grad_norm_(objective.parameters(), settings.clip)
-            at_rest = False
-            optimizer.step()
-            average.update_parameters(objective)
-            step += 1
-            at_rest = True
-            sums += torch.stack([losses.total, losses.flow, norm, *losses.similarity.values()]).detach()
-            counted += 1
-            if step % settings.save_every == 0 or step == settings.steps:
-                checkpoint()
+        for batch in stream(images, session.batches(len(images)), settings.workers):
+            since_report.append(session.advance(batch))
+            step = session.step
+            if step % settings.save_every == 0:
+                session.checkpoint()
             if step % settings.report_every and step != settings.steps:
                 continue
-            loss, flow, norm_mean, *near = accelerator.reduce(sums / counted, "mean").tolist()
+            loss, nats, norm, *near = session.mean(since_report)
+            since_report = []
             seconds = time.perf_counter() - began
-            looked = step % settings.look_every < settings.report_every or step == settings.steps
+            # the first report at or after each multiple of look_every, and the last
+            look = step % settings.look_every < settings.report_every or step == settings.steps
             report = StepReport(
                 step=step,
                 steps=settings.steps,
                 loss=loss,
-                nats_per_dim=flow + HALF_LOG_2PI,
+                nats_per_dim=nats + HALF_LOG_2PI,
                 similarity=dict(zip(config.align.taps, near, strict=True)),
-                learning_rate=optimizer.param_groups[0]["lr"],
-                grad_norm=norm_mean,
+                learning_rate=session.learning_rate,
+                grad_norm=norm,
                 seconds=seconds,
                 remaining=seconds / (step - first) * (settings.steps - step),
-                held_out_nats_per_dim=_noisy_nats(kept, look) if looked else None,
+                held_out_nats_per_dim=session.held_out_nats() if look else None,
             )
-            sums, counted = torch.zeros_like(sums), 0
-            if accelerator.is_main_process:
-                records.append(asdict(report))
+            session.record(report)
             yield report
-        checkpoint()
+        session.checkpoint()
     except (KeyboardInterrupt, GeneratorExit):
-        if at_rest and step < settings.steps:
-            checkpoint()
+        session.checkpoint()
         raise
+
+
+class _Session:
+    """What the steps of one training work on: weights, their average, the optimizer, and the run directory."""
+
+    def __init__(self, config: RunConfig, images: ImageSet, out: Path, resume: bool, device: str) -> None:
+        from accelerate import Accelerator
+
+        self.config, self.out, self.levels = config, out, images.levels
+        self.accelerator = Accelerator(cpu=device == "cpu")
+        self.device: torch.device = self.accelerator.device
+        run, state = _begin(config, images, out, resume)
+        self.accelerator.wait_for_everyone()  # all have looked at `out` before one of them writes there
+        self.step, self.learning_rate, self.whole = run.step, 0.0, True
+        self.objective = Objective(run.flow, run.projectors, config.align)
+        t = config.train
+        optimizer = torch.optim.AdamW(
+            self.objective.parameters(), lr=t.lr, betas=t.betas, weight_decay=t.weight_decay, fused=True
+        )
+        self.average = AveragedModel(self.objective, multi_avg_fn=partial(_lerp, limit=t.ema))
+        if state:
+            self.objective.load_state_dict(state["objective"])
+            self.average.load_state_dict(state["average"])
+            optimizer.load_state_dict(state["optimizer"])
+        self.average.to(self.device)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+        self.teacher = run.encoder().to(self.device) if config.align.taps else None
+        averaged = cast(Objective, self.average.module)
+        self.kept = Run(averaged.flow, config, run.classes, averaged.projectors, run.step, out)
+        self.records = Records(out)
+        if self.accelerator.is_main_process:
+            out.mkdir(parents=True, exist_ok=True)
+            self.records.rewind(self.step)
+        if not state:
+            self.checkpoint()
+
+    def batches(self, size: int) -> SeededBatches:
+        """The batches that are still to come, this process's part of each."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        t = self.config.train
+        return SeededBatches(size, t.batch, t.seed, self.step, t.steps, rank, world)
+
+    def advance(self, batch: Batch) -> Tensor:
+        """One optimizer step; returns loss, L_nf, gradient norm and similarities, detached."""
+        t = self.config.train
+        self.learning_rate = learning_rate(self.step, t.steps, t.lr, t.warmup, t.lr_floor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=t.precision == "bfloat16"):
+            losses: Losses = self.wrapped(*self._inputs(batch))
+        _check_finite(losses, self.step + 1)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(losses.total)
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), t.clip)
+        self.whole = False
+        self.optimizer.step()
+        self.average.update_parameters(self.objective)
+        self.step += 1
+        self.whole = True
+        return torch.stack([losses.total, losses.flow, norm, *losses.similarity.values()]).detach()
+
+    def checkpoint(self) -> None:
+        """Save, unless an interrupt has left the weights between two steps: then the last checkpoint stands."""
+        if self.accelerator.is_main_process and self.whole:
+            self.kept.step = self.step
+            self.kept.save(self.out)
+            parts = {name: getattr(self, name).state_dict() for name in ("objective", "average", "optimizer")}
+            write_atomically(self.out / "train_state.pt", lambda path: torch.save({"step": self.step, **parts}, path))
+            write_card(self.kept, self.records.table())
+
+    def mean(self, rows: list[Tensor]) -> list[float]:
+        """Mean over these steps and over all processes."""
+        mean: Tensor = self.accelerator.reduce(torch.stack(rows).mean(dim=0), "mean")
+        return cast(list[float], mean.tolist())
+
+    def record(self, report: StepReport) -> None:
+        """Append to metrics.jsonl."""
+        if self.accelerator.is_main_process:
+            self.records.append(asdict(report))
+
+    @torch.no_grad()
+    def held_out_nats(self) -> float:
+        """Nats/dim of the averaged weights on up to 512 held-out images (val if there is one, else test), fixed noise."""
+        images = load_split(self.config.data, "val" if self.config.data.holdout else "test")
+        x, y = whole(images, 512)
+        noised = self._noised(x.to(self.device), generator(0, NOISE))
+        labels = y.to(self.device) if self.config.flow.classes else None
+        return float(nats_per_dim(self.kept.flow.log_prob(noised, labels), self.config.flow.dims).mean())
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Noised images, labels with some dropped, and the encoder's features of the clean images."""
+        x, y = batch
+        key = (self.step, self.accelerator.process_index)
+        seed = self.config.train.seed
+        if self.config.data.flip:
+            mirrored = torch.rand(len(x), generator=generator(seed, FLIP, *key)) < 0.5
+            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        clean = x.to(self.device)
+        noised = self._noised(clean, generator(seed, NOISE, *key))
+        labels = None
+        if self.config.flow.classes:
+            dropped = torch.rand(len(y), generator=generator(seed, DROP, *key)) < self.config.train.label_drop
+            labels = torch.where(dropped, -1, y).to(self.device)
+        if self.teacher is None:
+            return noised, labels, None
+        return noised, labels, match_grid(self.teacher(clean), self.teacher.grid, self.config.flow.side)
+
+    def _noised(self, x: Tensor, draw: torch.Generator) -> Tensor:
+        if self.config.flow.noise == "gaussian":
+            return add_noise(x, self.config.flow.noise_std, draw)
+        return dequantize(x, self.levels, draw)
 
 
 def _begin(config: RunConfig, images: ImageSet, out: Path, resume: bool) -> tuple[Run, dict[str, Any]]:
@@ -207,9 +264,10 @@ def _begin(config: RunConfig, images: ImageSet, out: Path, resume: bool) -> tupl
         return build(config, images.classes), {}
     if not there:
         raise LabError(f"nothing to resume: {out} holds no run")
-    stored = load(out).config
-    if stored != config:
-        raise LabError(f"{out} was trained with another configuration ({_difference(stored, config)}): resume with that one")
+    old, new = load(out).config.flat(), config.flat()
+    for key in [*old, *new]:
+        if old.get(key) != new.get(key):
+            raise LabError(f"{out} was trained with another configuration: {key} was {old.get(key)}, now {new.get(key)}")
     path = out / "train_state.pt"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -222,64 +280,12 @@ def _begin(config: RunConfig, images: ImageSet, out: Path, resume: bool) -> tupl
     return run, state
 
 
-def _difference(a: Config, b: Config) -> str:
-    left, right = a.to_dict(), b.to_dict()
-    for part, value in left.items():
-        if isinstance(value, dict) and isinstance(right[part], dict):
-            for key, inner in value.items():
-                if right[part].get(key) != inner:
-                    return f"{part}.{key} was {inner}, now {right[part].get(key)}"
-        elif right[part] != value:
-            return f"{part} was {value}, now {right[part]}"
-    return "no difference"
-
-
 def _lerp(averages: list[Tensor], values: list[Tensor], updates: Tensor, limit: float) -> None:
     # AveragedModel hands over parameters by device and dtype, and counts the updates before this one
     torch._foreach_lerp_(averages, values, 1 - ema_decay(int(updates), limit))
-
-
-def _inputs(
-    batch: Batch, config: RunConfig, levels: int, teacher: Any, device: torch.device, key: tuple[int, int]
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Noised images, labels with some dropped, and the encoder's features of the clean images."""
-    x, y = batch
-    seed = config.train.seed
-    if config.data.flip:
-        mirrored = torch.rand(len(x), generator=generator(seed, FLIP, *key)) < 0.5
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-    noise = generator(seed, NOISE, *key)
-    clean = x.to(device)
-    noised = (
-        add_noise(clean, config.flow.noise_std, noise) if config.flow.noise == "gaussian" else dequantize(clean, levels, noise)
-    )
-    labels = None
-    if config.flow.classes:
-        dropped = torch.rand(len(y), generator=generator(seed, DROP, *key)) < config.train.label_drop
-        labels = torch.where(dropped, -1, y).to(device)
-    if teacher is None:
-        return noised, labels, None
-    return noised, labels, match_grid(teacher(clean), teacher.grid, config.flow.side)
 
 
 def _check_finite(losses: Losses, step: int) -> None:
     if not math.isfinite(losses.total.item()):
         parts = [f"flow {losses.flow.item():.3g}", *(f"{tap} {value.item():.3g}" for tap, value in losses.similarity.items())]
         raise LabError(f"the loss is {losses.total.item()} at step {step} ({', '.join(parts)}): lower train.lr or train.clip")
-
-
-def _held_out(config: RunConfig, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Up to 512 held-out images under fixed noise, and their labels."""
-    split = "val" if config.data.holdout else "test"
-    images = load_split(config.data, split)
-    x, y = whole(images, 512)
-    noise = generator(0, NOISE)
-    noised = (
-        add_noise(x, config.flow.noise_std, noise) if config.flow.noise == "gaussian" else dequantize(x, images.levels, noise)
-    )
-    return noised.to(device), y.to(device) if config.flow.classes else None
-
-
-@torch.no_grad()
-def _noisy_nats(run: Run, held_out: tuple[Tensor, Tensor | None]) -> float:
-    return float(nats_per_dim(run.flow.log_prob(*held_out), run.config.flow.dims).mean())
