@@ -8,7 +8,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +54,21 @@ def _train(given: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     main_process = os.environ.get("RANK", "0") == "0"  # one of several under torchrun or accelerate launch
-    stopped = _stop_on_interrupt()
-    reports = train(config, given.out, resume=given.resume, device=given.device)
     report = None
-    first = next(reports, None)
-    with tqdm(total=config.train.steps, unit="step", disable=None if main_process else True, dynamic_ncols=True) as bar:
-        while first is not None:
-            report, first = first, None
+    bar = tqdm(total=config.train.steps, unit="step", disable=None if main_process else True, dynamic_ncols=True)
+    with (
+        _stop_on_interrupt() as stopped,
+        bar,
+        closing(train(config, given.out, resume=given.resume, device=given.device)) as reports,
+    ):
+        for report in reports:
             bar.update(report.step - bar.n)
             parts = {"loss": f"{report.loss:.3f}", "nats/dim": f"{report.nats_per_dim:.3f}"}
             if report.similarity:
                 parts["similarity"] = f"{sum(report.similarity.values()) / len(report.similarity):.3f}"
             bar.set_postfix(parts, refresh=False)
             if stopped():
-                reports.close()
                 break
-            first = next(reports, None)
     if report is None:
         raise LabError(f"{given.out} is finished: nothing left to train; raise train.steps in a new run")
     facts = {"run": str(given.out), "step": report.step, "loss": report.loss, "nats_per_dim": report.nats_per_dim,
@@ -77,7 +77,7 @@ def _train(given: argparse.Namespace) -> int:
         return int(stopped())
     _print_facts(facts, given.json)
     if stopped():
-        _hint(given, f"stopped and saved; go on: rrepa-lab train {given.source} --out {given.out} --resume")
+        _hint(given, f"stopped and saved; go on: rrepa-lab train {given.out}/config.json --out {given.out} --resume")
         return 1
     _hint(given, f"look at samples: rrepa-lab sample {given.out} --labels 0..9 --seeds 0..9 --out grid.png")
     return 0
@@ -288,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_run(command: argparse.ArgumentParser) -> None:
         command.add_argument("run_name", metavar="RUN", help="bundled or local run, run directory, or Hub id")
-        command.add_argument("--device", default="cpu", help="cpu or cuda")
+        command.add_argument("--device", default="cpu", help="auto, cpu or cuda")
 
     def add_set(command: argparse.ArgumentParser) -> None:
         command.add_argument(
@@ -375,18 +375,22 @@ def _integers(option: str, text: str) -> list[int]:
     return numbers
 
 
-def _stop_on_interrupt() -> Callable[[], bool]:
-    """After Ctrl-C finish the step and save; a second Ctrl-C stops at once."""
+@contextmanager
+def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Within it Ctrl-C only notes the wish, so that a step can be finished and saved; a second one stops at once."""
     asked: list[bool] = []
 
     def handle(_signal: int, _frame: object) -> None:
         if asked:
             raise KeyboardInterrupt
         asked.append(True)
-        print("\nstopping after this step; Ctrl-C again to stop at once", file=sys.stderr)
+        print("\nstopping after this report; Ctrl-C again to stop at once", file=sys.stderr)
 
-    signal.signal(signal.SIGINT, handle)
-    return lambda: bool(asked)
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # --- printing ---------------------------------------------------------------------------------------------------------

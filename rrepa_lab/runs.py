@@ -151,17 +151,28 @@ class RunInfo(NamedTuple):
 
 def available() -> list[RunInfo]:
     """Bundled runs, then the local ones below ./runs (or $RREPA_RUNS), by name."""
-    found = {}
-    for root in (runs_root(), assets() / "runs"):
-        for path in sorted(root.glob("*/config.json"), reverse=True):
+    found: dict[str, RunInfo] = {}
+    for root in (assets() / "runs", runs_root()):
+        for path in sorted(root.glob("*/config.json")):
+            name = path.parent.name
             try:
                 config, _ = _read_config(path.parent)
             except LabError:
                 continue  # a folder that is being written, or of another program
-            found[path.parent.name] = RunInfo(
-                path.parent.name, config.align.strategy, config.data.name, _summary(config), path.parent
-            )
-    return [found[name] for name in reversed(found)]
+            found.setdefault(name, RunInfo(name, config.align.strategy, config.data.name, _summary(config), path.parent))
+    return list(found.values())
+
+
+def pick_device(name: str) -> torch.device:
+    """ "cpu", "cuda", "cuda:1", or "auto" for cuda where there is one; LabError for what this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise unknown("device", name, ("auto", "cpu", "cuda"))
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise LabError(f"device {name} asked for, but this torch sees {torch.cuda.device_count()} GPUs; try --device cpu")
+    return torch.device(name)
 
 
 def load(name: str | Path, device: str = "cpu") -> Run:
@@ -169,6 +180,7 @@ def load(name: str | Path, device: str = "cpu") -> Run:
 
     Raises: LabError when there is no such run, or its files are truncated or do not belong together.
     """
+    where = pick_device(device)
     directory = _find(name)
     config, classes = _read_config(directory)
     path = directory / "model.safetensors"
@@ -179,7 +191,7 @@ def load(name: str | Path, device: str = "cpu") -> Run:
     _fill(run._modules(), weights, path)
     run.flow.eval().requires_grad_(False)
     run.projectors.eval().requires_grad_(False)
-    return run.to(device)
+    return run.to(where)
 
 
 def _find(name: str | Path) -> Path:

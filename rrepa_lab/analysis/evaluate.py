@@ -51,16 +51,16 @@ def _likelihood(run: Run, batch: Batch, levels: int, draws: int, seed: int) -> d
     flow, config = run.flow, run.config.flow
     y = batch.y if config.classes else None
 
-    def mean_log_prob(noised: Tensor) -> Tensor:
-        parts = zip(noised.split(256), y.split(256) if y is not None else [None] * len(noised), strict=False)
-        return torch.cat([flow.log_prob(x, label) for x, label in parts])
+    def log_prob(noised: Tensor) -> Tensor:
+        parts = [slice(start, start + 256) for start in range(0, len(noised), 256)]
+        return torch.cat([flow.log_prob(noised[part], None if y is None else y[part]) for part in parts])
 
     noises = [generator(seed, draw) for draw in range(draws)]
     if config.noise == "gaussian":
-        values = [nats_per_dim(mean_log_prob(add_noise(batch.x, config.noise_std, noise)), config.dims) for noise in noises]
+        values = [nats_per_dim(log_prob(add_noise(batch.x, config.noise_std, noise)), config.dims) for noise in noises]
         metric, unit, how = "nats_per_dim", "nats/dim", f"gaussian noise, sigma {config.noise_std}"
     else:
-        values = [bits_per_dim(mean_log_prob(dequantize(batch.x, levels, noise)), config.dims, levels) for noise in noises]
+        values = [bits_per_dim(log_prob(dequantize(batch.x, levels, noise)), config.dims, levels) for noise in noises]
         metric, unit, how = "bits_per_dim", "bits/dim", "uniform dequantization"
     value = float(torch.stack(values).double().mean())
     return _row(metric, value, unit, len(batch.x), f"{how}, {draws} draws, true labels, seed {seed}")

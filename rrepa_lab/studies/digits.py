@@ -2,7 +2,7 @@
 
     python -m rrepa_lab.studies.digits search --out runs/search     settings, on a validation split
     python -m rrepa_lab.studies.digits study  --out runs/digits     four strategies x three seeds, on the test split
-    python -m rrepa_lab.studies.digits bundle --out runs/digits     seed 0 of the study becomes assets/runs
+    python -m rrepa_lab.studies.digits bundle --out runs/digits     seed 0 becomes assets/runs; tables to assets/studies
     python -m rrepa_lab.studies.digits evaluator                    the judge of samples, assets/evaluators/digits
 
 The encoder they all align with comes from `rrepa-lab encoder train --out assets/encoders/digits`.
@@ -109,7 +109,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def bundle(out: Path) -> list[Path]:
-    """Write seed 0 of each strategy to assets/runs in bfloat16, scored again as stored; returns the folders."""
+    """Write seed 0 of each strategy to assets/runs in bfloat16, scored again as stored, and every finished table to
+    assets/studies; returns the folders of the runs.
+    """
     folders = []
     for strategy in ALIGNED:
         source, target = out / f"digits-{strategy}-{SEEDS[0]}", assets() / "runs" / f"digits-{strategy}"
@@ -120,6 +122,10 @@ def bundle(out: Path) -> list[Path]:
         write_text(target / "scores.csv", scores.to_csv(index=False))
         write_card(run, Records(target).table(), scores)
         folders.append(target)
+    for table in (out, out.parent / "search"):
+        if (table / "scores.csv").exists():
+            text = (table / "scores.csv").read_text(encoding="utf-8")
+            write_text(assets() / "studies" / f"digits-{'search' if table.name == 'search' else 'strategies'}.csv", text)
     write_sums()
     return folders
 

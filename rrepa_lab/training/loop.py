@@ -21,7 +21,7 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically
 from rrepa_lab.flow.likelihood import HALF_LOG_2PI, nats_per_dim
 from rrepa_lab.presets import preset
-from rrepa_lab.runs import Run, RunConfig, build, load
+from rrepa_lab.runs import Run, RunConfig, build, load, pick_device
 from rrepa_lab.training.card import write_card
 from rrepa_lab.training.objective import Losses, Objective
 from rrepa_lab.training.records import Records
@@ -98,15 +98,11 @@ def config_file(path: Path) -> RunConfig:
 
 
 def _train(config: RunConfig, out: Path, resume: bool, device: str) -> Generator[StepReport, None, None]:
-    if device not in ("auto", "cpu", "cuda"):
-        raise LabError(f"unknown device {device!r}; known: auto, cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise LabError("device is cuda, but this torch sees no GPU; leave --device out, or see rrepa-lab doctor")
     images = load_split(config.data, "train")
     if config.flow.classes not in (0, len(images.classes)):
         raise LabError(f"flow.classes is {config.flow.classes}, but {config.data.name} has {len(images.classes)} classes")
 
-    settings, session = config.train, _Session(config, images, out, resume, device)
+    settings, session = config.train, _Session(config, images, out, resume, cpu=pick_device(device).type == "cpu")
     began, first = time.perf_counter(), session.step
     since_report: list[Tensor] = []
     try:
@@ -145,11 +141,11 @@ def _train(config: RunConfig, out: Path, resume: bool, device: str) -> Generator
 class _Session:
     """What the steps of one training work on: weights, their average, the optimizer, and the run directory."""
 
-    def __init__(self, config: RunConfig, images: ImageSet, out: Path, resume: bool, device: str) -> None:
+    def __init__(self, config: RunConfig, images: ImageSet, out: Path, resume: bool, cpu: bool) -> None:
         from accelerate import Accelerator
 
         self.config, self.out, self.levels = config, out, images.levels
-        self.accelerator = Accelerator(cpu=device == "cpu")
+        self.accelerator = Accelerator(cpu=cpu)
         self.device: torch.device = self.accelerator.device
         run, state = _begin(config, images, out, resume)
         self.accelerator.wait_for_everyone()  # all have looked at `out` before one of them writes there
@@ -267,7 +263,7 @@ def _begin(config: RunConfig, images: ImageSet, out: Path, resume: bool) -> tupl
     old, new = load(out).config.flat(), config.flat()
     for key in [*old, *new]:
         if old.get(key) != new.get(key):
-            raise LabError(f"{out} was trained with another configuration: {key} was {old.get(key)}, now {new.get(key)}")
+            raise LabError(f"{out} was trained with another configuration: {key} was {old.get(key)}, now {new.get(key)}; resume {out}/config.json")
     path = out / "train_state.pt"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from rrepa_lab.files import write_text
+
 
 class Records:
     """The metrics file of one run."""
@@ -21,7 +23,7 @@ class Records:
     def rewind(self, step: int) -> None:
         """Forget what was written after this step: a resumed run writes it again."""
         rows = [row for row in self._rows() if row["step"] <= step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def table(self) -> pd.DataFrame:
         """One row a report, one column a measurement; similarities as `similarity.<tap>`."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
 import plotly.graph_objects as go
 
 from rrepa_lab.analysis.classify import Classification
@@ -24,17 +23,6 @@ def class_scores(results: Mapping[str, Classification], classes: Sequence[str], 
     figure.update_yaxes(title=_UNITS.get(method, "score"))
     said = ", ".join(f"{name} says {classes[int(result.label[row])]}" for name, result in results.items())
     return styled(figure, said, f"method: {method}; n = 1 image; the outlined bar is the run's prediction", height=340)
-
-
-def training_curve(tables: Mapping[str, pd.DataFrame], column: str, title: str, unit: str) -> go.Figure:
-    """One measurement of metrics.jsonl against the step, a line for each run."""
-    figure = go.Figure()
-    for name, table in tables.items():
-        rows = table.dropna(subset=[column])
-        figure.add_scatter(name=name, x=rows["step"].tolist(), y=rows[column].tolist(), mode="lines")
-    figure.update_xaxes(title="optimizer step")
-    figure.update_yaxes(title=unit)
-    return styled(figure, title, "one seed a run")
 
 
 def bars(values: Mapping[str, float], title: str, axis: str, unit: str, caption: str) -> go.Figure:
