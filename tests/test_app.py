@@ -115,7 +115,9 @@ def page(tmp_path_factory: pytest.TempPathFactory):
 def client(page: str):
     from gradio_client import Client
 
-    return Client(page, verbose=False)
+    connected = Client(page, verbose=False)
+    yield connected
+    connected.close()
 
 
 def test_endpoint_sample(client):
@@ -172,7 +174,8 @@ def test_files_of_the_machine_are_not_served(page):
     for path in ("/etc/hostname", str(bundled("app") / "demo.py")):
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(f"{page}/gradio_api/file={path}")
-        assert caught.value.code in (403, 404)
+        with caught.value as answer:
+            assert answer.code in (403, 404)
 
 
 # --- a real browser ---------------------------------------------------------------------------------------------------

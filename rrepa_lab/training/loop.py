@@ -263,9 +263,8 @@ def _begin(config: RunConfig, images: ImageSet, out: Path, resume: bool) -> tupl
     old, new = load(out).config.flat(), config.flat()
     for key in [*old, *new]:
         if old.get(key) != new.get(key):
-            raise LabError(
-                f"{out} was trained with another configuration: {key} was {old.get(key)}, now {new.get(key)}; resume {out}/config.json"
-            )
+            change = f"{key} was {old.get(key)}, now {new.get(key)}"
+            raise LabError(f"{out} was trained with another configuration ({change}): resume {out / 'config.json'}")
     path = out / "train_state.pt"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
