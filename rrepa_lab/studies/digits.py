@@ -5,7 +5,7 @@
     python -m rrepa_lab.studies.digits bundle --out runs/digits     seed 0 becomes assets/runs; tables to assets/studies
     python -m rrepa_lab.studies.digits evaluator                    the judge of samples, assets/evaluators/digits
 
-The encoder they all align with comes from `rrepa-lab encoder train --out assets/encoders/digits`.
+The encoder they all align with comes from `rrepa-lab encoder train`.
 Searches and studies can be interrupted and started again: finished runs are recognised, the others go on from their checkpoint.
 """
 
