@@ -410,9 +410,9 @@ def _print_rows(rows: list[dict[Any, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
     elif rows:
-        import pandas as pd
+        from tabulate import tabulate
 
-        print(pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.4f}", justify="left"))
+        print(tabulate(rows, headers="keys", floatfmt=".4f", disable_numparse=[0]))
     else:
         print("nothing found")
 

@@ -90,7 +90,7 @@ def build() -> gr.Blocks:
                         pad = gr.Sketchpad(
                             show_label=False, placeholder="Take the pencil on the left, then draw a digit",
                             canvas_size=(280, 280), fixed_canvas=True, height=400, layers=False,
-                            brush=gr.Brush(default_size=30, colors=["#000000"], color_mode="fixed"), elem_id="pad",
+                            brush=gr.Brush(default_size=24, colors=["#000000"], color_mode="fixed"), elem_id="pad",
                         )  # fmt: skip
                         ask = gr.Button("Classify the drawing", variant="primary")
                     with gr.Tab("Upload"):

@@ -21,8 +21,7 @@ def class_scores(results: Mapping[str, Classification], classes: Sequence[str], 
         )
     figure.update_xaxes(title="class", type="category")
     figure.update_yaxes(title=_UNITS.get(method, "score"))
-    said = ", ".join(f"{name} says {classes[int(result.label[row])]}" for name, result in results.items())
-    return styled(figure, said, f"method: {method}; n = 1 image; the outlined bar is the run's prediction", height=340)
+    return styled(figure, f"Class scores by {method}", "outlined: the run's prediction", height=340)
 
 
 def bars(values: Mapping[str, float], title: str, axis: str, unit: str, caption: str) -> go.Figure:
