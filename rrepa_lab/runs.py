@@ -104,7 +104,7 @@ class Run:
         about = {"format": FORMAT, "classes": self.classes, "config": self.config.to_dict()}
         write_text(directory / "config.json", json.dumps(about, indent=2) + "\n")
         weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self._modules().state_dict().items()}
-        metadata = {"format": str(FORMAT), "step": str(self.step)}
+        metadata = {"step": str(self.step)}  # one key: safetensors writes several in any order, and the bytes would differ
         write_atomically(directory / "model.safetensors", lambda path: save_file(weights, path, metadata))
 
     def push(self, repo_id: str, private: bool = True) -> str:
@@ -271,7 +271,7 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
     flow = config.flow
     with torch.device("meta"):
         parameters = sum(p.numel() for p in TarFlow(flow).parameters())
-    return {
+    facts: dict[str, Any] = {
         "name": config.name,
         "data": config.data.name,
         "image": "x".join(map(str, flow.image_shape)),
@@ -281,9 +281,9 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
         "parameters": parameters,
         "noise": f"gaussian, sigma {flow.noise_std}" if flow.noise == "gaussian" else "uniform dequantization",
         "strategy": config.align.strategy,
-        "aligned": [f"{name} ({Tap.parse(name).module_path})" for name in config.align.taps],
-        "lambda": config.align.weight,
-        "encoder": f"{config.encoder.model}, {config.encoder.weights}" if config.encoder else "none",
-        "steps": config.train.steps,
-        "seed": config.train.seed,
     }
+    if config.encoder is not None and config.align.taps:
+        facts["aligned"] = [f"{name} ({Tap.parse(name).module_path})" for name in config.align.taps]
+        facts["lambda"] = config.align.weight
+        facts["encoder"] = f"{config.encoder.model}, {config.encoder.weights}"
+    return facts | {"steps": config.train.steps, "batch": config.train.batch, "lr": config.train.lr, "seed": config.train.seed}

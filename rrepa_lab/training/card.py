@@ -17,7 +17,7 @@ def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = No
     lines += ["| | |", "|---|---|"]
     for key, value in facts.items():
         shown = "<br>".join(value) if isinstance(value, list) else value
-        lines.append(f"| {key} | {shown or 'nothing'} |")
+        lines.append(f"| {key} | {shown} |")
     if len(metrics):
         last = metrics.iloc[-1]
         lines += [
