@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rrepa_lab.align.measure import Alignment, alignment, routing
+    from rrepa_lab.align.measure import Alignment, alignment
+    from rrepa_lab.align.routing import routing
     from rrepa_lab.analysis.classify import Classification, classify
     from rrepa_lab.analysis.evaluate import evaluate
     from rrepa_lab.errors import LabError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Alignment": "align.measure",
     "alignment": "align.measure",
-    "routing": "align.measure",
+    "routing": "align.routing",
     "Classification": "analysis.classify",
     "classify": "analysis.classify",
     "evaluate": "analysis.evaluate",

@@ -196,7 +196,7 @@ def _describe(given: argparse.Namespace) -> int:
         _print_facts(describe_config(config), given.json)
         _hint(given, f"where its gradient goes: rrepa-lab describe {given.source} --routing")
         return 0
-    from rrepa_lab.align.measure import routing
+    from rrepa_lab.align.routing import routing
 
     table = routing(source)
     if given.json:

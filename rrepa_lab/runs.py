@@ -20,6 +20,7 @@ from rrepa_lab.align.projector import Projectors
 from rrepa_lab.align.strategies import AlignConfig
 from rrepa_lab.config import Config
 from rrepa_lab.data.datasets import Batch, DataConfig, load_split, whole
+from rrepa_lab.data.loaders import seeded
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.files import write_atomically, write_text
 from rrepa_lab.flow.taps import Tap
@@ -131,8 +132,7 @@ class Run:
 def build(config: RunConfig, classes: list[str]) -> Run:
     """A fresh run with weights drawn from config.train.seed; the global random state is left as it was."""
     encoder = Encoder(config.encoder) if config.align.taps and config.encoder is not None else None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
+    with seeded(config.train.seed):
         flow = TarFlow(config.flow)
         dim = encoder.dim if encoder else 1
         projectors = Projectors(config.align.taps, config.flow.width, config.align.projector_width, dim)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import rrepa_lab as rl
-from rrepa_lab.align.measure import perturb
+from rrepa_lab.align.routing import perturb
 from rrepa_lab.data.datasets import DataConfig, load_split, whole
 
 torch.set_num_threads(2)

@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.align.encoder import Encoder, EncoderConfig, match_grid
-from rrepa_lab.align.measure import parameter_groups
 from rrepa_lab.align.projector import Projectors, alignment_loss, similarity
+from rrepa_lab.align.routing import parameter_groups
 from rrepa_lab.align.strategies import STRATEGIES, features, pseudo_reverse
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.taps import Tap

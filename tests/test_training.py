@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import rrepa_lab as rl
-from rrepa_lab.align.measure import perturb
+from rrepa_lab.align.routing import perturb
 from rrepa_lab.data.datasets import Batch, DataConfig, TensorImages, load_split, whole
 from rrepa_lab.data.loaders import SeededBatches, generator
 from rrepa_lab.data.pixels import dequantize, from_drawing, from_picture, to_integers

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from rrepa_lab.align.encoder import Encoder, EncoderConfig
 from rrepa_lab.config import Config
 from rrepa_lab.data.datasets import DataConfig, load_split, whole
-from rrepa_lab.data.loaders import SeededBatches, generator, stream
+from rrepa_lab.data.loaders import SeededBatches, generator, seeded, stream
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically, write_text
 from rrepa_lab.training.schedule import learning_rate
@@ -63,10 +63,10 @@ class EncoderReport(NamedTuple):
 def train_encoder(config: EncoderTrainConfig, out: Path | str) -> Iterator[EncoderReport]:
     """Train, yielding every step; at the end `out` holds model.safetensors (bfloat16) and config.json."""
     images = load_split(config.data, "train")
-    torch.manual_seed(config.seed)
-    encoder = Encoder(config.encoder)
+    with seeded(config.seed):
+        encoder = Encoder(config.encoder)
+        head = nn.Sequential(nn.Linear(encoder.dim, 256), nn.ReLU(), nn.Linear(256, 64))
     model = encoder.model.requires_grad_(True)
-    head = nn.Sequential(nn.Linear(encoder.dim, 256), nn.ReLU(), nn.Linear(256, 64))
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     batches = SeededBatches(len(images), config.batch, config.seed, 0, config.steps)
@@ -119,8 +119,8 @@ def knn_table(encoder: Encoder, data: DataConfig, neighbours: int = 5) -> pd.Dat
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    torch.manual_seed(0)
-    untrained = Encoder(encoder.config.override({"weights": "random"}))
+    with seeded(0):
+        untrained = Encoder(encoder.config.override({"weights": "random"}))
     train, test = (whole(load_split(data, split)) for split in ("train", "test"))
     rows = []
     for name, read in {

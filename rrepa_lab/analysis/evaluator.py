@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rrepa_lab.align.selfsup import EncoderTrainConfig, view
 from rrepa_lab.config import Config
 from rrepa_lab.data.datasets import DataConfig, load_split, whole
-from rrepa_lab.data.loaders import SeededBatches, generator, stream
+from rrepa_lab.data.loaders import SeededBatches, generator, seeded, stream
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically, write_text
 from rrepa_lab.places import assets
@@ -69,8 +69,8 @@ class EvaluatorReport(NamedTuple):
 def train_evaluator(config: EvaluatorConfig, out: Path | str) -> Iterator[EvaluatorReport]:
     """Train on the training split with labels, mildly augmented; at the end `out` holds model.safetensors and config.json."""
     images = load_split(config.data, "train")
-    torch.manual_seed(config.seed)
-    model = Evaluator(config.data.channels, config.data.image_size, len(images.classes))
+    with seeded(config.seed):
+        model = Evaluator(config.data.channels, config.data.image_size, len(images.classes))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     mild = EncoderTrainConfig(degrees=8, shift=0.5, scale=0.08, shear=0.1, noise_std=0.05)
     batches = SeededBatches(len(images), config.batch, config.seed, 0, config.steps)

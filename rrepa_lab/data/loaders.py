@@ -5,6 +5,7 @@ uninterrupted one would have read, and N processes share the batches that one pr
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +18,14 @@ from rrepa_lab.data.datasets import Batch, ImageSet
 def generator(*key: int) -> torch.Generator:
     """A CPU random stream of its own for each tuple of integers (seed, purpose, step, ...)."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Fresh weights made within it depend on the seed alone, and the global random state is afterwards as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 class SeededBatches(Sampler[list[int]]):
