@@ -21,6 +21,7 @@ from rrepa_lab.align.encoder import Encoder, EncoderConfig
 from rrepa_lab.config import Config
 from rrepa_lab.data.datasets import DataConfig, load_split, whole
 from rrepa_lab.data.loaders import SeededBatches, generator, seeded, stream
+from rrepa_lab.data.views import Views, random_view
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically, write_text
 from rrepa_lab.training.schedule import learning_rate
@@ -44,11 +45,7 @@ class EncoderTrainConfig(Config):
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     temperature: float = Field(0.2, gt=0, description="of the contrastive softmax")
-    degrees: float = Field(15.0, ge=0, description="largest rotation of a view")
-    shift: float = Field(1.0, ge=0, description="largest shift of a view, pixels")
-    scale: float = Field(0.15, ge=0, description="largest relative change of size of a view")
-    shear: float = Field(0.2, ge=0, description="largest shear of a view")
-    noise_std: float = Field(0.1, ge=0)
+    views: Views = Views()
     seed: int = 0
 
 
@@ -74,7 +71,7 @@ def train_encoder(config: EncoderTrainConfig, out: Path | str) -> Iterator[Encod
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.steps, config.lr, warmup=config.steps // 20)
         draw = generator(config.seed, 2, step)
-        views = torch.cat([view(batch.x, config, draw) for _ in range(2)])
+        views = torch.cat([random_view(batch.x, config.views, draw) for _ in range(2)])
         loss = nt_xent(head(encoder.map(views).mean(dim=(2, 3))), config.temperature)
         if not math.isfinite(loss.item()):
             raise LabError(f"encoder loss is {loss.item()} at step {step + 1}: lower lr")
@@ -85,23 +82,6 @@ def train_encoder(config: EncoderTrainConfig, out: Path | str) -> Iterator[Encod
     weights = {name: value.to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
     write_atomically(Path(out) / "model.safetensors", lambda path: save_file(weights, path))
     write_text(Path(out) / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
-
-
-def view(x: Tensor, config: EncoderTrainConfig, draw: torch.Generator) -> Tensor:
-    """One random view of each image (B, C, H, W): an affine change of its own, and noise; outside is background (-1)."""
-
-    def within(limit: float) -> Tensor:
-        return (torch.rand(len(x), generator=draw) * 2 - 1) * limit
-
-    angle, shear = within(math.radians(config.degrees)), within(config.shear)
-    size_x, size_y = 1 + within(config.scale), 1 + within(config.scale)
-    # affine_grid measures in half images, so a pixel is 2 / W
-    shift_x, shift_y = within(config.shift * 2 / x.shape[3]), within(config.shift * 2 / x.shape[2])
-    cos, sin = angle.cos(), angle.sin()
-    matrix = torch.stack([cos * size_x, shear - sin, shift_x, sin, cos * size_y, shift_y], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
-    moved = F.grid_sample(x + 1, grid, align_corners=False) - 1
-    return moved + config.noise_std * torch.randn(x.shape, generator=draw)
 
 
 def nt_xent(features: Tensor, temperature: float) -> Tensor:

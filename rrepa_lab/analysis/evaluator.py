@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rrepa_lab.align.selfsup import EncoderTrainConfig, view
 from rrepa_lab.config import Config
 from rrepa_lab.data.datasets import DataConfig, load_split, whole
 from rrepa_lab.data.loaders import SeededBatches, generator, seeded, stream
+from rrepa_lab.data.views import Views, random_view
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically, write_text
 from rrepa_lab.places import assets
@@ -32,6 +32,7 @@ class EvaluatorConfig(Config):
     batch: int = Field(128, ge=1)
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
+    views: Views = Views(degrees=8, shift=0.5, scale=0.08, shear=0.1, noise_std=0.05)
     seed: int = 0
 
 
@@ -72,12 +73,11 @@ def train_evaluator(config: EvaluatorConfig, out: Path | str) -> Iterator[Evalua
     with seeded(config.seed):
         model = Evaluator(config.data.channels, config.data.image_size, len(images.classes))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    mild = EncoderTrainConfig(degrees=8, shift=0.5, scale=0.08, shear=0.1, noise_std=0.05)
     batches = SeededBatches(len(images), config.batch, config.seed, 0, config.steps)
     for step, batch in enumerate(stream(images, batches)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.steps, config.lr, warmup=20)
-        loss = F.cross_entropy(model(view(batch.x, mild, generator(config.seed, 2, step))), batch.y)
+        loss = F.cross_entropy(model(random_view(batch.x, config.views, generator(config.seed, 2, step))), batch.y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
