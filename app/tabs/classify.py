@@ -63,7 +63,7 @@ def judge(first: str, second: str, method: str, seen: Seen) -> tuple[Image.Image
         best, next_best = (get_run(name).classes[int(k)] for k in top.indices)
         lines.append(f"- **{name}** says **{best}**, by {float(top.values[0] - top.values[1]):.2f} nats before {next_best}")
     figure = class_scores(results, get_run(first).classes, METHODS[method])
-    return picture(x[0], scale=160 // x.shape[-1]), figure, "\n".join([f"Looking at {seen[1]}.", *lines])
+    return picture(x[0], scale=max(1, 160 // x.shape[-1])), figure, "\n".join([f"Looking at {seen[1]}.", *lines])
 
 
 def build() -> gr.Blocks:
