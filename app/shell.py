@@ -22,13 +22,14 @@ def run_names() -> list[str]:
 
 @lru_cache(maxsize=8)
 def _loaded(name: str) -> rl.Run:
+    # asked once a run: reading all configurations at every event would be slow
+    if name not in run_names():
+        raise rl.LabError(f"no run {name!r}; known: {', '.join(run_names())}")
     return rl.load(name)
 
 
 def get_run(name: str) -> rl.Run:
     """The run of this name, loaded once; LabError for a name that is not offered."""
-    if name not in run_names():
-        raise rl.LabError(f"no run {name!r}; known: {', '.join(run_names())}")
     with lock:
         return _loaded(name)
 

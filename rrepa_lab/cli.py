@@ -89,6 +89,9 @@ def _sample(given: argparse.Namespace) -> int:
     from rrepa_lab.sampling.sample import sample
     from rrepa_lab.viz.images import grid
 
+    out = Path(given.out)
+    if out.suffix.lower() not in (".png", ".webp", ".jpg"):
+        raise LabError(f"--out must be a picture (.png, .webp or .jpg), not {out}")
     run = load(given.run_name, given.device)
     chosen = _integers("--labels", given.labels) if given.labels else [-1]
     seeds = _integers("--seeds", given.seeds)
@@ -101,9 +104,6 @@ def _sample(given: argparse.Namespace) -> int:
         denoise=not given.no_denoise,
         method=given.method,
     )
-    out = Path(given.out)
-    if out.suffix.lower() not in (".png", ".webp", ".jpg"):
-        raise LabError(f"--out must be a picture (.png, .webp or .jpg), not {out}")
     sheet = grid(made.images, columns=len(seeds) if len(chosen) > 1 else None)
     write_atomically(
         out, lambda path: sheet.save(path, format={".jpg": "JPEG"}.get(out.suffix.lower(), out.suffix[1:].upper()))
@@ -157,16 +157,13 @@ def _classify(given: argparse.Namespace) -> int:
 
 def _evaluate(given: argparse.Namespace) -> int:
     from rrepa_lab.analysis.evaluate import evaluate
-    from rrepa_lab.files import write_text
     from rrepa_lab.runs import load
-    from rrepa_lab.training.card import write_card
-    from rrepa_lab.training.records import Records
+    from rrepa_lab.training.card import save_scores
 
     run = load(given.run_name, given.device)
     table = evaluate(run, given.split, given.samples)
     if given.save and run.directory is not None:
-        write_text(run.directory / "scores.csv", table.to_csv(index=False))
-        write_card(run, Records(run.directory).table(), table)
+        save_scores(run, table)
     _print_rows(table.to_dict("records"), given.json)
     _hint(given, f"see what it draws: rrepa-lab sample {given.run_name} --labels 0..9 --seeds 0..9 --out grid.png")
     return 0
@@ -408,7 +405,9 @@ def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
 
 def _print_rows(rows: list[dict[Any, Any]], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(rows, indent=2))
+        # JSON knows no nan: a measurement that does not exist is null
+        plain = [{key: None if value != value else value for key, value in row.items()} for row in rows]  # noqa: PLR0124
+        print(json.dumps(plain, indent=2, allow_nan=False))
     elif rows:
         from tabulate import tabulate
 

@@ -112,6 +112,9 @@ def test_describe(capsys):
     status, text, _ = run(capsys, "describe", "digits-reverse", "--routing")
     assert status == 0
     assert "block.4.layer.4" in text
+    status, text, _ = run(capsys, "describe", "digits-reverse", "--routing", "--json")
+    rows = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert {row["cosine_with_exact"] for row in rows if row["gradient_norm"] == 0} == {None}
 
 
 def test_doctor(capsys):

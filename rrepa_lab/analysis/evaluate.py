@@ -8,7 +8,7 @@ from rrepa_lab.analysis.classify import classify
 from rrepa_lab.analysis.evaluator import frechet_distance, load_evaluator
 from rrepa_lab.data.datasets import Batch, load_split
 from rrepa_lab.data.loaders import generator
-from rrepa_lab.data.pixels import add_noise, dequantize
+from rrepa_lab.data.pixels import training_noise
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.likelihood import bits_per_dim, nats_per_dim
 from rrepa_lab.runs import Run
@@ -56,13 +56,16 @@ def _likelihood(run: Run, batch: Batch, levels: int, draws: int, seed: int) -> d
         return torch.cat([flow.log_prob(noised[part], None if y is None else y[part]) for part in parts])
 
     noises = [generator(seed, draw) for draw in range(draws)]
+    densities = torch.stack(
+        [log_prob(training_noise(batch.x, config.noise, config.noise_std, levels, noise)) for noise in noises]
+    )
     if config.noise == "gaussian":
-        values = [nats_per_dim(log_prob(add_noise(batch.x, config.noise_std, noise)), config.dims) for noise in noises]
+        values = nats_per_dim(densities, config.dims)
         metric, unit, how = "nats_per_dim", "nats/dim", f"gaussian noise, sigma {config.noise_std}"
     else:
-        values = [bits_per_dim(log_prob(dequantize(batch.x, levels, noise)), config.dims, levels) for noise in noises]
+        values = bits_per_dim(densities, config.dims, levels)
         metric, unit, how = "bits_per_dim", "bits/dim", "uniform dequantization"
-    value = float(torch.stack(values).double().mean())
+    value = float(values.double().mean())
     return _row(metric, value, unit, len(batch.x), f"{how}, {draws} draws, true labels, seed {seed}")
 
 

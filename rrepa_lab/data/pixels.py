@@ -30,6 +30,11 @@ def add_noise(x: Tensor, std: float, generator: torch.Generator | None = None) -
     return x + std * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
 
+def training_noise(x: Tensor, kind: str, std: float, levels: int, generator: torch.Generator | None = None) -> Tensor:
+    """The noise a flow is trained under: `kind` is "gaussian" with this `std`, or "uniform" dequantization of `levels`."""
+    return add_noise(x, std, generator) if kind == "gaussian" else dequantize(x, levels, generator)
+
+
 def to_uint8(x: Tensor) -> np.ndarray:
     """Images (B, C, H, W) in [-1, 1] -> (B, H, W, C) uint8; C is 1 or 3."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -27,9 +27,8 @@ from rrepa_lab.files import sha256, write_text
 from rrepa_lab.places import assets
 from rrepa_lab.presets import ALIGNED, digits
 from rrepa_lab.runs import RunConfig, load
-from rrepa_lab.training.card import write_card
+from rrepa_lab.training.card import save_scores
 from rrepa_lab.training.loop import train
-from rrepa_lab.training.records import Records
 
 SEEDS = (0, 1, 2)
 
@@ -59,9 +58,7 @@ def run_one(config: RunConfig, directory: Path, split: str) -> pd.DataFrame:
         for _ in train(config, directory, resume=done.exists(), device="cpu"):
             pass
         run = load(directory)
-        table = evaluate(run, split)
-        write_text(scores, table.to_csv(index=False))
-        write_card(run, Records(directory).table(), table)
+        save_scores(run, evaluate(run, split))
     return pd.read_csv(scores)
 
 
@@ -118,9 +115,7 @@ def bundle(out: Path) -> list[Path]:
         load(source).save(target, torch.bfloat16)
         write_text(target / "metrics.jsonl", (source / "metrics.jsonl").read_text(encoding="utf-8"))
         run = load(target)
-        scores = evaluate(run)
-        write_text(target / "scores.csv", scores.to_csv(index=False))
-        write_card(run, Records(target).table(), scores)
+        save_scores(run, evaluate(run))
         folders.append(target)
     for table in (out, out.parent / "search"):
         if (table / "scores.csv").exists():

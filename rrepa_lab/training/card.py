@@ -7,6 +7,7 @@ import pandas as pd
 from rrepa_lab.align.selfsup import EncoderTrainConfig
 from rrepa_lab.files import write_text
 from rrepa_lab.runs import Run, describe_config
+from rrepa_lab.training.records import Records
 
 
 def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = None) -> None:
@@ -34,6 +35,13 @@ def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = No
         lines += ["", "## Scores", "", *score_lines(scores)]
     lines += ["", "Load it: `rl.load(<this folder>)`; command line: `rrepa-lab sample <this folder>`.", ""]
     write_text(Path(run.directory) / "card.md", "\n".join(lines))
+
+
+def save_scores(run: Run, scores: pd.DataFrame) -> None:
+    """Keep the table of `rl.evaluate` in the run's directory: scores.csv, and in the card."""
+    assert run.directory is not None
+    write_text(run.directory / "scores.csv", scores.to_csv(index=False))
+    write_card(run, Records(run.directory).table(), scores)
 
 
 def score_lines(scores: pd.DataFrame) -> list[str]:

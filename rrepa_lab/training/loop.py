@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from rrepa_lab.align.encoder import match_grid
 from rrepa_lab.data.datasets import Batch, ImageSet, load_split, whole
 from rrepa_lab.data.loaders import SeededBatches, generator, stream
-from rrepa_lab.data.pixels import add_noise, dequantize
+from rrepa_lab.data.pixels import training_noise
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically
 from rrepa_lab.flow.likelihood import HALF_LOG_2PI, nats_per_dim
@@ -109,7 +109,7 @@ def _train(config: RunConfig, out: Path, resume: bool, device: str) -> Generator
         for batch in stream(images, session.batches(len(images)), settings.workers):
             since_report.append(session.advance(batch))
             step = session.step
-            if step % settings.save_every == 0:
+            if step % settings.save_every == 0 and step != settings.steps:
                 session.checkpoint()
             if step % settings.report_every and step != settings.steps:
                 continue
@@ -244,9 +244,7 @@ class _Session:
         return noised, labels, match_grid(self.teacher(clean), self.teacher.grid, self.config.flow.side)
 
     def _noised(self, x: Tensor, draw: torch.Generator) -> Tensor:
-        if self.config.flow.noise == "gaussian":
-            return add_noise(x, self.config.flow.noise_std, draw)
-        return dequantize(x, self.levels, draw)
+        return training_noise(x, self.config.flow.noise, self.config.flow.noise_std, self.levels, draw)
 
 
 def _begin(config: RunConfig, images: ImageSet, out: Path, resume: bool) -> tuple[Run, dict[str, Any]]:
