@@ -14,6 +14,6 @@ class LabError(ValueError):
 def unknown(kind: str, given: object, known: Iterable[str]) -> LabError:
     """The error for a name that is not among the known ones, with the nearest ones offered."""
     names = [str(name) for name in known]
-    near = get_close_matches(str(given), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+    near = get_close_matches(str(given), names, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names) or 'none'}"
     return LabError(f"unknown {kind} {str(given)!r}; {hint}")

@@ -260,3 +260,48 @@ def test_tap_names():
 def test_errors_name_the_thing_and_the_values(call, message):
     with pytest.raises(LabError, match=message):
         call(rl.TarFlow(CONFIGS["plain"]))
+
+
+# --- guidance when encoding, and labels for each block ----------------------------------------------------------------
+
+GUIDED = [{"guidance": 1.5}, {"guidance": 1.5, "annealed": True}, {"guidance": 0.7, "temperature": 0.6}]
+
+
+@pytest.mark.parametrize("settings", GUIDED, ids=str)
+def test_the_guided_map_is_inverted_exactly(flow, batch, settings):
+    x, y = batch
+    out = flow(x, y, "*", **settings)
+    back = flow.inverse(out.z, y, taps="*", **settings)
+    shut(back.x, x, 1e-8)
+    for tap, state in out.states.items():
+        shut(back.states[tap], state, 1e-8)
+
+
+def test_logdet_of_the_guided_map_is_that_of_autograd():
+    flow, y = make_flow(CONFIGS["plain"]), torch.tensor([3])
+    x = torch.randn(1, 1, 8, 8, dtype=torch.float64)
+
+    def encode(flat):
+        return flow(flat.view(1, 1, 8, 8), y, guidance=1.5, annealed=True).z.flatten()
+
+    jacobian = torch.autograd.functional.jacobian(encode, x.flatten())
+    shut(flow(x, y, guidance=1.5, annealed=True).logdet[0], torch.linalg.slogdet(jacobian).logabsdet, 1e-8)
+
+
+def test_labels_for_each_block_reach_that_block_alone():
+    flow = make_flow(CONFIGS["plain"])
+    x, y = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([3, 7])
+    same = flow.label_weights(y, 2)[:, None].repeat(1, 3, 1)
+    assert torch.equal(flow.log_prob(x, same), flow.log_prob(x, y))
+    only_second = torch.full((2, 3, 10), 0.1, dtype=torch.float64)
+    only_second[:, 1] = same[:, 1]
+    taps = ["block.1.layer.2", "block.2.layer.2"]
+    mixed, none, full = (flow(x, label, taps).states for label in (only_second, None, y))
+    shut(mixed[taps[0]], none[taps[0]], 1e-12)
+    assert (mixed[taps[1]] - none[taps[1]]).abs().max() > 1e-3
+    # block 2 alone, on what an unlabelled block 1 gave it
+    tokens = flow(x, None, "block.2.in").states["block.2.in"]
+    shut(mixed[taps[1]], flow.block(2).features(tokens, flow.label_weights(y, 2), {2})[2], 1e-12)
+    assert (mixed[taps[1]] - full[taps[1]]).abs().max() > 1e-6
+    for guidance in (0.0, 1.5):
+        shut(flow.inverse(flow(x, only_second, guidance=guidance).z, only_second, guidance=guidance).x, x, 1e-8)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rrepa_lab.config import Config
 from rrepa_lab.flow.taps import Tap
-from rrepa_lab.flow.tarflow import FlowOutput, TarFlow
+from rrepa_lab.flow.tarflow import FlowOutput, TarFlow, label_of_block
 
 Strategy = Literal["none", "forward", "detach", "reverse", "reverse-exact"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -71,7 +71,11 @@ def features(flow: TarFlow, x: Tensor, y: Tensor | None, strategy: str, taps: li
     label = flow.label_weights(y, len(x))
     layers = {number: {int(tap.layer) for tap in taps if tap.block == number} for number in cache}
     if strategy == "detach":
-        read = {number: flow.block(number).features(cache[number], label, layers[number]) for number in cache if layers[number]}
+        read = {
+            number: flow.block(number).features(cache[number], label_of_block(label, number), layers[number])
+            for number in cache
+            if layers[number]
+        }
     else:
         read = pseudo_reverse(flow, encoded.z.detach(), cache, label, layers, refinements).features
     return Features(encoded, {tap.name: read[tap.block][int(tap.layer)] for tap in taps})
@@ -102,7 +106,7 @@ def pseudo_reverse(
     Args:
         z: (B, T, P), detached.
         cache: block t -> its input when encoding, (B, T, P), detached, for every block from the lowest aligned one up.
-        label: (B, K) class weights, or None.
+        label: (B, K) or (B, N, K) class weights, or None.
         layers: block t -> the layers whose features are wanted.
         refinements: k more rebuilds with mu and alpha taken from the rebuilt tokens, each a Jacobi step of the
             triangular system: the gradient is exact for k = T - 1.
@@ -111,12 +115,12 @@ def pseudo_reverse(
     found: dict[int, dict[int, Tensor]] = {}
     rebuilt: dict[int, Tensor] = {}
     for number in sorted(cache, reverse=True):
-        block = flow.block(number)
+        block, seen = flow.block(number), label_of_block(label, number)
         guess = cache[number]
         for _ in range(1 + refinements):
-            affine = block.affine(guess, label)
+            affine = block.affine(guess, seen)
             guess = affine.mu + torch.exp(affine.alpha) * tokens
         tokens = rebuilt[number] = guess
         if layers.get(number):
-            found[number] = block.features(tokens, label, layers[number])
+            found[number] = block.features(tokens, seen, layers[number])
     return PseudoReverse(found, rebuilt)

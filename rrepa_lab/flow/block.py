@@ -24,9 +24,36 @@ class Guidance(NamedTuple):
     annealed: bool = False
     temperature: float = 1.0
 
+    @property
+    def branches(self) -> int:
+        """Copies of the batch that are read: 2, the conditional one first, or 1 without guidance."""
+        return 2 if self.scale else 1
+
     def weight(self, token: int, tokens: int) -> float:
         """w at this token (from 0)."""
         return self.scale * token / (tokens - 1) if self.annealed else self.scale
+
+    def copies(self, x: Tensor) -> Tensor:
+        """A batch (B, ...) once for each branch."""
+        return x if self.branches == 1 else torch.cat([x, x])
+
+    def mix(self, value: Tensor, weight: float | Tensor) -> Tensor:
+        """mu or alpha of all branches -> (B, n, P)."""
+        if self.branches == 1:
+            return value
+        conditional, unconditional = value.chunk(2)
+        return conditional + weight * (conditional - unconditional)
+
+    def temperatures(self, x: Tensor) -> Tensor | None:
+        """Divisor (2B, 1, 1, 1) of the attention logits for a batch (B, ...), None where it is 1 everywhere."""
+        if self.branches == 1 or self.temperature == 1.0:
+            return None
+        divisor = x.new_ones(2 * len(x), 1, 1, 1)
+        divisor[len(x) :] = self.temperature
+        return divisor
+
+
+UNGUIDED = Guidance()
 
 
 class Affine(NamedTuple):
@@ -70,18 +97,26 @@ class AffineBlock(nn.Module):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
-    def forward(self, x: Tensor, label: Tensor | None, keep: Collection[int] = ()) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-        """Encode: (B, T, P) -> z (B, T, P), logdet (B,) in nats, states."""
-        mu, alpha, states = self.affine(x, label, keep)
+    def forward(
+        self, x: Tensor, label: Tensor | None, keep: Collection[int] = (), guidance: Guidance = UNGUIDED
+    ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+        """Encode: (B, T, P) -> z (B, T, P), logdet (B,) in nats, states; arguments as in `inverse`."""
+        mu, alpha, states = self.affine(x, label, keep, guidance)
         return (x - mu) * torch.exp(-alpha), -alpha.sum(dim=(1, 2)), states
 
-    def affine(self, x: Tensor, label: Tensor | None, keep: Collection[int] = ()) -> Affine:
-        """mu and alpha of all tokens in one parallel pass, given all tokens (B, T, P)."""
-        read = self._read(self._turn(x), 0, label, keep=keep)
-        mu, alpha = self._project(read.hidden)
+    def affine(self, x: Tensor, label: Tensor | None, keep: Collection[int] = (), guidance: Guidance = UNGUIDED) -> Affine:
+        """mu and alpha of all tokens in one parallel pass, given all tokens (B, T, P).
+
+        The guided mu and alpha of a token depend on the tokens before it alone, as the plain ones do: so the guided
+        map, too, is inverted exactly and in parallel.
+        """
+        batch, tokens, _ = x.shape
+        read = self._read(guidance.copies(self._turn(x)), 0, label, guidance.temperatures(x), keep=keep)
         # the prediction made at token i is for token i + 1; the first token passes unchanged
-        mu, alpha = (torch.cat([torch.zeros_like(p[:, :1]), p[:, :-1]], dim=1) for p in (mu, alpha))
-        return Affine(self._turn(mu), self._turn(alpha), self._turn_all(read.states))
+        shifted = (torch.cat([torch.zeros_like(p[:, :1]), p[:, :-1]], dim=1) for p in self._project(read.hidden))
+        weight = x.new_tensor([guidance.weight(i, tokens) for i in range(tokens)])[:, None] if guidance.scale else 0.0
+        mu, alpha = (self._turn(guidance.mix(p, weight)) for p in shifted)
+        return Affine(mu, alpha, self._turn_all({number: state[:batch] for number, state in read.states.items()}))
 
     def features(self, x: Tensor, label: Tensor | None, layers: Collection[int]) -> dict[int, Tensor]:
         """Outputs (B, T, D) of the layers asked for, in image order; layers above the highest are not run."""
@@ -99,28 +134,21 @@ class AffineBlock(nn.Module):
         """
         z = self._turn(z)
         batch, tokens, _ = z.shape
-        branches = 2 if guidance.scale else 1
-        temperature = None
-        if branches == 2 and guidance.temperature != 1.0:
-            temperature = z.new_ones(2 * batch, 1, 1, 1)
-            temperature[batch:] = guidance.temperature
+        temperature = guidance.temperatures(z)
         xs = [z[:, :1]]
         reads: list[Pass] = []
         cache: KVCache | None = None
         # the last token is read only if its features are wanted: nothing is predicted from it
         for i in range(tokens if keep else tokens - 1):
             if cached:
-                token = xs[-1].repeat(branches, 1, 1)
-                read = self._read(token, i, label, temperature, cache, keep)
+                read = self._read(guidance.copies(xs[-1]), i, label, temperature, cache, keep)
                 cache = read.cache
             else:
-                read = self._read(torch.cat(xs, dim=1).repeat(branches, 1, 1), 0, label, temperature, None, keep)
+                read = self._read(guidance.copies(torch.cat(xs, dim=1)), 0, label, temperature, None, keep)
             reads.append(read)
             if i + 1 < tokens:
-                mu, alpha = self._project(read.hidden[:, -1:])
-                if branches == 2:
-                    w = guidance.weight(i + 1, tokens)
-                    mu, alpha = (c + w * (c - u) for c, u in (p.chunk(2) for p in (mu, alpha)))
+                weight = guidance.weight(i + 1, tokens)
+                mu, alpha = (guidance.mix(p, weight) for p in self._project(read.hidden[:, -1:]))
                 xs.append(mu + torch.exp(alpha) * z[:, i + 1 : i + 2])
         states = {n: torch.cat([read.states[n][:batch, -1:] for read in reads], dim=1) for n in keep}
         return self._turn(torch.cat(xs, dim=1)), self._turn_all(states)

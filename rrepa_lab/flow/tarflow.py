@@ -123,23 +123,33 @@ class TarFlow(nn.Module):
             for number in range(1, config.blocks + 1)
         )
 
-    def forward(self, x: Tensor, y: Tensor | None = None, taps: Taps = ()) -> FlowOutput:
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        taps: Taps = (),
+        guidance: float = 0.0,
+        annealed: bool = False,
+        temperature: float = 1.0,
+    ) -> FlowOutput:
         """Encode images (B, C, H, W) to noise.
 
         Args:
-            y: (B,) int class ids with -1 for a dropped label, (B, K) class weights, or None for unconditional.
+            y: (B,) int class ids with -1 for a dropped label, (B, K) class weights, (B, N, K) class weights for each
+                block, or None for unconditional.
             taps: addresses of inner states to record, glob patterns allowed (see `flow.taps`).
+            guidance, annealed, temperature: encode by the guided map, the exact inverse of `inverse` with the same values.
 
         Raises: LabError for a wrong image shape, a label out of range, or a tap that does not exist.
         """
         wanted = self.resolve(taps)
         tokens = self.tokenize(x)
-        label = self.label_weights(y, len(x))
+        label, rule = self._condition(y, len(x), guidance, annealed, temperature)
         logdet = tokens.new_zeros(len(x))
         states: dict[str, Tensor] = {}
         for number, block in enumerate(self.blocks, start=1):
             _record(states, wanted, number, "in", tokens)
-            tokens, term, layers = block(tokens, label, _layers(wanted, number))
+            tokens, term, layers = block(tokens, label_of_block(label, number), _layers(wanted, number), rule)
             logdet = logdet + term
             states |= {Tap(number, layer).name: state for layer, state in layers.items()}
             _record(states, wanted, number, "out", tokens)
@@ -166,7 +176,7 @@ class TarFlow(nn.Module):
             y: as in `forward`, and with the same meaning: -1 and None are the mean of the class table.
             guidance: classifier-free guidance weight w >= 0; 0 is none.
             annealed: let w grow linearly along the tokens of each block, from 0 to `guidance`.
-            temperature: attention temperature of the unconditional branch; needs guidance > 0.
+            temperature: attention temperature of the unconditional branch; without guidance there is none.
             method: "sequential" reads the whole prefix again for every token and is the plain reference; "cached"
                 carries keys and values along; "auto" is "cached".
             taps: states to record. All tokens are recorded, of the conditional branch when guided.
@@ -175,21 +185,17 @@ class TarFlow(nn.Module):
         """
         if method not in METHODS:
             raise unknown("decoding method", method, METHODS)
-        if guidance < 0 or temperature <= 0:
-            raise LabError(f"guidance must be >= 0 and temperature > 0, not {guidance} and {temperature}")
         if z.shape[1:] != (self.config.tokens, self.config.token_size):
             raise LabError(f"noise must be (B, {self.config.tokens}, {self.config.token_size}), not {tuple(z.shape)}")
         wanted = self.resolve(taps)
-        label = self.label_weights(y, len(z))
-        if guidance and label is not None:
-            label = torch.cat([label, torch.full_like(label, 1 / self.config.classes)])
-        rule = Guidance(guidance, annealed, temperature)
+        label, rule = self._condition(y, len(z), guidance, annealed, temperature)
         tokens = z
         states: dict[str, Tensor] = {}
         for number in range(self.config.blocks, 0, -1):
             _record(states, wanted, number, "out", tokens)
             keep = _layers(wanted, number)
-            tokens, layers = self.block(number).inverse(tokens, label, rule, cached=method != "sequential", keep=keep)
+            seen = label_of_block(label, number)
+            tokens, layers = self.block(number).inverse(tokens, seen, rule, cached=method != "sequential", keep=keep)
             states |= {Tap(number, layer).name: state for layer, state in layers.items()}
             _record(states, wanted, number, "in", tokens)
         return InverseOutput(self.images(tokens), {tap.name: states[tap.name] for tap in wanted})
@@ -214,9 +220,10 @@ class TarFlow(nn.Module):
         return resolve(taps, self.config.blocks, self.config.layers)
 
     def label_weights(self, y: Tensor | None, batch: int) -> Tensor | None:
-        """Labels in any form -> (B, K) weights of the class table; None for a flow without classes.
+        """Labels in any form -> (B, K) weights of the class tables, or (B, N, K) if they differ from block to block.
 
         A dropped label (-1) and None weigh all classes alike: the unconditional embedding is the table's mean.
+        None for a flow without classes.
 
         Raises: LabError for ids outside -1..K-1, weights of another shape, or labels for an unconditional flow.
         """
@@ -230,8 +237,12 @@ class TarFlow(nn.Module):
         if y is None:
             return uniform
         if y.is_floating_point():
-            if y.shape != (batch, classes):
-                raise LabError(f"class weights must be ({batch}, {classes}), not {tuple(y.shape)}")
+            blocks = self.config.blocks
+            if y.shape not in ((batch, classes), (batch, blocks, classes)):
+                raise LabError(
+                    f"class weights must be ({batch}, {classes}), or ({batch}, {blocks}, {classes}) for each block, "
+                    f"not {tuple(y.shape)}"
+                )
             return y.to(uniform)
         if y.shape != (batch,):
             raise LabError(f"class ids must be ({batch},), not {tuple(y.shape)}")
@@ -240,6 +251,22 @@ class TarFlow(nn.Module):
         if len(outside):
             raise LabError(f"label {int(outside[0])} is out of range: 0..{classes - 1}, or -1 for no label")
         return torch.where((y < 0)[:, None], uniform, F.one_hot(y.clamp(min=0).long(), classes).to(uniform))
+
+    def _condition(
+        self, y: Tensor | None, batch: int, guidance: float, annealed: bool, temperature: float
+    ) -> tuple[Tensor | None, Guidance]:
+        """Class weights of all branches, and the rule that mixes them."""
+        if guidance < 0 or temperature <= 0:
+            raise LabError(f"guidance must be >= 0 and temperature > 0, not {guidance} and {temperature}")
+        label = self.label_weights(y, batch)
+        if guidance and label is not None:
+            label = torch.cat([label, torch.full_like(label, 1 / self.config.classes)])
+        return label, Guidance(guidance, annealed, temperature)
+
+
+def label_of_block(label: Tensor | None, number: int) -> Tensor | None:
+    """The (B, K) class weights that the block with this number sees, of what `TarFlow.label_weights` gives."""
+    return label if label is None or label.ndim == 2 else label[:, number - 1]
 
 
 def _layers(wanted: list[Tap], block: int) -> set[int]:
