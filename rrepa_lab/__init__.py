@@ -14,8 +14,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from rrepa_lab.align.measure import Alignment, alignment
     from rrepa_lab.align.routing import routing
-    from rrepa_lab.analysis.classify import Classification, classify
+    from rrepa_lab.analysis.classify import Classification, classify, classify_steps, evidence
+    from rrepa_lab.analysis.embed import embed, neighbours, patch_colours
     from rrepa_lab.analysis.evaluate import evaluate
+    from rrepa_lab.analysis.probe import best_layer, probe
+    from rrepa_lab.analysis.report import ClassificationReport, classification_report
+    from rrepa_lab.analysis.similarity import similarity
+    from rrepa_lab.analysis.trace import Trace, agreement, trace
     from rrepa_lab.errors import LabError
     from rrepa_lab.flow.tarflow import FlowConfig, FlowOutput, InverseOutput, TarFlow
     from rrepa_lab.presets import preset
@@ -30,7 +35,20 @@ _HOMES = {
     "routing": "align.routing",
     "Classification": "analysis.classify",
     "classify": "analysis.classify",
+    "classify_steps": "analysis.classify",
+    "evidence": "analysis.classify",
+    "embed": "analysis.embed",
+    "neighbours": "analysis.embed",
+    "patch_colours": "analysis.embed",
     "evaluate": "analysis.evaluate",
+    "best_layer": "analysis.probe",
+    "probe": "analysis.probe",
+    "ClassificationReport": "analysis.report",
+    "classification_report": "analysis.report",
+    "similarity": "analysis.similarity",
+    "Trace": "analysis.trace",
+    "agreement": "analysis.trace",
+    "trace": "analysis.trace",
     "LabError": "errors",
     "FlowConfig": "flow.tarflow",
     "FlowOutput": "flow.tarflow",
@@ -51,6 +69,7 @@ _HOMES = {
 __all__ = [
     "Alignment",
     "Classification",
+    "ClassificationReport",
     "FlowConfig",
     "FlowOutput",
     "InverseOutput",
@@ -61,14 +80,26 @@ __all__ = [
     "Samples",
     "StepReport",
     "TarFlow",
+    "Trace",
+    "agreement",
     "alignment",
     "available",
+    "best_layer",
+    "classification_report",
     "classify",
+    "classify_steps",
+    "embed",
     "evaluate",
+    "evidence",
     "load",
+    "neighbours",
+    "patch_colours",
     "preset",
+    "probe",
     "routing",
     "sample",
+    "similarity",
+    "trace",
     "train",
 ]
 

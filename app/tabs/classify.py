@@ -11,7 +11,7 @@ from torch import Tensor
 
 import rrepa_lab as rl
 from rrepa_lab.data.pixels import from_drawing, from_picture
-from rrepa_lab.viz.figures import class_scores
+from rrepa_lab.viz.classes import class_scores
 from rrepa_lab.viz.images import picture
 
 METHODS = {"one gradient step": "gradient", "Bayes' rule": "bayes"}
@@ -62,7 +62,7 @@ def judge(first: str, second: str, method: str, seen: Seen) -> tuple[Image.Image
         top = result.scores[0].topk(2)
         best, next_best = (get_run(name).classes[int(k)] for k in top.indices)
         lines.append(f"- **{name}** says **{best}**, by {float(top.values[0] - top.values[1]):.2f} nats before {next_best}")
-    figure = class_scores(results, get_run(first).classes, METHODS[method])
+    figure = class_scores(results, get_run(first).classes, METHODS[method], what=seen[1])
     return picture(x[0], scale=max(1, 160 // x.shape[-1])), figure, "\n".join([f"Looking at {seen[1]}.", *lines])
 
 

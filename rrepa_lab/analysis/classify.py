@@ -1,57 +1,239 @@
-"""Reading a class off a flow without training a classifier."""
+"""Reading a class off a flow without training a classifier.
 
-from typing import NamedTuple
+The flow sees a soft label: class weights p = softmax(s), which every block turns into the embedding p @ table. How its
+log-likelihood answers to the logits s is evidence for the classes.
+
+| method   | scores                                             | passes over an image            |
+|----------|----------------------------------------------------|---------------------------------|
+| gradient | d log p(x | softmax(s)) / ds at s = 0              | one forward, one backward       |
+| iterated | s after gradient ascent on log p(x | softmax(s))   | the same for each step          |
+| bayes    | log p(k | x), equal priors                         | one forward for each class      |
+
+At s = 0 the derivative with respect to logit k is 1/K of the derivative with respect to weight k, less the mean over
+classes; so K times the gradient score is the gain log p(x | k) - log p(x) to first order, and the one-step rule is
+Bayes' rule with the log-likelihood taken as linear in the weights. `Classification.probability` uses that.
+
+Source: R-REPA, arXiv 2511.22345, Algorithm 1.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rrepa_lab.data.loaders import generator
+from rrepa_lab.data.pixels import add_noise
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.tarflow import TarFlow
 from rrepa_lab.runs import Run
 
-METHODS = ("gradient", "bayes")
+Method = Literal["gradient", "bayes", "iterated"]
+METHODS: tuple[Method, ...] = ("gradient", "bayes", "iterated")
+
+
+class Top(NamedTuple):
+    """The best classes of each image, best first."""
+
+    scores: Tensor  # (B, k)
+    labels: Tensor  # (B, k) int64
 
 
 class Classification(NamedTuple):
     """Scores of every class for every image; the largest wins."""
 
-    scores: Tensor  # (B, K); gradient: d log p / d logit, nats per logit; bayes: log posterior, nats
+    scores: Tensor  # (B, K); gradient: d log p / d logit, nats per logit; bayes: log posterior, nats; iterated: logits
     label: Tensor  # (B,) int64
+    method: str
+    path: Tensor  # (S, B, K): iterated: the logits before the first and after each step; else the mean over 1..S noise draws
+
+    @property
+    def probability(self) -> Tensor:
+        """Class probabilities (B, K) that the scores stand for; by gradient those of the linearised log-likelihood."""
+        return (self.scores * (self.scores.shape[1] if self.method == "gradient" else 1)).softmax(dim=1)
+
+    @property
+    def margin(self) -> Tensor:
+        """Best score minus the second best (B,), in the unit of the scores."""
+        best = self.scores.topk(2, dim=1).values
+        return best[:, 0] - best[:, 1]
+
+    def top(self, k: int = 5) -> Top:
+        """The k best classes of each image; all of them if there are fewer."""
+        values, labels = self.scores.topk(min(k, self.scores.shape[1]), dim=1)
+        return Top(values, labels)
 
 
-def classify(run: Run | TarFlow, x: Tensor, method: str = "gradient", batch: int = 256) -> Classification:
+def classify(
+    run: Run | TarFlow,
+    x: Tensor,
+    method: str = "gradient",
+    *,
+    draws: int = 0,
+    noise_std: float | None = None,
+    blocks: Collection[int] | None = None,
+    steps: int = 20,
+    step_size: float = 0.3,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+    batch: int = 256,
+) -> Classification:
     """Classify images (B, C, H, W) in [-1, 1].
 
     Args:
-        method: "gradient" is the paper's Algorithm 1: one forward and one backward pass for any number of classes.
-            "bayes" is exact for equal priors: one forward pass for each class.
-        batch: images at once.
+        method: "gradient" (the paper's Algorithm 1), "bayes" (exact, equal priors) or "iterated" (see the table above).
+        draws: noise draws to average the log-likelihood over; 0 takes the images as they are.
+        noise_std: sigma of those draws; the flow's training noise by default.
+        blocks: numbers of the blocks that see the label, the others seeing none; by default all do.
+        steps, step_size, tolerance: of "iterated", see `classify_steps`.
+        seed: of the noise.
+        batch: images, for bayes pairs of an image and a class, in one pass.
 
-    Raises: LabError for an unknown method, a wrong image shape, or a flow without classes.
-    Source: R-REPA, arXiv 2511.22345, Algorithm 1.
+    Raises: LabError for an unknown method, a wrong image shape, a block that does not exist, no images, or a flow
+        without classes.
     """
     flow = run.flow if isinstance(run, Run) else run
     if method not in METHODS:
         raise unknown("classification method", method, METHODS)
-    if flow.config.classes == 0:
-        raise LabError("this flow was trained without classes: there is nothing to classify")
+    if method == "iterated":
+        path = torch.stack([
+            taken.scores
+            for taken in classify_steps(
+                flow, x, steps=steps, step_size=step_size, tolerance=tolerance,
+                draws=draws, noise_std=noise_std, blocks=blocks, seed=seed, batch=batch,
+            )
+        ])  # fmt: skip
+        return _result(path, method)
+    seen = _Seen(flow, x, blocks)
     score = _gradient_scores if method == "gradient" else _bayes_scores
-    scores = torch.cat([score(flow, part) for part in x.split(batch)])
-    return Classification(scores, scores.argmax(dim=1))
+    views = _views(flow, x, draws, noise_std, seed)
+    totals = torch.stack([score(seen, view, batch) for view in views]).cumsum(dim=0)
+    path = totals / torch.arange(1, len(totals) + 1, device=totals.device)[:, None, None]
+    return _result(path.log_softmax(dim=2) if method == "bayes" else path, method)
 
 
-def _gradient_scores(flow: TarFlow, x: Tensor) -> Tensor:
-    """Gradient of log p(x | softmax(s)) at s = 0, where the flow sees its unconditional embedding; (B, K)."""
+def classify_steps(
+    run: Run | TarFlow,
+    x: Tensor,
+    *,
+    steps: int = 20,
+    step_size: float = 0.3,
+    tolerance: float = 1e-3,
+    draws: int = 0,
+    noise_std: float | None = None,
+    blocks: Collection[int] | None = None,
+    seed: int = 0,
+    batch: int = 256,
+) -> Iterator[Classification]:
+    """Gradient ascent on the logits of the soft label, yielding the classification before the first and after each step.
+
+    Args:
+        steps: at most this many; the first alone decides like the one-step rule.
+        step_size: logits moved for a gradient of one nat per logit. The default suits digits.
+        tolerance: an image is left alone once none of its class weights moves more than this in a step; when all are,
+            the ascent ends. So the answer for an image does not depend on its company.
+
+    The other arguments, and the errors, are those of `classify`.
+    """
+    if steps < 1 or step_size <= 0:
+        raise LabError(f"steps must be >= 1 and step_size > 0, not {steps} and {step_size}")
+    flow = run.flow if isinstance(run, Run) else run
+    seen = _Seen(flow, x, blocks)
+    views = _views(flow, x, draws, noise_std, seed)
+    logits = torch.zeros(len(x), flow.config.classes, dtype=x.dtype, device=x.device)
+    moving = torch.arange(len(x), device=x.device)
+    yield _result(logits[None], "iterated")
+    for _ in range(steps):
+        slopes = [_slope(seen, view[moving], logits[moving], batch) for view in views]
+        moved = logits[moving] + step_size * torch.stack(slopes).mean(dim=0)
+        still = (moved.softmax(dim=1) - logits[moving].softmax(dim=1)).abs().amax(dim=1) > tolerance
+        logits = logits.index_copy(0, moving, moved)
+        moving = moving[still]
+        yield _result(logits[None], "iterated")
+        if not len(moving):
+            return
+
+
+def evidence(run: Run | TarFlow, x: Tensor, batch: int = 256) -> Tensor:
+    """The gradient scores of images (B, C, H, W) split by the block whose label moves, (B, N, K) nats per logit.
+
+    They sum over blocks to the scores of `classify`: at s = 0 all blocks see the same embedding, so the total
+    derivative is the sum of the partial ones. One forward and one backward pass.
+    """
+    flow = run.flow if isinstance(run, Run) else run
+    return _evidence(_Seen(flow, x, None).flow, x, batch)
+
+
+class _Seen:
+    """A flow, and the blocks of it that see the label."""
+
+    def __init__(self, flow: TarFlow, x: Tensor, blocks: Collection[int] | None) -> None:
+        if flow.config.classes == 0:
+            raise LabError("this flow was trained without classes: there is nothing to classify")
+        if not len(x):
+            raise LabError("no images to classify")
+        count = flow.config.blocks
+        if blocks is not None and not (blocks and all(1 <= number <= count for number in blocks)):
+            raise LabError(f"blocks {sorted(blocks)} must be some of 1..{count}")
+        self.flow = flow
+        self.rows = sorted({number - 1 for number in blocks or range(1, count + 1)})
+        self.everywhere = len(self.rows) == count
+
+    def log_prob(self, x: Tensor, weights: Tensor) -> Tensor:
+        """log p(x | weights (B, K)) in nats (B,), other blocks than these seeing no label."""
+        if not self.everywhere:
+            mask = torch.zeros(self.flow.config.blocks, 1, dtype=weights.dtype, device=weights.device)
+            mask[self.rows] = 1
+            weights = mask * weights[:, None] + (1 - mask) / weights.shape[1]
+        return self.flow.log_prob(x, weights)
+
+
+def _result(path: Tensor, method: str) -> Classification:
+    return Classification(path[-1], path[-1].argmax(dim=1), method, path)
+
+
+def _views(flow: TarFlow, x: Tensor, draws: int, noise_std: float | None, seed: int) -> list[Tensor]:
+    """The images as they are, or under each noise draw; the noise of an image depends on its row, not on `batch`."""
+    if draws == 0:
+        return [x]
+    if draws < 0:
+        raise LabError(f"draws must be >= 0, not {draws}")
+    if noise_std is None and flow.config.noise != "gaussian":
+        raise LabError("this flow was trained with uniform noise: say noise_std to average over draws")
+    std = flow.config.noise_std if noise_std is None else noise_std
+    return [add_noise(x, std, generator(seed, draw)) for draw in range(draws)]
+
+
+def _gradient_scores(seen: _Seen, x: Tensor, batch: int) -> Tensor:
+    return _evidence(seen.flow, x, batch)[:, seen.rows].sum(dim=1)
+
+
+def _evidence(flow: TarFlow, x: Tensor, batch: int) -> Tensor:
+    """Gradient of log p(x | softmax(s_t) in block t) at s = 0, (B, N, K)."""
+    return torch.cat([_gradient(flow.log_prob, part, _zeros(flow, part)) for part in x.split(batch)])
+
+
+def _zeros(flow: TarFlow, x: Tensor) -> Tensor:
+    return torch.zeros(len(x), flow.config.blocks, flow.config.classes, dtype=x.dtype, device=x.device)
+
+
+def _slope(seen: _Seen, x: Tensor, logits: Tensor, batch: int) -> Tensor:
+    """Gradient (B, K) of log p(x | softmax(s)) at these logits."""
+    parts = zip(x.split(batch), logits.split(batch), strict=True)
+    return torch.cat([_gradient(seen.log_prob, *part) for part in parts])
+
+
+def _gradient(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, logits: Tensor) -> Tensor:
     with torch.enable_grad():
-        logits = torch.zeros(len(x), flow.config.classes, dtype=x.dtype, device=x.device, requires_grad=True)
-        log_prob = flow.log_prob(x.detach(), logits.softmax(dim=1))
-        (scores,) = torch.autograd.grad(log_prob.sum(), logits)
-    return scores
+        logits = logits.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(log_prob(x.detach(), logits.softmax(dim=-1)).sum(), logits)
+    return slope
 
 
 @torch.no_grad()
-def _bayes_scores(flow: TarFlow, x: Tensor) -> Tensor:
-    """log p(k | x) for equal priors, (B, K)."""
-    classes = range(flow.config.classes)
-    joint = torch.stack([flow.log_prob(x, torch.full((len(x),), k, device=x.device)) for k in classes], dim=1)
-    return joint.log_softmax(dim=1)
+def _bayes_scores(seen: _Seen, x: Tensor, batch: int) -> Tensor:
+    """log p(x | k) in nats, (B, K); all pairs of an image and a class in one row, cut into equal batches."""
+    classes = seen.flow.config.classes
+    pairs = torch.arange(len(x) * classes, device=x.device).split(batch)
+    one_hot = torch.eye(classes, dtype=x.dtype, device=x.device)
+    return torch.cat([seen.log_prob(x[part // classes], one_hot[part % classes]) for part in pairs]).view(-1, classes)

@@ -4,7 +4,7 @@ The batch of step s depends on (seed, s) alone, not on how the run came there: s
 uninterrupted one would have read, and N processes share the batches that one process would have had.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -48,8 +48,8 @@ class SeededBatches(Sampler[list[int]]):
             yield order[place * self.batch : (place + 1) * self.batch][self.rank :: self.world]
 
 
-def stream(images: ImageSet, batches: SeededBatches, workers: int = 0) -> DataLoader[Batch]:
-    """The batches, read ahead by `workers` processes when the images come from files."""
+def stream(images: ImageSet, batches: Iterable[list[int]], workers: int = 0) -> DataLoader[Batch]:
+    """The batches (rows of each), read ahead by `workers` processes when the images come from files."""
     return DataLoader(
         cast(Dataset[Batch], images),
         batch_sampler=batches,

@@ -1,37 +1,49 @@
 """One look for all plotly figures: transparent, with greys that pass contrast on white and on black."""
 
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
 import plotly.graph_objects as go
 
 INK = "#808080"
 GRID = "rgba(128,128,128,0.25)"
-# Okabe and Ito's palette without black, safe for the common kinds of colour blindness
+# Okabe and Ito's palette without black, safe for the common kinds of colour blindness; shapes tell apart what colours repeat
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "triangle-down", "hexagon", "bowtie", "pentagon")
+SCALE = "Cividis"  # even in lightness, and the same to colour-blind eyes
 
 
-def styled(figure: go.Figure, title: str, caption: str = "", height: int = 320) -> go.Figure:
-    """The figure with title, caption below the axes, and the common look; returned for chaining."""
+def styled(figure: go.Figure, title: str, caption: str = "", height: int = 320, legend: bool = True) -> go.Figure:
+    """The figure with title, caption below the axes, and the common look; returned for chaining.
+
+    The height grows with the lines of the caption, which is wrapped to fit a phone; `legend` keeps a line free for one.
+    """
+    lines = textwrap.wrap(caption, 68)
     figure.update_layout(
-        title={"text": title, "font": {"size": 15}, "x": 0, "xref": "paper", "y": 0.97, "yanchor": "top"},
+        title={
+            "text": title, "font": {"size": 15}, "x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top",
+            "pad": {"t": 12},
+        },
         font={"color": INK, "family": "system-ui, sans-serif"},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         colorway=COLOURS,
-        height=height,
-        margin={"l": 60, "r": 20, "t": 75, "b": 90 if caption else 60},
+        height=height + 15 * len(lines),
+        margin={"l": 60, "r": 20, "t": 75 if legend else 55, "b": 60 + 15 * len(lines)},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
-    )
+    )  # fmt: skip
     figure.update_xaxes(gridcolor=GRID, zerolinecolor=GRID)
     figure.update_yaxes(gridcolor=GRID, zerolinecolor=INK)
-    if caption:
+    if lines:
         figure.add_annotation(
-            text=caption,
-            x=0,
-            y=-0.30,
-            xref="paper",
-            yref="paper",
-            xanchor="left",
-            yanchor="top",
-            showarrow=False,
-            font={"size": 11},
-        )
+            text="<br>".join(lines), x=0, y=0, yshift=-50, xref="paper", yref="paper", xanchor="left", yanchor="top",
+            align="left", showarrow=False, font={"size": 11},
+        )  # fmt: skip
     return figure
+
+
+def one_of(values: Iterable[Any], many: str = "several") -> str:
+    """The value that a column holds, for a caption; its values in a row if there are a few, else `many`."""
+    known = [str(value) for value in dict.fromkeys(values)]
+    return ", ".join(known) if len(known) <= 4 else f"{len(known)} {many}"

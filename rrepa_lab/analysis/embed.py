@@ -1,0 +1,175 @@
+"""Maps of feature space: PCA and UMAP of many images, neighbours of one, and features as colours on the image."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from threading import Lock
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rrepa_lab.analysis.features import Reading, check_spread, image_set, together
+from rrepa_lab.analysis.tables import about, place
+from rrepa_lab.data.datasets import Batch, ImageSet
+from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.flow.tarflow import Taps
+from rrepa_lab.runs import Run
+
+METHODS = ("pca", "umap")
+_umap_lock = Lock()  # numba's workqueue threading layer aborts the process when two fits overlap
+
+
+def embed(
+    run: Run,
+    taps: Taps,
+    method: str = "pca",
+    *,
+    direction: str = "forward",
+    components: int = 2,
+    neighbours: int = 15,
+    min_dist: float = 0.1,
+    pool: str = "mean",
+    noise_std: float = 0.0,
+    feed_label: bool = False,
+    guidance: float = 0.0,
+    split: str = "test",
+    data: ImageSet | Batch | None = None,
+    samples: int = 360,
+    limit: int | None = 2000,
+    seed: int = 0,
+    batch: int = 256,
+) -> pd.DataFrame:
+    """Coordinates of images in a map of the features at each tap.
+
+    Args:
+        method: "pca" answers at once; "umap" (arXiv 1802.03426) needs seconds, more the first time. With a seed it is
+            reproducible and uses one thread. Only one fit runs at a time.
+        direction: "forward": images of a split on their way to the noise. "reverse": samples as they are generated.
+        components: 2 or 3.
+        neighbours, min_dist: of UMAP.
+        feed_label, guidance: as in `rl.similarity`.
+
+    Returns: one row a tap and image: run, strategy, train_seed, tap, block, layer, module_path, image (row, or the seed
+        of a sample), label (class name, "" if there is none), c1, c2 and c3, method, explained (part of the variance
+        that the PCA axes shown hold; nan for umap), direction, label_fed, guidance, noise_std, pool, seed, n.
+
+    Raises: LabError for a tap or method that does not exist, an empty set, constant features, or more neighbours than images.
+    """
+    if method not in METHODS:
+        raise unknown("embedding", method, METHODS)
+    if components not in (2, 3):
+        raise LabError(f"components must be 2 or 3, not {components}")
+    how = Reading(direction, pool, noise_std, feed_label, guidance, samples, seed, batch)
+    wanted = run.flow.resolve(taps)
+    read = together(how.batches(run, [tap.name for tap in wanted], image_set(run, split, data, limit)))
+    first = 0 if direction == "forward" else seed
+    labels = [run.classes[k] if k >= 0 else "" for k in read.y.tolist()]
+    images = pd.DataFrame({"image": range(first, first + len(labels)), "label": labels})
+    tables = []
+    for tap in wanted:
+        features = read.features[tap.name]
+        check_spread(features, f"{tap.name} over {len(features)} images")
+        explained = float("nan")
+        if method == "pca":
+            at, explained = pca(features, components)
+        else:
+            at = umap(features, components, neighbours, min_dist, seed)
+        axes = {f"c{axis + 1}": at[:, axis].numpy() for axis in range(components)}
+        tables.append(images.assign(**axes, **about(run), **place(tap), explained=explained))
+    return pd.concat(tables, ignore_index=True).assign(method=method, **how.columns(run), n=len(labels))
+
+
+def pca(features: Tensor, components: int = 2) -> tuple[Tensor, float]:
+    """Features (n, d) on their first principal axes (n, components), and the part of the variance these hold; scikit-learn.
+
+    Raises: LabError for fewer images or numbers than components.
+    """
+    from sklearn.decomposition import PCA
+
+    if min(features.shape) < components:
+        raise LabError(f"{components} components of {tuple(features.shape)} features: there are not as many axes")
+    model = PCA(components, random_state=0)
+    at = model.fit_transform(features.double().numpy())
+    return torch.from_numpy(at), float(model.explained_variance_ratio_.sum())
+
+
+def umap(features: Tensor, components: int = 2, neighbours: int = 15, min_dist: float = 0.1, seed: int = 0) -> Tensor:
+    """Features (n, d) in a UMAP (n, components), by cosine distance; umap-learn.
+
+    Raises: LabError unless 2 <= neighbours < n.
+    """
+    if not 2 <= neighbours < len(features):
+        raise LabError(f"{neighbours} neighbours asked for among {len(features)} images: between 2 and {len(features) - 1}")
+    with _umap_lock, warnings.catch_warnings():
+        # a seed means one thread, which umap warns of at every fit; numba and sklearn add deprecations of their own
+        warnings.simplefilter("ignore")
+        from umap import UMAP
+
+        model = UMAP(n_components=components, n_neighbors=neighbours, min_dist=min_dist, metric="cosine", random_state=seed)
+        at = model.fit_transform(features.float().numpy())
+    return torch.from_numpy(np.asarray(at)).double()
+
+
+def neighbours(features: Tensor, queries: Tensor, k: int = 5, exclude: Sequence[int] | None = None) -> pd.DataFrame:
+    """The k nearest of features (n, d) to each query (m, d) by cosine.
+
+    Args:
+        exclude: for each query the row that is itself, which is then not its own neighbour.
+
+    Returns: columns query, rank (from 1), image (row of `features`), cosine.
+
+    Raises: LabError for more neighbours than there are rows.
+    """
+    most = len(features) - (exclude is not None)
+    if not 1 <= k <= most:
+        raise LabError(f"{k} neighbours asked for among {most} images")
+    near = F.normalize(queries.double(), dim=1) @ F.normalize(features.double(), dim=1).T
+    if exclude is not None:
+        near[torch.arange(len(queries)), torch.as_tensor(exclude)] = -torch.inf
+    values, rows = near.topk(k, dim=1)
+    return pd.DataFrame({
+        "query": np.repeat(np.arange(len(queries)), k), "rank": np.tile(np.arange(1, k + 1), len(queries)),
+        "image": rows.flatten().numpy(), "cosine": values.flatten().numpy(),
+    })  # fmt: skip
+
+
+def patch_colours(states: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
+    """Features as pictures: three principal components as red, green and blue, one basis for all that is given.
+
+    Args:
+        states: any names -> (B, T, D) states with one D: layers, directions and runs that are to be compared.
+        side: T = side * side.
+
+    Each name's states are centred and brought to unit spread before the common basis is fitted: otherwise the first
+    component would tell the layers apart, whose scales differ, and not the places in the image. One colour scale too:
+    the 1st and 99th percentile of a component over everything become 0 and 1.
+
+    Returns: name -> (B, 3, side, side) in [0, 1].
+
+    Raises: LabError for nothing, states of different width or another number of tokens, or constant states.
+    """
+    if not states:
+        raise LabError("no states to colour")
+    widths = {name: value.shape[2] for name, value in states.items()}
+    if len(set(widths.values())) > 1:
+        raise LabError(f"states of different widths have no common basis: {widths}")
+    even = {}
+    for name, value in states.items():
+        if value.shape[1] != side * side:
+            raise LabError(f"{name} has {value.shape[1]} tokens, not {side} x {side}")
+        flat = value.double().flatten(0, 1)
+        check_spread(flat, name)
+        even[name] = (flat - flat.mean(dim=0)) / flat.std()
+    stacked = torch.cat(list(even.values()))
+    _, _, axes = torch.linalg.svd(stacked.T @ stacked)
+    axes = axes[:3]
+    axes = axes * axes.sum(dim=1, keepdim=True).sign()  # an axis has no sign of its own: fix one
+    shown = stacked @ axes.T
+    low, high = (torch.quantile(shown, q, dim=0) for q in (0.01, 0.99))
+    pictures = {}
+    for name, value in even.items():
+        colours = ((value @ axes.T - low) / (high - low)).clamp(0, 1)
+        pictures[name] = colours.view(-1, side, side, 3).permute(0, 3, 1, 2)
+    return pictures

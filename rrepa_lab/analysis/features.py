@@ -1,0 +1,163 @@
+"""Features of many images, pooled and batch after batch, so that a set of any size can be read.
+
+A `Reading` says what is fed and how it is pooled; its fields become the protocol columns of every table. It reads real
+images on their way to the noise, or the generating pass with the samples that came of it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rrepa_lab.analysis.trace import DIRECTIONS
+from rrepa_lab.data.datasets import Batch, ImageSet, TensorImages, load_split
+from rrepa_lab.data.loaders import generator, stream
+from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.runs import Run
+from rrepa_lab.sampling.denoise import denoise_step
+from rrepa_lab.sampling.sample import noise
+
+POOLS = ("mean", "all")
+
+
+@dataclass
+class Read:
+    """A batch that was read, or all of them put together; on the CPU."""
+
+    features: dict[str, Tensor]  # tap -> (B, d): the mean over tokens (d = D), or all tokens side by side (d = T * D)
+    y: Tensor  # (B,) labels, -1 where there is none
+    x: Tensor  # (B, C, H, W) the images, clean; finished samples if they were generated
+    states: dict[str, Tensor]  # tap -> (B, T, D), not pooled; not kept when batches are put together
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How features are read.
+
+    direction: "forward" reads real images, "reverse" the generating pass from fresh noise. pool: "mean" over tokens, or
+    "all" tokens side by side. noise_std: sigma of Gaussian noise on real images. feed_label: tell the flow the class.
+    guidance: of the generating pass. samples: how many are generated, with seeds from `seed` on and labels in turn.
+    """
+
+    direction: str = "forward"
+    pool: str = "mean"
+    noise_std: float = 0.0
+    feed_label: bool = False
+    guidance: float = 0.0
+    samples: int = 1000
+    seed: int = 0
+    batch: int = 256
+
+    def __post_init__(self) -> None:
+        if self.direction not in DIRECTIONS:
+            raise unknown("direction", self.direction, DIRECTIONS)
+        if self.pool not in POOLS:
+            raise unknown("pool", self.pool, POOLS)
+        if self.samples < 1:
+            raise LabError(f"samples must be at least 1, not {self.samples}")
+
+    def columns(self, run: Run) -> dict[str, Any]:
+        """Protocol columns of a table."""
+        return {
+            "direction": self.direction, "label_fed": "own" if self.feed_label else "none", "guidance": self.guidance,
+            "noise_std": self.noise_std, "pool": self.pool, "seed": self.seed, "device": str(run.device),
+        }  # fmt: skip
+
+    def batches(self, run: Run, taps: Sequence[str], images: ImageSet) -> Iterator[Read]:
+        """Features in this direction: of `images`, or of samples; without feed_label these are generated unconditionally."""
+        if self.direction == "forward":
+            if self.guidance:
+                raise LabError("guidance belongs to the generating pass: direction='reverse'")
+            return self.real(run, taps, images)
+        if self.guidance and not self.feed_label:
+            raise LabError("guidance needs a label that is fed: feed_label=True")
+        if self.noise_std:
+            raise LabError("noise_std belongs to real images: direction='forward'")
+        return self.generated(run, taps, in_turn(run, self.samples) if self.feed_label else torch.full((self.samples,), -1))
+
+    @torch.no_grad()
+    def real(self, run: Run, taps: Sequence[str], images: ImageSet, order: Iterable[list[int]] | None = None) -> Iterator[Read]:
+        """Features of images on their way to the noise; `order` gives the rows of each batch, by default all in order.
+
+        The noise on an image depends on its row and the seed alone.
+        """
+        batches = [part.tolist() for part in torch.arange(len(images)).split(self.batch)] if order is None else list(order)
+        workers = 0 if isinstance(images, TensorImages) else run.config.train.workers
+        for rows, (x, y) in zip(batches, stream(images, batches, workers), strict=True):
+            seen = x
+            if self.noise_std:
+                draws = [torch.randn(x.shape[1:], generator=generator(self.seed, row)) for row in rows]
+                seen = x + self.noise_std * torch.stack(draws)
+            label = y.to(run.device) if self.feed_label else None
+            yield self._pooled(run.flow(seen.to(next(run.flow.parameters())), label, taps).states, y, x)
+
+    @torch.no_grad()
+    def generated(self, run: Run, taps: Sequence[str], labels: Tensor) -> Iterator[Read]:
+        """Features of the generating pass from fresh noise, fed these labels (-1 for none), and the denoised samples."""
+        flow = run.flow
+        for rows in torch.arange(len(labels)).split(self.batch):
+            label = labels[rows].to(run.device) if flow.config.classes else None
+            z = noise(flow, [self.seed + int(row) for row in rows]).to(next(flow.parameters()))
+            made = flow.inverse(z, label, self.guidance, taps=taps)
+            x = denoise_step(flow, made.x, label).clamp(-1, 1)
+            yield self._pooled(made.states, labels[rows], x.cpu())
+
+    def pooled(self, states: Tensor) -> Tensor:
+        """(B, T, D) -> (B, d), float32 at least."""
+        states = states if states.dtype == torch.float64 else states.float()
+        return states.mean(dim=1) if self.pool == "mean" else states.flatten(1)
+
+    def _pooled(self, states: dict[str, Tensor], y: Tensor, x: Tensor) -> Read:
+        return Read({name: self.pooled(state).cpu() for name, state in states.items()}, y, x, states)
+
+
+def together(reads: Iterable[Read]) -> Read:
+    """All batches as one; the states of each are let go as soon as the next one comes."""
+    parts = [Read(read.features, read.y, read.x, {}) for read in reads]
+    features = {name: torch.cat([part.features[name] for part in parts]) for name in parts[0].features}
+    return Read(features, torch.cat([part.y for part in parts]), torch.cat([part.x for part in parts]), {})
+
+
+def in_turn(run: Run, count: int) -> Tensor:
+    """Labels 0..K-1 in turn, (count,); -1 for a flow without classes."""
+    classes = run.flow.config.classes
+    return torch.arange(count) % classes if classes else torch.full((count,), -1)
+
+
+def image_set(run: Run, split: str, data: ImageSet | Batch | None = None, limit: int | None = None) -> ImageSet:
+    """A split of the run's own data, or what was given instead; its first `limit` images.
+
+    Raises: LabError if there are no images, or not as many labels.
+    """
+    images = load_split(run.config.data, split) if data is None else data
+    if isinstance(images, Batch):
+        if len(images.x) != len(images.y):
+            raise LabError(f"{len(images.x)} images but {len(images.y)} labels")
+        images = TensorImages(images.x.cpu(), images.y.cpu(), run.classes, 0)
+    if not len(images) or (limit is not None and limit < 1):
+        raise LabError("there are no images to read")
+    return images if limit is None or limit >= len(images) else _First(images, limit)
+
+
+class _First:
+    """The first images of a set."""
+
+    def __init__(self, images: ImageSet, limit: int) -> None:
+        self.images, self.limit, self.classes, self.levels = images, limit, images.classes, images.levels
+
+    def __len__(self) -> int:
+        return self.limit
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Batch of these rows."""
+        return self.images.__getitems__(indices)
+
+
+def check_spread(features: Tensor, what: str) -> None:
+    """LabError for features (n, d) that are the same for all images, or not finite."""
+    if not features.isfinite().all():
+        raise LabError(f"features of {what} are not finite")
+    if bool((features == features[:1]).all()):
+        raise LabError(f"features of {what} are constant: there is nothing to read")
