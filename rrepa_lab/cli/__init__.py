@@ -1,0 +1,30 @@
+"""The command line: parse, call, print. Tables for people; with --json, JSON alone on standard output.
+
+Exit status: 0 all well, 1 a check failed or the work was interrupted, 2 a mistake in what was asked for.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rrepa_lab import __version__
+from rrepa_lab.cli import making, reading, telling
+from rrepa_lab.errors import LabError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `rrepa-lab`."""
+    parser = argparse.ArgumentParser(prog="rrepa-lab", description="Train, sample, classify and read normalizing flows.")
+    parser.add_argument("--version", action="version", version=f"rrepa-lab {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for room in (making, reading, telling):
+        room.register(commands)
+    given = parser.parse_args(argv)
+    try:
+        return given.run(given)
+    except LabError as error:
+        print(f"rrepa-lab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rrepa-lab: interrupted", file=sys.stderr)
+        return 1

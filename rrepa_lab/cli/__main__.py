@@ -1,0 +1,7 @@
+"""`python -m rrepa_lab.cli`."""
+
+import sys
+
+from rrepa_lab.cli import main
+
+sys.exit(main())

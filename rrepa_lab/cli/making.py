@@ -1,0 +1,190 @@
+"""Commands that make something: train, sample, encoder."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rrepa_lab.cli.printing import hint, print_facts, print_rows
+from rrepa_lab.cli.words import add_command, add_device, add_run, add_set, integers, setting
+from rrepa_lab.errors import LabError
+
+
+def register(commands: Any) -> None:
+    """Add these commands."""
+    train = add_command(commands, "train", _train, "Train a run from a preset or a config.json.")
+    train.add_argument("source", metavar="PRESET|config.json", help="for example digits-reverse")
+    train.add_argument("--out", help="run directory")
+    add_set(train)
+    train.add_argument("--seed", type=int, help="train.seed")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    train.add_argument("--dry-run", action="store_true", help="print what would be trained, and stop")
+    add_device(train, "auto")
+
+    sample = add_command(commands, "sample", _sample, "Draw images: every label with every seed.")
+    add_run(sample)
+    sample.add_argument("--labels", help="classes: 3, or 0..9, or 1,4,7 (none: unconditional)")
+    sample.add_argument("--seeds", default="0..15", help="seeds, spelled like labels")
+    sample.add_argument("--guidance", type=float, default=0.0, help="classifier-free guidance weight")
+    sample.add_argument("--no-denoise", action="store_true", help="leave out the last step along the score")
+    sample.add_argument("--method", default="auto", help="decoding: auto, cached, sequential")
+    sample.add_argument("--out", default="grid.png", help="picture to write")
+
+    encoder = commands.add_parser("encoder", help="Train or score a small vision encoder.").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    encoder_train = add_command(encoder, "train", _encoder_train, "Train an encoder without labels.")
+    encoder_train.add_argument("--out", required=True, help="folder to write")
+    add_set(encoder_train)
+    score = add_command(encoder, "score", _encoder_score, "k-NN accuracy beside raw pixels and an untrained encoder.")
+    score.add_argument("encoder", nargs="?", default="bundled:digits", help="bundled:<name> or a folder")
+
+
+def _train(given: argparse.Namespace) -> int:
+    from rrepa_lab.runs import describe_config
+    from rrepa_lab.training.loop import read_config, train
+
+    settings = dict(map(setting, given.set))
+    if given.seed is not None:
+        settings["train.seed"] = given.seed
+    config = read_config(given.source).override(settings)
+    if given.dry_run:
+        facts = describe_config(config)
+        facts["state in memory"] = (
+            f"{facts['parameters'] * 20 / 2**20:.0f} MiB (weights, gradients, optimizer, average; float32)"
+        )
+        print_facts(facts if not given.json else {**facts, "config": config.to_dict()}, given.json)
+        return 0
+    if given.out is None:
+        raise LabError("where shall the run go? add --out runs/NAME")
+    from tqdm import tqdm
+
+    main_process = os.environ.get("RANK", "0") == "0"  # one of several under torchrun or accelerate launch
+    report = None
+    bar = tqdm(total=config.train.steps, unit="step", disable=None if main_process else True, dynamic_ncols=True)
+    with (
+        stop_on_interrupt() as stopped,
+        bar,
+        closing(train(config, given.out, resume=given.resume, device=given.device)) as reports,
+    ):
+        for report in reports:
+            bar.update(report.step - bar.n)
+            parts = {"loss": f"{report.loss:.3f}", "nats/dim": f"{report.nats_per_dim:.3f}"}
+            if report.similarity:
+                parts["similarity"] = f"{sum(report.similarity.values()) / len(report.similarity):.3f}"
+            bar.set_postfix(parts, refresh=False)
+            if stopped():
+                break
+    if report is None:
+        raise LabError(f"{given.out} is finished: nothing left to train; raise train.steps in a new run")
+    facts = {"run": str(given.out), "step": report.step, "loss": report.loss, "nats_per_dim": report.nats_per_dim,
+             "held_out_nats_per_dim": report.held_out_nats_per_dim, "seconds": report.seconds, **report.similarity}  # fmt: skip
+    if not main_process:
+        return int(stopped())
+    print_facts(facts, given.json)
+    if stopped():
+        hint(given, f"stopped and saved; go on: rrepa-lab train {given.out}/config.json --out {given.out} --resume")
+        return 1
+    hint(given, f"look at samples: rrepa-lab sample {given.out} --labels 0..9 --seeds 0..9 --out grid.png")
+    return 0
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Within it Ctrl-C only notes the wish, so that a step can be finished and saved; a second one stops at once."""
+    asked: list[bool] = []
+
+    def handle(_signal: int, _frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(True)
+        print("\nstopping after this report; Ctrl-C again to stop at once", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _sample(given: argparse.Namespace) -> int:
+    from rrepa_lab.files import write_atomically
+    from rrepa_lab.runs import load
+    from rrepa_lab.sampling.sample import sample
+    from rrepa_lab.viz.images import grid
+
+    out = Path(given.out)
+    if out.suffix.lower() not in (".png", ".webp", ".jpg"):
+        raise LabError(f"--out must be a picture (.png, .webp or .jpg), not {out}")
+    run = load(given.run_name, given.device)
+    chosen = integers("--labels", given.labels) if given.labels else [-1]
+    seeds = integers("--seeds", given.seeds)
+    pairs = [(label, seed) for label in chosen for seed in seeds]
+    made = sample(
+        run,
+        [seed for _, seed in pairs],
+        [label for label, _ in pairs],
+        given.guidance,
+        denoise=not given.no_denoise,
+        method=given.method,
+    )
+    sheet = grid(made.images, columns=len(seeds) if len(chosen) > 1 else None)
+    write_atomically(
+        out, lambda path: sheet.save(path, format={".jpg": "JPEG"}.get(out.suffix.lower(), out.suffix[1:].upper()))
+    )
+    facts = {
+        "run": run.name,
+        "images": len(pairs),
+        "labels": chosen,
+        "seeds": seeds,
+        "guidance": given.guidance,
+        "out": str(out),
+    }
+    print_facts(facts, given.json)
+    hint(given, f"classify a picture: rrepa-lab classify {given.run_name} IMAGE.png")
+    return 0
+
+
+def _encoder_train(given: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from rrepa_lab.align.encoder import Encoder
+    from rrepa_lab.align.selfsup import EncoderTrainConfig, knn_table, train_encoder
+    from rrepa_lab.training.card import write_encoder_card
+
+    config = EncoderTrainConfig().override(dict(map(setting, given.set)))
+    if (Path(given.out) / "model.safetensors").exists():
+        raise LabError(f"{given.out} already holds an encoder: choose another --out")
+    with tqdm(total=config.steps, unit="step", disable=None) as bar:
+        for report in train_encoder(config, given.out):
+            bar.update()
+            bar.set_postfix(loss=f"{report.loss:.3f}", refresh=False)
+    encoder = Encoder(config.encoder.override({"weights": str(Path(given.out) / "model.safetensors")}))
+    write_encoder_card(Path(given.out), config, report.loss, knn_table(encoder, config.data))
+    print_facts({"encoder": str(given.out), "loss": report.loss}, given.json)
+    hint(given, f"how good is it: rrepa-lab encoder score {given.out}")
+    return 0
+
+
+def _encoder_score(given: argparse.Namespace) -> int:
+    from rrepa_lab.align.encoder import BUNDLED, Encoder
+    from rrepa_lab.align.selfsup import EncoderTrainConfig, knn_table
+    from rrepa_lab.places import assets
+
+    name = str(given.encoder)
+    folder = assets() / "encoders" / name.removeprefix(BUNDLED) if name.startswith(BUNDLED) else Path(name)
+    if not (folder / "config.json").is_file():
+        raise LabError(f"no encoder at {folder}: give bundled:digits or a folder written by rrepa-lab encoder train")
+    config = EncoderTrainConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    encoder = Encoder(config.encoder.override({"weights": str(folder / "model.safetensors")}))
+    print_rows(knn_table(encoder, config.data).to_dict("records"), given.json)
+    hint(
+        given,
+        "align a flow with it: rrepa-lab train digits-reverse --out runs/mine --set encoder.weights=FOLDER/model.safetensors",
+    )
+    return 0
