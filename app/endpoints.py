@@ -26,7 +26,7 @@ def sample(run: str, label: int, seed: int, guidance: float) -> tuple[Image.Imag
 def classify(run: str, image: Image.Image | None, method: str) -> dict[str, Any]:
     """Class scores of a picture: its centre square, averaged down to the flow's size, light on dark as it comes.
 
-    method: "gradient" (d log p / d logit, nats) or "bayes" (log posterior, nats).
+    method: "gradient" (d log p / d logit, nats), "bayes" (log posterior, nats) or "iterated" (logits after gradient ascent).
     """
     if image is None:
         raise rl.LabError("no image given")
@@ -45,7 +45,7 @@ def build() -> None:
         seed = gr.Number(0, precision=0, minimum=0, label="seed")
         guidance = gr.Number(2.0, minimum=0, label="guidance")
         image = gr.Image(type="pil", image_mode="RGB", label="image")
-        method = gr.Radio(["gradient", "bayes"], value="gradient", label="method")
+        method = gr.Radio(["gradient", "bayes", "iterated"], value="gradient", label="method")
         drawn, facts = gr.Image(format="png", label="image"), gr.JSON(label="facts")
         scores = gr.JSON(label="scores")
         gr.Button().click(sample, [run, label, seed, guidance], [drawn, facts], api_name="sample", concurrency_id=MODEL)

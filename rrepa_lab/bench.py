@@ -20,6 +20,8 @@ from rrepa_lab.data.loaders import generator, seeded
 from rrepa_lab.errors import unknown
 from rrepa_lab.flow.tarflow import FlowConfig, TarFlow
 
+CLASSES = (10, 100, 1000)
+
 
 def bench(which: str = "classify", repeats: int = 7, threads: int = 2, device: str = "cpu") -> pd.DataFrame:
     """Run a benchmark.
@@ -45,17 +47,17 @@ def bench(which: str = "classify", repeats: int = 7, threads: int = 2, device: s
 
 def _classify(repeats: int, device: str) -> pd.DataFrame:
     """Time against the number of classes, digits geometry, random weights (the time does not depend on them)."""
-    images, counts = 16, (10, 100, 1000)
+    images = 16
     x = torch.randn(images, 1, 8, 8, generator=generator(0)).to(device)
     cases, reference = dict[tuple[str, int], Callable[[], Any]](), dict[tuple[str, int], tuple[str, int]]()
-    for count in counts:
+    for count in CLASSES:
         with seeded(0):
             flow = TarFlow(FlowConfig(classes=count))
         perturb(flow, 0)
         flow.eval().requires_grad_(False).to(device)
         for method in ("gradient", "bayes"):
             cases[method, count] = partial(classify, flow, x, method)
-            reference[method, count] = method, counts[0]
+            reference[method, count] = method, CLASSES[0]
     times = alternate(cases, repeats, device)
     rows = []
     for case, seconds in times.items():

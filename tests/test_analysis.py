@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.analysis.evaluator import accuracy, frechet_distance, load_evaluator
-from rrepa_lab.data.datasets import DataConfig, load_split, whole
+from rrepa_lab.data.datasets import Batch, DataConfig, load_split, whole
 from rrepa_lab.errors import LabError
 from rrepa_lab.sampling.denoise import denoise_step
 from rrepa_lab.sampling.sample import noise
@@ -113,11 +113,13 @@ def test_bayes_scores_are_the_posterior():
     assert torch.equal(result.label, joint.argmax(dim=1))
 
 
-@pytest.mark.parametrize("method", ["gradient", "bayes"])
+@pytest.mark.parametrize("method", ["gradient", "bayes", "iterated"])
 def test_batch_size_changes_nothing(method):
     flow = make_flow(CONFIGS["plain"])
     x = torch.randn(5, 1, 8, 8, dtype=torch.float64)
-    assert_close(rl.classify(flow, x, method, batch=2).scores, rl.classify(flow, x, method).scores, atol=1e-9, rtol=0)
+    assert_close(
+        rl.classify(flow, x, method, batch=3, draws=2).scores, rl.classify(flow, x, method, draws=2).scores, atol=1e-9, rtol=0
+    )
 
 
 def test_classify_leaves_no_gradient_behind():
@@ -126,11 +128,225 @@ def test_classify_leaves_no_gradient_behind():
     assert all(p.grad is None for p in flow.parameters())
 
 
-def test_classify_errors():
-    with pytest.raises(LabError, match="unknown classification method 'guess'"):
-        rl.classify(make_flow(CONFIGS["plain"]), torch.zeros(1, 1, 8, 8), "guess")
+def log_likelihoods(flow, x):
+    """log p(x | k) by a plain loop over classes."""
+    return torch.stack([flow.log_prob(x, torch.full((len(x),), k)) for k in range(flow.config.classes)], dim=1).detach()
+
+
+@pytest.mark.parametrize("batch", [1, 7, 256])
+def test_bayes_in_chunks_equals_a_plain_loop(batch):
+    flow = make_flow(CONFIGS["plain"])
+    x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    expected = log_likelihoods(flow, x).log_softmax(dim=1)
+    assert_close(rl.classify(flow, x, "bayes", batch=batch).scores, expected, atol=1e-10, rtol=0)
+
+
+def test_evidence_of_the_blocks_sums_to_the_scores():
+    flow = make_flow(CONFIGS["plain"])
+    x = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    parts = rl.evidence(flow, x)
+    assert parts.shape == (4, 3, 10)
+    # the paper's definition, one soft label shared by all blocks, by autograd
+    logits = torch.zeros(4, 10, dtype=torch.float64, requires_grad=True)
+    (whole,) = torch.autograd.grad(flow.log_prob(x, logits.softmax(1)).sum(), logits)
+    assert_close(parts.sum(dim=1), whole, atol=1e-10, rtol=0)
+    assert_close(rl.classify(flow, x).scores, whole, atol=1e-10, rtol=0)
+    assert_close(rl.classify(flow, x, blocks=[1, 3]).scores, parts[:, [0, 2]].sum(dim=1), atol=1e-10, rtol=0)
+    # block 2 alone, by finite differences of a likelihood in which the other blocks see no label
+    step = 1e-5
+    for k in (0, 7):
+        value = []
+        for sign in (1, -1):
+            weights = torch.full((4, 3, 10), 0.1, dtype=torch.float64)
+            moved = torch.zeros(10, dtype=torch.float64)
+            moved[k] = sign * step
+            weights[:, 1] = moved.softmax(0)
+            value.append(flow.log_prob(x, weights).detach())
+        assert_close(parts[:, 1, k], (value[0] - value[1]) / (2 * step), atol=1e-4, rtol=1e-4)
+
+
+def test_bayes_with_some_blocks_labelled():
+    flow = make_flow(CONFIGS["plain"])
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    weights = torch.full((2, 3, 10), 0.1, dtype=torch.float64)
+    joint = []
+    for k in range(10):
+        weights[:, 1] = torch.eye(10, dtype=torch.float64)[k]
+        joint.append(flow.log_prob(x, weights).detach())
+    expected = torch.stack(joint, dim=1).log_softmax(dim=1)
+    assert_close(rl.classify(flow, x, "bayes", blocks=[2]).scores, expected, atol=1e-10, rtol=0)
+    assert (rl.classify(flow, x, "bayes").scores - expected).abs().max() > 1e-3
+
+
+def test_draws_average_the_likelihood_over_noise():
+    from rrepa_lab.data.loaders import generator
+
+    flow = make_flow(CONFIGS["plain"])
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    views = [x + 0.1 * torch.randn(x.shape, dtype=x.dtype, generator=generator(4, draw)) for draw in range(3)]
+    joint = torch.stack([log_likelihoods(flow, view) for view in views])
+    result = rl.classify(flow, x, "bayes", draws=3, seed=4)
+    assert_close(result.scores, joint.mean(dim=0).log_softmax(dim=1), atol=1e-9, rtol=0)
+    assert_close(result.path[1], joint[:2].mean(dim=0).log_softmax(dim=1), atol=1e-9, rtol=0)
+    steep = torch.stack([rl.classify(flow, view).scores for view in views]).mean(dim=0)
+    assert_close(rl.classify(flow, x, draws=3, seed=4).scores, steep, atol=1e-10, rtol=0)
+    assert_close(rl.classify(flow, x, draws=3, seed=4, noise_std=0.0).scores, rl.classify(flow, x).scores, atol=1e-10, rtol=0)
+
+
+def test_iterated_is_gradient_ascent_and_can_be_watched():
+    flow = make_flow(CONFIGS["plain"])
+    x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    watched = list(rl.classify_steps(flow, x, steps=4, step_size=0.05, tolerance=0))
+    assert len(watched) == 5
+    logits, values = torch.zeros(3, 10, dtype=torch.float64), []
+    for number, taken in enumerate(watched):
+        assert_close(taken.scores, logits, atol=1e-10, rtol=0)
+        leaf = logits.clone().requires_grad_()
+        value = flow.log_prob(x, leaf.softmax(1))
+        if number:
+            assert (value > values[-1]).all(), "each small step climbs"
+        values.append(value.detach())
+        (slope,) = torch.autograd.grad(value.sum(), leaf)
+        logits = logits + 0.05 * slope
+    assert_close(watched[1].scores, 0.05 * rl.classify(flow, x).scores, atol=1e-10, rtol=0)
+    result = rl.classify(flow, x, "iterated", steps=4, step_size=0.05, tolerance=0)
+    assert_close(result.path, torch.stack([taken.scores for taken in watched]), atol=0, rtol=0)
+    assert torch.equal(result.label, result.scores.argmax(1))
+
+
+def test_iterated_stops_early_and_alone():
+    run = rl.load("digits-reverse")
+    x = run.data("test").x[:12]
+    result = rl.classify(run, x, "iterated", steps=60, tolerance=0.01)
+    assert 2 < len(result.path) < 61
+    moved = (result.path[1:] != result.path[:-1]).any(dim=2)
+    last = [int(moved[:, row].nonzero().max()) for row in range(12)]
+    assert len(set(last)) > 1, "images stop at different steps"
+    for row in range(12):
+        assert moved[: last[row] + 1, row].all(), "and do not move again"
+        step = result.path[last[row] : last[row] + 2, row].softmax(dim=1)
+        assert (step[1] - step[0]).abs().max() <= 0.01 or len(result.path) == 61
+    alone = rl.classify(run, x[3:4], "iterated", steps=60, tolerance=0.01)
+    assert_close(alone.scores[0], result.scores[3], atol=1e-3, rtol=1e-3)
+
+
+def test_iterating_closes_the_gap_to_bayes(digits):
+    """On the bundled runs, one step is the weakest reading and twenty are near the exact posterior."""
+    run, (x, y) = rl.load("digits-none"), digits
+    one, many, exact = (float((rl.classify(run, x, m).label == y).float().mean()) for m in ("gradient", "iterated", "bayes"))
+    assert one + 0.03 < many < exact + 0.005
+    assert many > 0.95
+
+
+def test_margin_top_and_probability():
+    flow = make_flow(CONFIGS["plain"])
+    x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    for method in ("gradient", "bayes", "iterated"):
+        result = rl.classify(flow, x, method)
+        ordered = result.scores.sort(dim=1, descending=True)
+        assert_close(result.margin, ordered.values[:, 0] - ordered.values[:, 1])
+        top = result.top(3)
+        assert torch.equal(top.labels, ordered.indices[:, :3])
+        assert torch.equal(top.labels[:, 0], result.label)
+        assert result.top(99).labels.shape == (3, 10)
+        assert_close(result.probability.sum(dim=1), torch.ones(3, dtype=torch.float64))
+        assert torch.equal(result.probability.argmax(dim=1), result.label)
+    assert_close(rl.classify(flow, x, "bayes").probability, log_likelihoods(flow, x).softmax(dim=1), atol=1e-9, rtol=0)
+
+
+def test_k_times_the_gradient_is_the_gain_in_likelihood_to_first_order():
+    flow = make_flow(CONFIGS["plain"])
+    x, small = torch.randn(2, 1, 8, 8, dtype=torch.float64), 1e-6
+    gains = 10 * rl.classify(flow, x).scores
+    base = flow.log_prob(x).detach()
+    for k in (2, 9):
+        weights = torch.full((2, 10), (1 - small) / 10, dtype=torch.float64)
+        weights[:, k] += small
+        assert_close((flow.log_prob(x, weights).detach() - base) / small, gains[:, k], atol=1e-3, rtol=1e-3)
+
+
+def test_report_counts_what_happened(digits):
+    from sklearn.metrics import confusion_matrix
+
+    run, x, y = rl.load("digits-reverse"), digits[0][:150], digits[1][:150]
+    report = rl.classification_report(run, "gradient", data=Batch(x, y), bins=5)
+    answer = rl.classify(run, x).label
+    summary = report.summary.set_index("metric")["value"]
+    assert summary["gradient_accuracy"] == pytest.approx(float((answer == y).double().mean()))
+    wide = report.confusion.pivot(index="class", columns="predicted", values="count").loc[run.classes, run.classes]
+    assert (wide.to_numpy() == confusion_matrix(y, answer, labels=range(10))).all()
+    per_class = report.per_class.set_index("class")
+    assert per_class.loc["7", "accuracy"] == pytest.approx(float((answer[y == 7] == 7).double().mean()))
+    assert per_class["n"].sum() == 150
+    images = report.images
+    assert list(images["right"]) == (answer == y).tolist()
+    assert images.loc[~images.right, "predicted"].ne(images.loc[~images.right, "class"]).all()
+    assert images["runner_up"].ne(images["predicted"]).all()
+    # calibration by hand
+    confidence, gap = images["confidence"], 0.0
+    for low in (0, 0.2, 0.4, 0.6, 0.8):
+        inside = images[(confidence >= low) & (confidence < low + 0.2) | (low == 0.8) & (confidence == 1)]
+        if len(inside):
+            gap += len(inside) / 150 * abs(inside["confidence"].mean() - inside["right"].mean())
+    assert summary["expected_calibration_error"] == pytest.approx(gap, abs=1e-6)
+    assert report.calibration["n"].sum() == 150
+    for table in report:
+        assert set(table["method"]) == {"gradient"}
+        assert set(table["run"]) == {"digits-reverse"}
+
+
+@pytest.mark.parametrize("classes", [10, 100, 1000])
+def test_passes_over_the_flow_by_method(classes, monkeypatch):
+    """One step costs one pass whatever K is; Bayes' rule one row for each pair of an image and a class."""
+    flow = make_flow(rl.FlowConfig(classes=classes, width=16, head_width=16, blocks=1, layers=1))
+    rows = []
+    forward = rl.TarFlow.forward
+    monkeypatch.setattr(rl.TarFlow, "forward", lambda self, x, *rest: rows.append(len(x)) or forward(self, x, *rest))
+    x = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    rl.classify(flow, x)
+    assert rows == [4]
+    rows.clear()
+    rl.classify(flow, x, "bayes", batch=400)
+    assert rows == [min(400, 4 * classes)] * (4 * classes // min(400, 4 * classes))
+
+
+def test_benchmark_table(monkeypatch):
+    from rrepa_lab import bench
+
+    monkeypatch.setattr(bench, "CLASSES", (10, 20))
+    table = bench.bench("classify", repeats=2, threads=1).set_index(["case", "classes"])
+    assert list(table.index) == [("gradient", 10), ("gradient", 20), ("bayes", 10), ("bayes", 20)]
+    assert (table.xs(10, level="classes")["ratio"] == 1).all()
+    assert (table["fastest"] <= table["seconds"]).all()
+    assert (table["seconds"] <= table["slowest"]).all()
+    assert (table["seconds"] > 0).all()
+    with pytest.raises(LabError, match="unknown benchmark 'training'"):
+        bench.bench("training")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "guess"}, "unknown classification method 'guess'"),
+        ({"x": torch.zeros(0, 1, 8, 8)}, "no images to classify"),
+        ({"x": torch.zeros(1, 3, 8, 8)}, "images must be"),
+        ({"blocks": [4]}, r"blocks \[4\] must be some of 1\.\.3"),
+        ({"blocks": []}, r"blocks \[\] must be some of 1\.\.3"),
+        ({"draws": -1}, "draws must be >= 0, not -1"),
+        ({"method": "iterated", "steps": 0}, "steps must be >= 1 and step_size > 0, not 0"),
+    ],
+)
+def test_classify_errors(settings, message):
+    with pytest.raises(LabError, match=message):
+        rl.classify(rl.TarFlow(CONFIGS["plain"]), **{"x": torch.zeros(1, 1, 8, 8), **settings})
+
+
+def test_flows_that_cannot_classify():
     with pytest.raises(LabError, match="trained without classes"):
         rl.classify(make_flow(CONFIGS["unconditional"]), torch.zeros(1, 1, 8, 8))
+    uniform = rl.TarFlow(rl.FlowConfig(classes=3, noise="uniform"))
+    with pytest.raises(LabError, match="trained with uniform noise: say noise_std"):
+        rl.classify(uniform, torch.zeros(1, 1, 8, 8), draws=2)
 
 
 # --- bundled runs and scores ------------------------------------------------------------------------------------------

@@ -6,11 +6,14 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import rrepa_lab as rl
 from rrepa_lab.cli import main
+from rrepa_lab.data.pixels import from_picture
 from rrepa_lab.viz.images import picture
 
 
@@ -149,6 +152,108 @@ def test_encoder_train_and_score(capsys, tmp_path):
     assert [row["features"] for row in json.loads(text)] == ["encoder", "raw pixels", "untrained encoder"]
 
 
+def test_trace(capsys, tmp_path):
+    from safetensors.torch import load_file
+
+    words = ["trace", "digits-reverse", "--taps", "block.4.layer.2,block.1.*", "--rows", "0..3", "--label", "own"]
+    files = ["--out", tmp_path / "s.safetensors", "--picture", tmp_path / "p.png", "--csv", tmp_path / "t.csv"]
+    status, text, _ = run(capsys, *words, *files)
+    assert status == 0
+    assert "blocks.3.transformer.layers.1" in text
+    assert "largest difference of a state between the directions" in text
+    saved = load_file(tmp_path / "s.safetensors")
+    loaded = rl.load("digits-reverse")
+    x, y = loaded.data("test", 4)
+    expected = rl.trace(loaded, x, y, "reverse", ["block.4.layer.2", "block.1.*"])
+    assert torch.equal(saved["block.4.layer.2"], expected.states["block.4.layer.2"])
+    assert torch.equal(saved["path.block.4.out"], expected.images["block.4.out"])
+    with Image.open(tmp_path / "p.png") as opened:
+        assert opened.size == (5 * 9 * 8 + 8, 4 * 9 * 8 + 8)
+    table = pd.read_csv(tmp_path / "t.csv")
+    assert table.relative_gap.max() < 1e-4
+    assert list(table.tap) == [tap.name for tap in loaded.flow.resolve(["block.4.layer.2", "block.1.*"])]
+
+    status, text, _ = run(capsys, "trace", "digits-none", "--seeds", "3,5", "--label", 2, "--guidance", 1.5, "--json")
+    rows = json.loads(text)
+    assert status == 0
+    assert len(rows) == 16
+    assert "relative_gap" not in rows[0], "fresh noise has no way there"
+    assert rows[0]["n"] == 2
+    assert rows[0]["round_trip_error"] < 1e-3
+
+
+def test_trace_of_a_picture(capsys, tmp_path):
+    x, _ = rl.load("digits-none").data("test", 1)
+    picture(x[0], scale=4).save(tmp_path / "digit.png")
+    status, text, _ = run(capsys, "trace", "digits-none", tmp_path / "digit.png", "--direction", "forward", "--json")
+    assert status == 0
+    assert {row["direction"] for row in json.loads(text)} == {"forward"}
+
+
+def test_classify_a_split(capsys, tmp_path):
+    words = ["classify", "digits-reverse", "--split", "test", "--limit", 50, "--method", "bayes"]
+    status, text, _ = run(capsys, *words, "--csv", tmp_path / "images.csv")
+    assert status == 0
+    assert "rows: the class; columns: the answer" in text
+    images = pd.read_csv(tmp_path / "images.csv")
+    loaded = rl.load("digits-reverse")
+    x, y = loaded.data("test", 50)
+    right = float((rl.classify(loaded, x, "bayes").label == y).float().mean())
+    assert images["right"].mean() == pytest.approx(right)
+    status, text, _ = run(capsys, *words, "--json")
+    answer = json.loads(text)
+    assert set(answer) == {"summary", "per_class", "confusion", "calibration"}
+    assert answer["summary"][0]["value"] == pytest.approx(right)
+    assert answer["summary"][1]["standard_error"] is None
+
+
+def test_classify_options_reach_the_library(capsys, tmp_path):
+    loaded = rl.load("digits-none")
+    x, _ = loaded.data("test", 1)
+    picture(x[0], scale=1).save(tmp_path / "digit.png")
+    words = ["classify", "digits-none", tmp_path / "digit.png", "--json", "--draws", 2, "--blocks", "3..4", "--seed", 5]
+    status, text, _ = run(capsys, *words)
+    with Image.open(tmp_path / "digit.png") as opened:
+        seen = from_picture(opened, 1, 8)
+    expected = rl.classify(loaded, seen, draws=2, blocks=[3, 4], seed=5)
+    assert status == 0
+    assert list(json.loads(text)[0]["scores"].values()) == pytest.approx(expected.scores[0].tolist(), abs=1e-4)
+    status, text, _ = run(capsys, *words[:4], "--method", "iterated", "--steps", 3, "--step-size", 0.1)
+    expected = rl.classify(loaded, seen, "iterated", steps=3, step_size=0.1)
+    assert list(json.loads(text)[0]["scores"].values()) == pytest.approx(expected.scores[0].tolist(), abs=1e-4)
+
+
+def test_probe(capsys, tmp_path):
+    words = ["probe", "digits-none", "digits-reverse", "--limit", 120, "--taps", "block.4.layer.*"]
+    more = ["--metrics", "linear,cka,teacher_cosine", "--classifiers", "gradient", "--neighbours", 7]
+    files = ["--csv", tmp_path / "t.csv", "--figure", tmp_path / "f.html"]
+    status, text, _ = run(capsys, *words, *more, *files)
+    assert status == 0
+    assert "best layer by linear_accuracy: digits-reverse block.4.layer." in text
+    assert "encoder" in text
+    table = pd.read_csv(tmp_path / "t.csv")
+    runs = [rl.load("digits-none"), rl.load("digits-reverse")]
+    expected = rl.probe(runs, "block.4.layer.*", probes=["linear"], classifiers=["gradient"], limit=120)
+    assert table[table.metric.str.endswith("accuracy")].value.tolist() == pytest.approx(expected.value.tolist())
+    cosines = table[table.metric == "teacher_cosine"]
+    assert list(cosines.run) == ["digits-reverse"]
+    page = (tmp_path / "f.html").read_text()
+    assert page.count("plotly-graph-div") == 6, "curves and a map for each of three metrics"
+    assert "<script src" not in page, "it opens without a network"
+    status, text, _ = run(capsys, *words, "--metrics", "mutual_knn", "--json")
+    assert {row["neighbours"] for row in json.loads(text)} == {10}
+
+
+def test_bench(capsys, tmp_path, monkeypatch):
+    from rrepa_lab import bench
+
+    monkeypatch.setattr(bench, "CLASSES", (10, 20))
+    status, text, _ = run(capsys, "bench", "--repeats", 1, "--csv", tmp_path / "b.csv")
+    assert status == 0
+    assert "gradient, 10 classes" in text
+    assert len(pd.read_csv(tmp_path / "b.csv")) == 4
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -161,10 +266,24 @@ def test_encoder_train_and_score(capsys, tmp_path):
         (["sample", "digits-none", "--labels", "0..11", "--out", "x.png"], "label 10 is out of range: 0..9"),
         (["sample", "digits-none", "--labels", "three"], "--labels takes integers such as 3, 1,4,7 or 0..9, not 'three'"),
         (["sample", "digits-none", "--seeds", "5..1"], "--seeds 5..1 is empty"),
-        (["sample", "digits-none", "--out", "x.txt"], "--out must be a picture"),
+        (["sample", "digits-none", "--out", "x.txt"], "a picture must be a .png, .webp or .jpg file, not x.txt"),
         (["sample", "digits-none", "--guidance", "-1", "--out", "x.png"], "guidance must be >= 0"),
         (["classify", "digits-none", "nothing.png"], "no picture at nothing.png"),
         (["classify", "digits-none", __file__], "is not a picture that can be read"),
+        (["classify", "digits-none"], "give picture files, or --split test"),
+        (["classify", "digits-none", "--split", "test", "--blocks", "5"], "blocks [5] must be some of 1..4"),
+        (["classify", "digits-none", "--split", "test", "--method", "guess"], "unknown classification method 'guess'"),
+        (["trace", "digits-none", "--taps", "block.1.layer.7"], "did you mean 'block.1.layer.4' or"),
+        (["trace", "digits-none", "--rows", "0..360"], "the test split has rows 0..359"),
+        (["trace", "digits-none", "--seeds", "1", "--label", "own"], "--label own needs rows of a split"),
+        (["trace", "digits-none", "--seeds", "1", "--direction", "forward"], "noise cannot be encoded"),
+        (["trace", "digits-none", "--out", "states.pt"], "--out must be a .safetensors file"),
+        (["trace", "digits-none", "--picture", "path.txt"], "a picture must be a .png, .webp or .jpg file"),
+        (["probe", "digits-none", "--metrics", "lineer"], "unknown metric 'lineer'; did you mean 'linear'"),
+        (["probe", "digits-none", "--feed-label"], "or insist with force=True (--force)"),
+        (["probe", "digits-none", "--figure", "layers.png"], "--figure must be an .html file"),
+        (["probe", "digits-none", "--metrics", "teacher_cosine"], "teacher_cosine needs"),
+        (["bench", "everything"], "unknown benchmark 'everything'"),
         (["evaluate", "digits-none", "--split", "val"], "digits have no `val` split unless data.holdout is set"),
         (["encoder", "score", "nowhere"], "no encoder at nowhere"),
         (["describe", "digits-rever"], "did you mean 'digits-reverse'"),

@@ -14,7 +14,7 @@ from rrepa_lab.data.pixels import from_drawing, from_picture
 from rrepa_lab.viz.classes import class_scores
 from rrepa_lab.viz.images import picture
 
-METHODS = {"one gradient step": "gradient", "Bayes' rule": "bayes"}
+METHODS = {"one gradient step": "gradient", "twenty steps": "iterated", "Bayes' rule": "bayes"}
 Seen = tuple[list[Any], str]  # an image as nested lists, and where it came from: what a visitor's session keeps
 
 
@@ -61,7 +61,7 @@ def judge(first: str, second: str, method: str, seen: Seen) -> tuple[Image.Image
     for name, result in results.items():
         top = result.scores[0].topk(2)
         best, next_best = (get_run(name).classes[int(k)] for k in top.indices)
-        lines.append(f"- **{name}** says **{best}**, by {float(top.values[0] - top.values[1]):.2f} nats before {next_best}")
+        lines.append(f"- **{name}** says **{best}**, by {float(top.values[0] - top.values[1]):.2f} before {next_best}")
     figure = class_scores(results, get_run(first).classes, METHODS[method], what=seen[1])
     return picture(x[0], scale=max(1, 160 // x.shape[-1])), figure, "\n".join([f"Looking at {seen[1]}.", *lines])
 
@@ -81,7 +81,7 @@ def build() -> gr.Blocks:
                 first = gr.Dropdown(run_names(), value=FIRST, label="Run")
                 second = gr.Dropdown(run_names(), value=SECOND, label="Compare with")
                 method = gr.Radio(
-                    list(METHODS), value=next(iter(METHODS)), label="Method", info="one pass for all classes, or one for each"
+                    list(METHODS), value=next(iter(METHODS)), label="Method", info="one pass, twenty, or one for each class"
                 )
                 with gr.Tabs():
                     with gr.Tab("Test digit"):

@@ -113,14 +113,11 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 def _sample(given: argparse.Namespace) -> int:
-    from rrepa_lab.files import write_atomically
     from rrepa_lab.runs import load
     from rrepa_lab.sampling.sample import sample
-    from rrepa_lab.viz.images import grid
+    from rrepa_lab.viz.images import grid, picture_format, save_picture
 
-    out = Path(given.out)
-    if out.suffix.lower() not in (".png", ".webp", ".jpg"):
-        raise LabError(f"--out must be a picture (.png, .webp or .jpg), not {out}")
+    picture_format(given.out)  # before anything is drawn
     run = load(given.run_name, given.device)
     chosen = integers("--labels", given.labels) if given.labels else [-1]
     seeds = integers("--seeds", given.seeds)
@@ -134,16 +131,14 @@ def _sample(given: argparse.Namespace) -> int:
         method=given.method,
     )
     sheet = grid(made.images, columns=len(seeds) if len(chosen) > 1 else None)
-    write_atomically(
-        out, lambda path: sheet.save(path, format={".jpg": "JPEG"}.get(out.suffix.lower(), out.suffix[1:].upper()))
-    )
+    save_picture(sheet, given.out)
     facts = {
         "run": run.name,
         "images": len(pairs),
         "labels": chosen,
         "seeds": seeds,
         "guidance": given.guidance,
-        "out": str(out),
+        "out": given.out,
     }
     print_facts(facts, given.json)
     hint(given, f"classify a picture: rrepa-lab classify {given.run_name} IMAGE.png")

@@ -2,13 +2,19 @@
 
 import argparse
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rrepa_lab.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:
     """Names and values, a line each, or one JSON object."""
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print_json(facts)
         return
     width = max(map(len, facts))
     for key, value in facts.items():
@@ -16,18 +22,35 @@ def print_facts(facts: dict[str, Any], as_json: bool) -> None:
         print(f"{key:<{width}}  {shown if shown not in (None, '') else '-'}")
 
 
-def print_rows(rows: list[dict[Any, Any]], as_json: bool) -> None:
-    """A table, or a JSON list with null for what was not measured."""
+def print_rows(rows: list[dict[Any, Any]], as_json: bool, floats: str = ".4f") -> None:
+    """A table with numbers in the format `floats`, or a JSON list."""
     if as_json:
-        # JSON knows no nan: a measurement that does not exist is null
-        plain = [{key: None if value != value else value for key, value in row.items()} for row in rows]  # noqa: PLR0124
-        print(json.dumps(plain, indent=2, allow_nan=False))
+        print_json(rows)
     elif rows:
         from tabulate import tabulate
 
-        print(tabulate(rows, headers="keys", floatfmt=".4f", disable_numparse=[0]))
+        print(tabulate(_plain(rows), headers="keys", floatfmt=floats, disable_numparse=[0], missingval="-"))
     else:
         print("nothing found")
+
+
+def print_json(value: Any) -> None:
+    """JSON alone; it knows no nan, so a measurement that does not exist is null."""
+    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if value != value else value  # noqa: PLR0124
+
+
+def write_csv(path: str | None, table: "pd.DataFrame") -> None:
+    """The table as a file, if a path was given."""
+    if path:
+        write_text(Path(path), table.to_csv(index=False))
 
 
 def hint(given: argparse.Namespace, text: str) -> None:

@@ -62,3 +62,8 @@ def integers(option: str, text: str) -> list[int]:
     if not numbers:
         raise LabError(f"{option} {text} is empty: the first number is above the last")
     return numbers
+
+
+def words(text: str) -> list[str]:
+    """Read "linear,knn"; nothing gives none."""
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -1,12 +1,17 @@
 """Image tensors become pictures: nothing is computed here."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from rrepa_lab.data.pixels import to_uint8
+from rrepa_lab.errors import LabError
+from rrepa_lab.files import write_atomically
+
+FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG"}
 
 
 def picture(image: Tensor, scale: int = 1) -> Image.Image:
@@ -34,3 +39,17 @@ def grid(images: Tensor, columns: int | None = None, scale: int | None = None, g
         sheet[top : top + height, left : left + width] = image
     sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
     return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+
+
+def picture_format(path: Path | str) -> str:
+    """The format that a file name asks for; LabError if it is none of .png, .webp and .jpg."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise LabError(f"a picture must be a .png, .webp or .jpg file, not {path}")
+    return FORMATS[path.suffix.lower()]
+
+
+def save_picture(sheet: Image.Image, path: Path | str) -> None:
+    """Write a picture atomically, in the format of its name."""
+    kind = picture_format(path)
+    write_atomically(Path(path), lambda temporary: sheet.save(temporary, format=kind))

@@ -90,7 +90,7 @@ def layer_curves(table: pd.DataFrame, metric: str = "linear_accuracy") -> go.Fig
 
 def pair_map(table: pd.DataFrame, metric: str = "cka") -> go.Figure:
     """Every tap of one run against every tap of another: a heat map of `rl.similarity(run, other, other_taps=...)`."""
-    rows = table[(table["metric"] == metric) & (table["other_tap"] != "")]
+    rows = table[(table["metric"] == metric) & (table.get("other_tap", "") != "")]
     if rows.empty:
         raise LabError(f"the table compares no taps of two runs by {metric}")
     mine, theirs = (list(dict.fromkeys(rows[name])) for name in ("tap", "other_tap"))

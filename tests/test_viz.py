@@ -1,0 +1,199 @@
+"""Figures hold the numbers they were given, with title, axes, units and a caption that says n, seed and run."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+import torch
+
+import rrepa_lab as rl
+from rrepa_lab.data.datasets import Batch
+from rrepa_lab.errors import LabError
+from rrepa_lab.sampling.sample import noise
+from rrepa_lab.viz import classes, layers, spaces
+from rrepa_lab.viz.theme import COLOURS, INK, styled
+
+
+def layer_table(runs=("digits-none", "digits-reverse"), seeds=(0,), metric="linear_accuracy"):
+    """A small table in the layout of rl.probe, with known values."""
+    rows = [
+        {
+            "run": run, "strategy": run.split("-")[1], "train_seed": seed, "tap": f"block.{t}.layer.{n}", "block": t,
+            "layer": n, "module_path": f"blocks.{t - 1}.transformer.layers.{n - 1}", "metric": metric, "direction": "forward",
+            "value": 0.5 + 0.1 * t + 0.01 * n + 0.2 * k + 0.002 * seed, "standard_error": 0.01, "n": 360, "n_train": 1437,
+            "label_fed": "none", "guidance": 0.0, "noise_std": 0.0, "pool": "mean", "probe": "p", "seed": 0,
+        }
+        for k, run in enumerate(runs) for seed in seeds for t in (1, 2) for n in (1, 2, 3)
+    ]  # fmt: skip
+    for k, run in enumerate(runs):
+        rows.append(
+            rows[0] | {"run": run, "tap": "", "block": 0, "layer": 0, "metric": "gradient_accuracy", "value": 0.8 + k / 100}
+        )
+        rows.append(rows[0] | {"run": run, "tap": "pixels", "block": 0, "layer": 0, "value": 0.96})
+    return pd.DataFrame(rows)
+
+
+def words(figure: go.Figure) -> str:
+    return " ".join(note.text for note in figure.layout.annotations).replace("<br>", " ")
+
+
+@pytest.fixture(scope="module")
+def run():
+    return rl.load("digits-reverse")
+
+
+@pytest.fixture(scope="module")
+def batch(run):
+    x, y = run.data("test")
+    return Batch(x[:60], y[:60])
+
+
+def test_layer_map_is_on_one_scale_with_the_best_cell_marked():
+    figure = layers.layer_map(layer_table())
+    assert [trace.coloraxis for trace in figure.data] == ["coloraxis", "coloraxis"]
+    assert np.allclose(figure.data[0].z, [[0.61, 0.62, 0.63], [0.71, 0.72, 0.73]])
+    assert figure.data[1].z[1][2] == pytest.approx(0.93)
+    stars = [[bool("★" in cell) for row in trace.text for cell in row] for trace in figure.data]
+    assert [sum(row) for row in stars] == [1, 1]
+    assert stars[0][-1]
+    assert figure.data[0].customdata[1][2] == "blocks.1.transformer.layers.2"
+    assert "n = 360 real images" in words(figure)
+    assert "training seed 0" in words(figure)
+    assert "digits-none" in words(figure)
+
+
+def test_layer_curves_have_levels_and_bands():
+    one = layers.layer_curves(layer_table())
+    assert [trace.name for trace in one.data if trace.showlegend is not False] == ["digits-none", "digits-reverse"]
+    levels = {trace.name: trace.y[0] for trace in one.data if len(trace.x) == 2}
+    assert levels == {"digits-none: One gradient step": 0.8, "digits-reverse: One gradient step": 0.81, "pixels": 0.96}
+    assert "One gradient step 0.810" in words(one)
+    several = layers.layer_curves(layer_table(seeds=(0, 1, 2)))
+    band = next(trace for trace in several.data if trace.fill == "toself")
+    assert max(band.y) - 0.732 == pytest.approx(0.002)
+    mean = next(trace for trace in several.data if trace.name == "digits-none")
+    assert mean.y[0] == pytest.approx(0.612)
+    assert "3 training seeds" in words(several)
+
+
+def test_layer_figures_refuse_what_does_not_belong_together():
+    table = layer_table()
+    with pytest.raises(LabError, match="no layer measured by 'cka'; it has: linear_accuracy"):
+        layers.layer_map(table, "cka")
+    mixed = pd.concat([table, table.assign(direction="reverse")])
+    with pytest.raises(LabError, match="mixes direction forward, reverse for linear_accuracy: choose one"):
+        layers.layer_curves(mixed)
+
+
+def test_pair_map(run, batch):
+    table = rl.similarity(run, rl.load("digits-none"), other_taps="block.4.layer.*", data=batch, metrics=["cka"])
+    figure = layers.pair_map(table)
+    assert np.shape(figure.data[0].z) == (16, 4)
+    cell = table[(table.tap == "block.2.layer.3") & (table.other_tap == "block.4.layer.2")].value.iloc[0]
+    assert figure.data[0].z[6][1] == pytest.approx(cell)
+    with pytest.raises(LabError, match="compares no taps of two runs"):
+        layers.pair_map(layer_table())
+
+
+def test_class_race_draws_the_path(run, batch):
+    result = rl.classify(run, batch.x[:2], "iterated", steps=5)
+    figure = classes.class_race(result, run.classes, row=1, truth=int(batch.y[1]), run="digits-reverse", top=3)
+    assert len(figure.data) == 3
+    winner = int(result.label[1])
+    assert figure.data[0].name == str(winner)
+    assert np.allclose(figure.data[0].y, result.path[:, 1, winner])
+    thick = {trace.name: trace.line.width for trace in figure.data}[str(int(batch.y[1]))]
+    assert thick == 4
+    assert figure.layout.yaxis.title.text == "logit of the soft label"
+    draws = classes.class_race(rl.classify(run, batch.x[:1], draws=3), run.classes)
+    assert list(draws.data[0].x) == [1, 2, 3]
+    assert draws.layout.xaxis.title.text == "noise draws averaged"
+
+
+def test_confusion_and_calibration(run, batch):
+    report = rl.classification_report(run, data=batch)
+    figure = classes.confusion(report)
+    assert np.sum(figure.data[0].text) == 60
+    assert figure.layout.yaxis.title.text == "class"
+    for drawn in (figure, classes.calibration(report)):
+        assert "60 images" in words(drawn)
+        assert "digits-reverse (training seed 0)" in words(drawn)
+    assert list(classes.calibration(report).data[1].y) == list(report.calibration["accuracy"])
+
+
+def test_path_strip_shows_every_stage(run):
+    traces = {"one": rl.trace(run, noise(run.flow, [1, 2]), 4), "two": rl.trace(run, noise(run.flow, [1, 2]), 4, guidance=2.0)}
+    figure = spaces.path_strip(traces, 1, "class 4, seed 2")
+    assert len(figure.data) == 2 * 5
+    titles = [note.text for note in figure.layout.annotations[:5]]
+    assert titles == ["noise", "after block 4", "after block 3", "after block 2", "image"]
+    last = torch.as_tensor(np.array(figure.data[4].z))[..., 0].float() / 127.5 - 1
+    assert (last - traces["one"].images["block.1.in"][1, 0].clamp(-1, 1)).abs().max() < 0.01
+    assert "round-trip error: one" in words(figure)
+    forward = spaces.path_strip({"x": rl.trace(run, run.data("test").x[:1], direction="forward")})
+    assert [note.text for note in forward.layout.annotations[:2]] == ["image", "after block 1"]
+
+
+def test_feature_maps_show_the_colours(run):
+    states = rl.trace(run, noise(run.flow, [1]), taps="block.4.layer.*").states
+    colours = rl.patch_colours(states, 4)
+    figure = spaces.feature_maps({"run": {tap: image[0] for tap, image in colours.items()}}, "seed 1")
+    assert len(figure.data) == 4
+    shown = torch.as_tensor(np.array(figure.data[2].z)).float() / 255
+    assert (shown - colours["block.4.layer.3"][0].permute(1, 2, 0)).abs().max() < 0.01
+    with pytest.raises(LabError, match="no pictures"):
+        spaces.feature_maps({})
+
+
+def test_embedding_scatter(run, batch):
+    table = rl.embed(run, "block.4.layer.2", data=batch)
+    figure = spaces.embedding(table, highlight=7)
+    points = {trace.name: trace for trace in figure.data}
+    assert len(points["3"].x) == int((batch.y == 3).sum())
+    assert points["image 7"].x[0] == pytest.approx(table[table.image == 7].c1.iloc[0])
+    assert len({(trace.marker.color, trace.marker.symbol) for trace in figure.data[:10]}) == 10, "colour and shape tell apart"
+    assert "60 real images, no label fed" in words(figure)
+    assert isinstance(spaces.embedding(rl.embed(run, "block.4.layer.2", data=batch, components=3)).data[0], go.Scatter3d)
+    with pytest.raises(LabError, match="a map shows one tap"):
+        spaces.embedding(rl.embed(run, "block.4.layer.*", data=batch))
+
+
+def contrast(colour: str, ground: str) -> float:
+    """WCAG contrast ratio of two #rrggbb colours."""
+
+    def luminance(text: str) -> float:
+        parts = [int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(colour), luminance(ground)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_the_look_is_legible_on_light_and_dark():
+    for ground in ("#ffffff", "#0b0f19"):
+        assert contrast(INK, ground) > 3.5
+        # lines and markers: three to one where a run is told apart by colour alone, and shapes besides
+        assert sorted(contrast(colour, ground) for colour in COLOURS)[2] > 2.2
+    figure = styled(go.Figure(), "title", "a caption " * 30)
+    assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0,0,0,0)"
+    assert max(map(len, figure.layout.annotations[0].text.split("<br>"))) <= 68
+
+
+def test_figures_are_drawable_json(run, batch):
+    """What gradio's older plotly.js and JupyterLab's newer one both draw."""
+    both = {"heatmap", "scatter", "scatter3d", "bar", "image"}
+    report = rl.classification_report(run, data=batch)
+    drawn = [
+        layers.layer_map(layer_table()),
+        layers.layer_curves(layer_table()),
+        classes.confusion(report),
+        classes.calibration(report),
+    ]
+    for figure in drawn:
+        parsed = json.loads(figure.to_json())
+        assert {trace["type"] for trace in parsed["data"]} <= both
+        assert parsed["layout"]["title"]["text"]
+        assert "hsv(" not in figure.to_json()
