@@ -1,0 +1,143 @@
+"""What can be read off the digits runs: every block and layer in both directions, and classes without a classifier.
+
+    python -m rrepa_lab.studies.reading bundled                      the four bundled runs
+    python -m rrepa_lab.studies.reading seeds --runs runs/digits     the runs of `studies.digits study`: mean and standard
+                                                                     deviation over their seeds
+    python -m rrepa_lab.studies.reading show                         what the shipped tables say
+
+The tables go to assets/studies: digits-layers.csv and digits-classification.csv, and the same with -seeds. Every row carries
+its protocol. Probes are fitted on the training split (1,437 images) and scored on the test split (360) or on 1,000 generated
+images; similarities are taken over the test split, or over 1,000 generated images; classifications are of the test split.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from rrepa_lab.analysis.probe import best_layer, probe
+from rrepa_lab.analysis.report import classification_report
+from rrepa_lab.analysis.similarity import similarity
+from rrepa_lab.errors import LabError
+from rrepa_lab.files import write_text
+from rrepa_lab.places import assets
+from rrepa_lab.presets import ALIGNED
+from rrepa_lab.runs import load
+from rrepa_lab.studies.digits import SEEDS, write_sums
+
+LAYERS, CLASSES = "digits-layers", "digits-classification"
+CLASSIFIERS = ("gradient", "iterated", "bayes")
+_TEXTS = dict.fromkeys(("tap", "module_path", "other", "other_tap", "probe", "blocks"), str)
+
+
+def read_layers(source: str | Path) -> pd.DataFrame:
+    """Probes and similarities of one run, with one thread."""
+    torch.set_num_threads(1)
+    run = load(source)
+    tables = [
+        probe(run, classifiers=CLASSIFIERS),
+        probe(run, direction="reverse"),
+        probe(run, direction="reverse", guidance=2.0),
+        similarity(run),
+        similarity(run, direction="reverse"),
+        similarity(run, direction="reverse", feed_label=True),
+    ]
+    print(f"layers of {source}", file=sys.stderr, flush=True)
+    return pd.concat(tables, ignore_index=True).drop(columns="device")
+
+
+def read_classes(source: str | Path) -> pd.DataFrame:
+    """Accuracy and calibration of one run by every method, by block, and averaged over noise draws; one thread."""
+    torch.set_num_threads(1)
+    run = load(source)
+    blocks = range(1, run.flow.config.blocks + 1)
+    reports = [classification_report(run, method) for method in CLASSIFIERS]
+    reports += [classification_report(run, draws=draws) for draws in (1, 4, 16)]
+    reports += [classification_report(run, method, blocks=[t]) for method in ("gradient", "bayes") for t in blocks]
+    print(f"classes of {source}", file=sys.stderr, flush=True)
+    return pd.concat([report.summary for report in reports], ignore_index=True)
+
+
+def read_runs(read: Callable[[str | Path], pd.DataFrame], sources: Sequence[str | Path], workers: int) -> pd.DataFrame:
+    """The tables of all runs put together."""
+    from joblib import Parallel, delayed
+
+    return pd.concat(Parallel(n_jobs=workers)(delayed(read)(source) for source in sources), ignore_index=True)
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean (`value`), standard deviation (`sd`) and number of training seeds of every cell."""
+    keys = [name for name in table.columns if name not in ("train_seed", "value", "standard_error")]
+    cells = table.groupby(keys, sort=False, dropna=False)["value"].agg(["mean", "std", "count"]).reset_index()
+    return cells.rename(columns={"mean": "value", "std": "sd", "count": "train_seeds"})
+
+
+def load_table(name: str = LAYERS) -> pd.DataFrame:
+    """A shipped table by its name without .csv; LabError if there is none."""
+    path = assets() / "studies" / f"{name}.csv"
+    if not path.is_file():
+        raise LabError(f"no table at {path}: make it by python -m rrepa_lab.studies.reading")
+    table = pd.read_csv(path, dtype=_TEXTS)
+    texts = table.columns.intersection(list(_TEXTS))
+    return table.assign(**{text: table[text].fillna("") for text in texts})
+
+
+def levels(layers: pd.DataFrame) -> pd.DataFrame:
+    """For each run the best layer of a linear probe on real images, beside pixels, encoder and what needs no training.
+
+    A table over seeds gives "mean ± standard deviation"; the best layer is then the best of the means.
+    """
+    real = layers[layers["direction"] == "forward"].copy()
+    real["shown"] = [
+        f"{value:.3f}" + (f" ± {sd:.3f}" if sd == sd else "")  # noqa: PLR0124
+        for value, sd in zip(real["value"], real.get("sd", [float("nan")] * len(real)), strict=True)
+    ]
+    if "train_seed" not in real:
+        real["train_seed"] = "all"
+    linear = real[real["metric"] == "linear_accuracy"]
+    columns = {
+        "best layer": best_layer(real).set_index("run")["tap"],
+        "linear probe there": best_layer(real).set_index("run")["shown"],
+    }
+    columns |= {f"linear, {tap}": linear[linear["tap"] == tap].set_index("run")["shown"] for tap in ("pixels", "encoder")}
+    columns |= {name: real[real["metric"] == f"{name}_accuracy"].set_index("run")["shown"] for name in CLASSIFIERS}
+    return pd.DataFrame(columns).reset_index()
+
+
+def evidence(classes: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of each run by method, blocks that see the label, and noise draws."""
+    rows = classes[classes["metric"].str.endswith("_accuracy")].copy()
+    draws = rows["draws"].map(lambda count: f", {count} draws" if count else "")
+    rows["how"] = rows["method"] + rows["blocks"].map(lambda text: "" if text == "all" else f", block {text} only") + draws
+    return rows.pivot(index="how", columns="run", values="value").loc[list(dict.fromkeys(rows["how"]))].reset_index()
+
+
+def main() -> None:
+    """Command line of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("bundled", "seeds", "show"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/digits"), help="folder of `studies.digits study`")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    given = parser.parse_args()
+    sources: list[str | Path] = [f"digits-{strategy}" for strategy in ALIGNED]
+    if given.what == "seeds":
+        sources = [given.runs / f"{name}-{seed}" for name in sources for seed in SEEDS]
+    for name, read in ((LAYERS, read_layers), (CLASSES, read_classes)) if given.what != "show" else ():
+        table = read_runs(read, sources, given.workers)
+        over = given.what == "seeds"
+        path = assets() / "studies" / f"{name}{'-seeds' if over else ''}.csv"
+        write_text(path, (over_seeds(table) if over else table).to_csv(index=False, float_format="%.5g"))
+        write_sums()
+    for suffix in ("", "-seeds"):
+        if (assets() / "studies" / f"{LAYERS}{suffix}.csv").is_file():
+            print(f"\n{LAYERS}{suffix}.csv\n\n{levels(load_table(LAYERS + suffix)).to_markdown(index=False)}")
+        if (assets() / "studies" / f"{CLASSES}{suffix}.csv").is_file():
+            table = evidence(load_table(CLASSES + suffix))
+            print(f"\n{CLASSES}{suffix}.csv\n\n{table.to_markdown(index=False, floatfmt='.3f')}")
+
+
+if __name__ == "__main__":
+    main()
