@@ -67,15 +67,17 @@ def test_layer_map_is_on_one_scale_with_the_best_cell_marked():
 def test_layer_curves_have_levels_and_bands():
     one = layers.layer_curves(layer_table())
     assert [trace.name for trace in one.data if trace.showlegend is not False] == ["digits-none", "digits-reverse"]
-    levels = {trace.name: trace.y[0] for trace in one.data if len(trace.x) == 2}
+    levels = {trace.name: trace.y[0] for trace in one.data if trace.mode == "lines+text"}
     assert levels == {"digits-none: One gradient step": 0.8, "digits-reverse: One gradient step": 0.81, "pixels": 0.96}
-    assert "One gradient step 0.810" in words(one)
+    assert "one gradient step without a probe, dashed: digits-none 0.800, digits-reverse 0.810" in words(one)
+    assert "pixels 0.960" in one.data[-1].text
+    assert "pixels" in {trace.name for trace in layers.layer_curves(layer_table(), levels=()).data}
     several = layers.layer_curves(layer_table(seeds=(0, 1, 2)))
     band = next(trace for trace in several.data if trace.fill == "toself")
     assert max(band.y) - 0.732 == pytest.approx(0.002)
     mean = next(trace for trace in several.data if trace.name == "digits-none")
     assert mean.y[0] == pytest.approx(0.612)
-    assert "3 training seeds" in words(several)
+    assert "3 training seeds, mean" in words(several)
 
 
 def test_layer_figures_refuse_what_does_not_belong_together():
@@ -128,12 +130,12 @@ def test_path_strip_shows_every_stage(run):
     figure = spaces.path_strip(traces, 1, "class 4, seed 2")
     assert len(figure.data) == 2 * 5
     titles = [note.text for note in figure.layout.annotations[:5]]
-    assert titles == ["noise", "after block 4", "after block 3", "after block 2", "image"]
+    assert titles == ["noise", "after 4", "after 3", "after 2", "image"]
     last = torch.as_tensor(np.array(figure.data[4].z))[..., 0].float() / 127.5 - 1
     assert (last - traces["one"].images["block.1.in"][1, 0].clamp(-1, 1)).abs().max() < 0.01
     assert "round-trip error: one" in words(figure)
     forward = spaces.path_strip({"x": rl.trace(run, run.data("test").x[:1], direction="forward")})
-    assert [note.text for note in forward.layout.annotations[:2]] == ["image", "after block 1"]
+    assert [note.text for note in forward.layout.annotations[:2]] == ["image", "after 1"]
 
 
 def test_feature_maps_show_the_colours(run):
@@ -179,7 +181,7 @@ def test_the_look_is_legible_on_light_and_dark():
         assert sorted(contrast(colour, ground) for colour in COLOURS)[2] > 2.2
     figure = styled(go.Figure(), "title", "a caption " * 30)
     assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0,0,0,0)"
-    assert max(map(len, figure.layout.annotations[0].text.split("<br>"))) <= 68
+    assert max(map(len, figure.layout.annotations[0].text.split("<br>"))) <= 54
 
 
 def test_figures_are_drawable_json(run, batch):

@@ -50,7 +50,7 @@ def class_race(
     right = "" if truth is None else f" (truth: {classes[truth]}, thick line)"
     caption = f"one image{right}, {len(order)} best of {len(classes)} classes, best first" + (f"; {run}" if run else "")
     winner = classes[order[0]]
-    return styled(figure, f"Which class wins? {winner}, by {result.method}", caption, height=380)
+    return styled(figure, f"Which class wins? {winner}, by {result.method}", caption, height=350, legend=2)
 
 
 def confusion(report: ClassificationReport) -> go.Figure:
@@ -74,7 +74,7 @@ def confusion(report: ClassificationReport) -> go.Figure:
         f"{_who(report)}, {accuracy['n']} images, accuracy "
         f"{accuracy['value']:.3f} ± {accuracy['standard_error']:.3f} (binomial)"
     )
-    return styled(figure, "What is taken for what?", caption, height=420, legend=False)
+    return styled(figure, "What is taken for what?", caption, height=420, legend=0)
 
 
 def calibration(report: ClassificationReport) -> go.Figure:

@@ -1,5 +1,7 @@
 """Tables of measurements by layer become heat maps and curves; means over seeds are the only thing computed."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -21,8 +23,11 @@ def layer_map(table: pd.DataFrame, metric: str = "linear_accuracy") -> go.Figure
     """
     rows = _layers(table, metric)
     runs = list(dict.fromkeys(rows["run"]))
-    figure = make_subplots(1, len(runs), subplot_titles=runs, shared_yaxes=True, horizontal_spacing=0.03)
-    for column, run in enumerate(runs, start=1):
+    across, down = min(2, len(runs)), -(-len(runs) // 2)  # two side by side fit a phone
+    figure = make_subplots(
+        down, across, subplot_titles=runs, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.22 / down
+    )
+    for number, run in enumerate(runs):
         cells = rows[rows["run"] == run].groupby(["block", "layer", "module_path"], as_index=False)["value"].mean()
         wide, paths = (cells.pivot(index="block", columns="layer", values=name) for name in ("value", "module_path"))
         best = cells.loc[cells["value"].idxmax()]
@@ -35,31 +40,30 @@ def layer_map(table: pd.DataFrame, metric: str = "linear_accuracy") -> go.Figure
                 coloraxis="coloraxis", xgap=2, ygap=2, name=run,
                 hovertemplate=f"{run}<br>block %{{y}}, layer %{{x}}<br>%{{customdata}}<br>{metric} %{{z:.4f}}<extra></extra>",
             ),
-            row=1, col=column,
+            row=number // 2 + 1, col=number % 2 + 1,
         )  # fmt: skip
-    figure.update_xaxes(title="layer", type="category")
+    figure.update_xaxes(type="category")
+    figure.update_xaxes(title="layer", row=down)
     figure.update_yaxes(type="category", autorange="reversed")
-    figure.update_yaxes(title="block, from the image (1) to the noise", col=1)
+    figure.update_yaxes(title="block", col=1)
     figure.update_layout(coloraxis={"colorscale": SCALE, "colorbar": {"title": {"text": ""}, "thickness": 12}})
     figure.update_annotations(font={"size": 12})
-    return styled(
-        figure,
-        f"{_name(metric)}, block by layer",
-        _caption(rows, table),
-        height=150 + 45 * rows["block"].nunique(),
-        legend=False,
-    )
+    height = 120 + down * (40 + 42 * rows["block"].nunique())
+    caption = f"blocks and layers count from 1 at the image; ★ best layer; {_caption(rows)}"
+    return styled(figure, f"{_name(metric)}, block by layer", caption, height, legend=0)
 
 
-def layer_curves(table: pd.DataFrame, metric: str = "linear_accuracy") -> go.Figure:
+def layer_curves(
+    table: pd.DataFrame, metric: str = "linear_accuracy", levels: Sequence[str] = ("gradient_accuracy",)
+) -> go.Figure:
     """One curve over all layers for each run, with a band of one standard deviation over its seeds.
 
-    Rows of classifiers (tap "", as `rl.probe(classifiers=["gradient"])` adds them) become levels in the run's colour, and
-    those of the baselines levels in grey. With "gradient" this is Figure 4 of R-REPA (arXiv 2511.22345).
+    Rows of these classifiers (tap "", as `rl.probe(classifiers=["gradient"])` adds them) become dashed levels in the run's
+    colour, and those of the baselines levels in grey. With "gradient" this is Figure 4 of R-REPA (arXiv 2511.22345).
     """
     rows = _layers(table, metric)
     figure = go.Figure()
-    runs = list(dict.fromkeys(rows["run"]))
+    runs, values = list(dict.fromkeys(rows["run"])), dict[str, list[str]]()
     for place, run in enumerate(runs):
         colour = COLOURS[place % len(COLOURS)]
         own = rows[rows["run"] == run]
@@ -76,16 +80,19 @@ def layer_curves(table: pd.DataFrame, metric: str = "linear_accuracy") -> go.Fig
             marker={"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8},
             hovertemplate=f"{run}<br>block.layer %{{x}}<br>{metric} %{{y:.4f}}<extra></extra>",
         )  # fmt: skip
-        levels = table[(table["run"] == run) & (table["tap"] == "")].groupby("metric")["value"].mean()
-        at = x[round(place * (len(x) - 1) / max(1, len(runs)))]  # so that the words of two runs do not meet
-        for (name, value), dash in zip(levels.items(), ("dash", "dot", "dashdot"), strict=False):
-            _level(figure, x, at, value, f"{run}: {_name(str(name))}", colour, dash)
+        shown = table[(table["run"] == run) & (table["tap"] == "")].groupby("metric")["value"].mean()
+        for name, dash in zip(levels, ("dash", "dashdot", "longdash"), strict=False):
+            if name in shown:
+                _level(figure, x, shown[name], f"{run}: {_name(name)}", colour, dash)
+                values.setdefault(name, []).append(f"{run} {shown[name]:.3f}")
     baselines = table[(table["metric"] == metric) & table["tap"].isin(("pixels", "encoder"))]
-    for name, value in baselines.groupby("tap")["value"].mean().items():
-        _level(figure, x, x[-1], value, str(name), INK, "dot" if name == "pixels" else "solid")
+    for baseline, value in baselines.groupby("tap")["value"].mean().items():
+        _level(figure, x, value, str(baseline), INK, "dot" if baseline == "pixels" else "solid", f"{baseline} {value:.3f}")
+    notes = [f"{_name(name).lower()} without a probe, dashed: {', '.join(parts)}" for name, parts in values.items()]
+    caption = "; ".join([*notes, _caption(rows)])
     figure.update_xaxes(title="block.layer, from the image to the noise", type="category")
     figure.update_yaxes(title=_name(metric))
-    return styled(figure, f"{_name(metric)}, layer by layer", _caption(rows, table), height=430)
+    return styled(figure, f"{_name(metric)}, layer by layer", caption, height=400, legend=-(-len(runs) // 2))
 
 
 def pair_map(table: pd.DataFrame, metric: str = "cka") -> go.Figure:
@@ -103,7 +110,7 @@ def pair_map(table: pd.DataFrame, metric: str = "cka") -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(title=one_of(rows["other"]), type="category", tickangle=-60)
     figure.update_yaxes(title=one_of(rows["run"]), type="category", autorange="reversed")
-    styled(figure, f"{_name(metric)} between two runs", _caption(rows, table), height=540, legend=False)
+    styled(figure, f"{_name(metric)} between two runs", _caption(rows), height=540, legend=0)
     below = 90  # the names of the taps stand upright under the axis
     bottom = figure.layout.margin.b + below
     figure.update_annotations(yshift=-50 - below)
@@ -126,34 +133,30 @@ def _name(metric: str) -> str:
     return name[0].upper() + name[1:]
 
 
-def _level(figure: go.Figure, x: list[str], at: str, value: float, name: str, colour: str, dash: str) -> None:
-    """A level across the figure, with its name and value written on it at one place."""
+def _level(figure: go.Figure, x: list[str], value: float, name: str, colour: str, dash: str, text: str = "") -> None:
+    """A level across the figure, with `text` on it near its right end."""
     figure.add_scatter(
-        x=[x[0], x[-1]], y=[value, value], name=name, mode="lines", showlegend=False,
+        x=[x[0], x[-2:][0], x[-1]], y=[value] * 3, name=name, mode="lines+text", showlegend=False, text=["", text, ""],
+        textposition="top center", textfont={"color": colour, "size": 11},
         line={"color": colour, "dash": dash, "width": 1.5}, hovertemplate=f"{name} %{{y:.4f}}<extra></extra>",
     )  # fmt: skip
-    where = "right" if at == x[-1] else "left"
-    figure.add_annotation(
-        x=at, y=value, text=f"{name} {value:.3f}", xanchor=where, yanchor="bottom", showarrow=False,
-        font={"color": colour, "size": 11},
-    )  # fmt: skip
 
 
-def _caption(rows: pd.DataFrame, table: pd.DataFrame) -> str:
+def _caption(rows: pd.DataFrame) -> str:
     """n, seeds and protocol of the rows shown."""
-    what = "real images" if one_of(rows["direction"]) == "forward" else "generated from fresh noise"
-    if "pool" in rows:
-        what += f", {'mean over tokens' if one_of(rows['pool']) == 'mean' else 'all tokens'}"
-    label = "no label fed" if one_of(rows["label_fed"]) == "none" else "label fed"
+    what = "real images" if one_of(rows["direction"]) == "forward" else "generated images"
+    parts = [f"n = {one_of(rows['n'])} {what}"]
+    if one_of(rows["pool"]):
+        parts[0] += ", mean over tokens" if one_of(rows["pool"]) == "mean" else ", all tokens"
+    parts.append("no label fed" if one_of(rows["label_fed"]) == "none" else "label fed")
     seeds = sorted(set(rows["train_seed"]))
-    trained = f"{len(seeds)} training seeds, mean (band: standard deviation)" if len(seeds) > 1 else f"training seed {seeds[0]}"
-    parts = [f"n = {one_of(rows['n'])} {what}", label, trained]
+    parts.append(f"{len(seeds)} training seeds, mean" if len(seeds) > 1 else f"training seed {seeds[0]}")
     if (rows["guidance"] > 0).any():
         parts.append(f"guidance {one_of(rows['guidance'])}")
-    if "probe" in rows:
-        parts.append(f"trained on {one_of(rows['n_train'])}: {one_of(rows['probe'])}")
-    if "other" in rows:
+    if "probe" in rows and one_of(rows["probe"]):
+        parts.append(f"fitted on {one_of(rows['n_train'])} images, {one_of(rows['probe'])}")
+    if "other" in rows and one_of(rows["other"]):
         parts.append(f"compared with {one_of(rows['other'])}")
     if "standard_error" in rows and rows["standard_error"].notna().any():
-        parts.append(f"binomial standard error at most {rows['standard_error'].max():.3f}")
+        parts.append(f"standard error at most {rows['standard_error'].max():.3f}")
     return "; ".join(parts)

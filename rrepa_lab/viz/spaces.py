@@ -22,7 +22,7 @@ def path_strip(traces: Mapping[str, Trace], row: int = 0, caption: str = "") -> 
         if not trace.error[row].isnan():
             errors.append(f"{name} {float(trace.error[row]):.1e}")
     reverse = any(trace.direction == "reverse" for trace in traces.values())
-    title = "From noise to image, block by block" if reverse else "From image to noise, block by block"
+    title = "From noise to image, after each block" if reverse else "From image to noise, after each block"
     notes = [caption, "round-trip error: " + ", ".join(errors) if errors else "", "values clipped to -1..1"]
     return tiles(strips, title, "; ".join(note for note in notes if note))
 
@@ -33,7 +33,7 @@ def _stage(tap: str, trace: Trace) -> str:
         return "image"
     if block == len(trace.images) - 1:
         return "noise"
-    return f"after block {block + 1 if trace.direction == 'reverse' else block}"
+    return f"after {block + 1 if trace.direction == 'reverse' else block}"
 
 
 def feature_maps(rows: Mapping[str, Mapping[str, Tensor]], caption: str = "", title: str = "Features as colours") -> go.Figure:
@@ -61,8 +61,8 @@ def tiles(rows: Mapping[str, Mapping[str, Tensor]], title: str, caption: str = "
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     figure.update_annotations(font={"size": 11})
-    side = min(120, 860 // len(columns))  # about square where the figure is as wide as the page
-    styled(figure, title, caption, height=100 + len(rows) * (side + 8), legend=False)
+    side = max(86, min(120, 860 // len(columns)))  # about square on a wide page; row titles need their length
+    styled(figure, title, caption, height=100 + len(rows) * (side + 8), legend=0)
     figure.update_annotations(yshift=-12, selector={"yshift": -50})  # there is no axis between pictures and caption
     return figure.update_layout(margin={"l": 10, "r": 30, "t": 65})
 
@@ -97,4 +97,4 @@ def embedding(table: pd.DataFrame, highlight: int | None = None) -> go.Figure:
         f"{'no label' if one_of(table['label_fed']) == 'none' else 'label'} fed, seed {one_of(table['seed'])}, "
         f"training seed {one_of(table['train_seed'])}"
     )
-    return styled(figure, f"{method.upper()} of the features, by class", caption, height=480)
+    return styled(figure, f"{method.upper()} of the features, by class", caption, height=460, legend=2)

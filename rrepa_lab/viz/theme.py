@@ -14,12 +14,13 @@ SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "
 SCALE = "Cividis"  # even in lightness, and the same to colour-blind eyes
 
 
-def styled(figure: go.Figure, title: str, caption: str = "", height: int = 320, legend: bool = True) -> go.Figure:
+def styled(figure: go.Figure, title: str, caption: str = "", height: int = 320, legend: int = 1) -> go.Figure:
     """The figure with title, caption below the axes, and the common look; returned for chaining.
 
-    The height grows with the lines of the caption, which is wrapped to fit a phone; `legend` keeps a line free for one.
+    The height grows with the lines of the caption, which is wrapped to fit a phone, and with those of the legend, of which
+    `legend` is the number expected there.
     """
-    lines = textwrap.wrap(caption, 68)
+    lines = textwrap.wrap(caption, 54)
     figure.update_layout(
         title={
             "text": title, "font": {"size": 15}, "x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top",
@@ -29,8 +30,8 @@ def styled(figure: go.Figure, title: str, caption: str = "", height: int = 320, 
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         colorway=COLOURS,
-        height=height + 15 * len(lines),
-        margin={"l": 60, "r": 20, "t": 75 if legend else 55, "b": 60 + 15 * len(lines)},
+        height=height + 15 * len(lines) + 20 * legend,
+        margin={"l": 60, "r": 20, "t": 55 + 20 * legend, "b": 60 + 15 * len(lines)},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
     )  # fmt: skip
     figure.update_xaxes(gridcolor=GRID, zerolinecolor=GRID)
@@ -43,7 +44,8 @@ def styled(figure: go.Figure, title: str, caption: str = "", height: int = 320, 
     return figure
 
 
-def one_of(values: Iterable[Any], many: str = "several") -> str:
-    """The value that a column holds, for a caption; its values in a row if there are a few, else `many`."""
-    known = [str(value) for value in dict.fromkeys(values)]
-    return ", ".join(known) if len(known) <= 4 else f"{len(known)} {many}"
+def one_of(values: Iterable[Any]) -> str:
+    """What a column holds, for a caption: its value, or its values in a row, or how many there are; empty if none."""
+    known = [value for value in dict.fromkeys(values) if value == value and value != ""]  # noqa: PLR0124
+    shown = [str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in known]
+    return ", ".join(shown) if len(shown) <= 4 else f"{len(shown)} values"
