@@ -12,6 +12,7 @@ import rrepa_lab as rl
 from rrepa_lab.data.datasets import Batch
 from rrepa_lab.errors import LabError
 from rrepa_lab.sampling.sample import noise
+from rrepa_lab.studies.reading import over_seeds
 from rrepa_lab.viz import classes, layers, spaces
 from rrepa_lab.viz.theme import COLOURS, INK, styled
 
@@ -77,7 +78,11 @@ def test_layer_curves_have_levels_and_bands():
     assert max(band.y) - 0.732 == pytest.approx(0.002)
     mean = next(trace for trace in several.data if trace.name == "digits-none")
     assert mean.y[0] == pytest.approx(0.612)
-    assert "3 training seeds, mean" in words(several)
+    assert "3 training seeds, mean ± sd" in words(several)
+    # the same from a table that holds the means already
+    again = layers.layer_curves(over_seeds(layer_table(seeds=(0, 1, 2))))
+    assert [list(trace.y) for trace in again.data] == [pytest.approx(list(trace.y)) for trace in several.data]
+    assert "3 training seeds, mean ± sd" in words(again)
 
 
 def test_layer_figures_refuse_what_does_not_belong_together():

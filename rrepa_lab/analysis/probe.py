@@ -260,8 +260,12 @@ def _linear_probe(dim: int, classes: int) -> nn.Module:
 
 
 def best_layer(table: pd.DataFrame, metric: str = "linear_accuracy") -> pd.DataFrame:
-    """The row of the best layer for each run (name and seed) of a table of `probe` or `rl.similarity`."""
+    """The row of the best layer for each run and training seed, in a table of `rl.probe` or `rl.similarity`.
+
+    The best of many layers is partly luck: compare it with the same layer of other seeds before believing it.
+    """
     rows = table[(table["metric"] == metric) & (table["layer"] > 0)]
     if rows.empty:
         raise LabError(f"the table has no layer measured by {metric}")
-    return rows.loc[rows.groupby(["run", "train_seed"], sort=False)["value"].idxmax()]
+    keys = [name for name in ("run", "train_seed") if name in rows]  # a mean over seeds has no seed
+    return rows.loc[rows.groupby(keys, sort=False)["value"].idxmax()]

@@ -91,12 +91,7 @@ def levels(layers: pd.DataFrame) -> pd.DataFrame:
     A table over seeds gives "mean ± standard deviation"; the best layer is then the best of the means.
     """
     real = layers[layers["direction"] == "forward"].copy()
-    real["shown"] = [
-        f"{value:.3f}" + (f" ± {sd:.3f}" if sd == sd else "")  # noqa: PLR0124
-        for value, sd in zip(real["value"], real.get("sd", [float("nan")] * len(real)), strict=True)
-    ]
-    if "train_seed" not in real:
-        real["train_seed"] = "all"
+    real["shown"] = _shown(real)
     linear = real[real["metric"] == "linear_accuracy"]
     columns = {
         "best layer": best_layer(real).set_index("run")["tap"],
@@ -107,9 +102,16 @@ def levels(layers: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index()
 
 
+def _shown(rows: pd.DataFrame) -> list[str]:
+    if "sd" not in rows:
+        return [f"{value:.3f}" for value in rows["value"]]
+    return [f"{value:.3f} ± {sd:.3f}" for value, sd in zip(rows["value"], rows["sd"], strict=True)]
+
+
 def evidence(classes: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of each run by method, blocks that see the label, and noise draws."""
     rows = classes[classes["metric"].str.endswith("_accuracy")].copy()
+    rows["value"] = _shown(rows)
     draws = rows["draws"].map(lambda count: f", {count} draws" if count else "")
     rows["how"] = rows["method"] + rows["blocks"].map(lambda text: "" if text == "all" else f", block {text} only") + draws
     return rows.pivot(index="how", columns="run", values="value").loc[list(dict.fromkeys(rows["how"]))].reset_index()
@@ -131,12 +133,11 @@ def main() -> None:
         path = assets() / "studies" / f"{name}{'-seeds' if over else ''}.csv"
         write_text(path, (over_seeds(table) if over else table).to_csv(index=False, float_format="%.5g"))
         write_sums()
-    for suffix in ("", "-seeds"):
-        if (assets() / "studies" / f"{LAYERS}{suffix}.csv").is_file():
-            print(f"\n{LAYERS}{suffix}.csv\n\n{levels(load_table(LAYERS + suffix)).to_markdown(index=False)}")
-        if (assets() / "studies" / f"{CLASSES}{suffix}.csv").is_file():
-            table = evidence(load_table(CLASSES + suffix))
-            print(f"\n{CLASSES}{suffix}.csv\n\n{table.to_markdown(index=False, floatfmt='.3f')}")
+    for name in (f"{kind}{suffix}" for suffix in ("", "-seeds") for kind in (LAYERS, CLASSES)):
+        if (assets() / "studies" / f"{name}.csv").is_file():
+            table = load_table(name)
+            shown = levels(table) if name.startswith(LAYERS) else evidence(table)
+            print(f"\n{name}.csv\n\n{shown.to_markdown(index=False, disable_numparse=True)}")
 
 
 if __name__ == "__main__":

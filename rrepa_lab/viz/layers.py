@@ -19,7 +19,8 @@ _NAMES = {
 def layer_map(table: pd.DataFrame, metric: str = "linear_accuracy") -> go.Figure:
     """Block x layer heat maps of one metric, one for each run, on one colour scale; a run's best layer is marked by a star.
 
-    Several seeds of a run are averaged. `table` is one of `rl.probe` or `rl.similarity`, or several put together.
+    Several seeds of a run are averaged. `table` is one of `rl.probe` or `rl.similarity`, several put together, or a mean
+    over seeds with columns `sd` and `train_seeds`.
     """
     rows = _layers(table, metric)
     runs = list(dict.fromkeys(rows["run"]))
@@ -28,9 +29,9 @@ def layer_map(table: pd.DataFrame, metric: str = "linear_accuracy") -> go.Figure
         down, across, subplot_titles=runs, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.22 / down
     )
     for number, run in enumerate(runs):
-        cells = rows[rows["run"] == run].groupby(["block", "layer", "module_path"], as_index=False)["value"].mean()
-        wide, paths = (cells.pivot(index="block", columns="layer", values=name) for name in ("value", "module_path"))
-        best = cells.loc[cells["value"].idxmax()]
+        cells = _cells(rows[rows["run"] == run])
+        wide, paths = (cells.pivot(index="block", columns="layer", values=name) for name in ("mean", "module_path"))
+        best = cells.iloc[int(cells["mean"].argmax())]
         text = wide.map(lambda value: "" if pd.isna(value) else f"{value:.3f}")
         text.loc[best["block"], best["layer"]] += " ★"
         figure.add_trace(
@@ -66,11 +67,10 @@ def layer_curves(
     runs, values = list(dict.fromkeys(rows["run"])), dict[str, list[str]]()
     for place, run in enumerate(runs):
         colour = COLOURS[place % len(COLOURS)]
-        own = rows[rows["run"] == run]
-        cells = own.groupby(["block", "layer"])["value"].agg(["mean", "std"]).reset_index()
+        cells = _cells(rows[rows["run"] == run])
         x = [f"{block}.{layer}" for block, layer in zip(cells["block"], cells["layer"], strict=True)]
-        if own["train_seed"].nunique() > 1:
-            low, high = (cells["mean"] - cells["std"]).tolist(), (cells["mean"] + cells["std"]).tolist()
+        if cells["sd"].notna().all():
+            low, high = (cells["mean"] - cells["sd"]).tolist(), (cells["mean"] + cells["sd"]).tolist()
             figure.add_scatter(
                 x=[*x, *x[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=colour, opacity=0.18, line={"width": 0},
                 hoverinfo="skip", showlegend=False, legendgroup=run, mode="lines",
@@ -117,6 +117,14 @@ def pair_map(table: pd.DataFrame, metric: str = "cka") -> go.Figure:
     return figure.update_layout(margin={"l": 130, "b": bottom}, height=figure.layout.height + below)
 
 
+def _cells(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a block and layer: mean and sd over training seeds, taken here or, where the table has `sd`, there."""
+    keys = ["block", "layer", "module_path"]
+    if "sd" in rows:
+        return rows[[*keys, "value", "sd"]].rename(columns={"value": "mean"}).reset_index(drop=True)
+    return rows.groupby(keys)["value"].agg(["mean", "std"]).rename(columns={"std": "sd"}).reset_index()
+
+
 def _layers(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     rows = table[(table["metric"] == metric) & (table["layer"] > 0)]
     if rows.empty:
@@ -149,8 +157,8 @@ def _caption(rows: pd.DataFrame) -> str:
     if one_of(rows["pool"]):
         parts[0] += ", mean over tokens" if one_of(rows["pool"]) == "mean" else ", all tokens"
     parts.append("no label fed" if one_of(rows["label_fed"]) == "none" else "label fed")
-    seeds = sorted(set(rows["train_seed"]))
-    parts.append(f"{len(seeds)} training seeds, mean" if len(seeds) > 1 else f"training seed {seeds[0]}")
+    seeds = one_of(rows["train_seeds"]) if "train_seeds" in rows else str(rows["train_seed"].nunique())
+    parts.append(f"training seed {one_of(rows['train_seed'])}" if seeds == "1" else f"{seeds} training seeds, mean ± sd")
     if (rows["guidance"] > 0).any():
         parts.append(f"guidance {one_of(rows['guidance'])}")
     if "probe" in rows and one_of(rows["probe"]):
