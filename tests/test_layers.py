@@ -474,3 +474,45 @@ def test_knn_by_hand():
 def test_tables_of_both_instruments_stand_together(run, some):
     both = pd.concat([rl.probe(run, TAP, train=some[0], test=some[1]), rl.similarity(run, taps=TAP, data=some[1])])
     assert both[["run", "tap", "block", "layer", "module_path", "metric", "value", "direction", "n"]].notna().all().all()
+
+
+# --- the shipped tables -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digits-none", "digits-reverse"])
+def test_shipped_tables_are_what_the_bundled_weights_give(name):
+    from rrepa_lab.studies.reading import CLASSES, load_table
+
+    one = rl.load(name)
+    stored = load_table()
+    stored = stored[(stored.run == name) & (stored.tap == "block.3.layer.2") & (stored.guidance == 0)]
+    stored = stored.set_index(["direction", "label_fed", "metric"]).value
+    probes = rl.probe(one, "block.3.layer.2", baselines=False)
+    for row in probes.itertuples():
+        assert stored["forward", "none", row.metric] == pytest.approx(row.value, abs=0.01), row.metric
+    for direction, fed in (("forward", False), ("reverse", False), ("reverse", True)):
+        fresh = rl.similarity(one, taps="block.3.layer.2", direction=direction, feed_label=fed)
+        for row in fresh.itertuples():
+            assert stored[direction, row.label_fed, row.metric] == pytest.approx(row.value, abs=0.01), (direction, row.metric)
+    classes = load_table(CLASSES)
+    classes = classes[(classes.run == name) & (classes.method == "gradient") & (classes.metric == "gradient_accuracy")]
+    for blocks, shown in ((None, "all"), ([4], "4")):
+        fresh = rl.classification_report(one, blocks=blocks).summary.value[0]
+        assert classes[(classes.blocks == shown) & (classes.draws == 0)].value.iloc[0] == pytest.approx(fresh, abs=0.01)
+
+
+def test_shipped_tables_are_whole():
+    from rrepa_lab.studies.reading import CLASSES, LAYERS, evidence, levels, load_table
+
+    names = ["digits-none", "digits-forward", "digits-detach", "digits-reverse"]
+    for suffix in ("", "-seeds"):
+        table = load_table(LAYERS + suffix)
+        for direction in ("forward", "reverse"):
+            for metric in ("linear_accuracy", "knn_accuracy", "cknna", "cka", "mutual_knn"):
+                rows = table[(table.direction == direction) & (table.label_fed == "none") & (table.guidance == 0)]
+                cells = rows[(rows.metric == metric) & (rows.layer > 0)]
+                assert len(cells) == len(cells[["run", "tap"]].drop_duplicates()) == 4 * 16, (suffix, direction, metric)
+        assert list(levels(table).run) == names
+        assert list(evidence(load_table(CLASSES + suffix)).columns) == ["how", *sorted(names)]
+    with pytest.raises(LabError, match="no table at"):
+        load_table("nothing")
