@@ -9,8 +9,9 @@ from torch.nn import functional as F
 import rrepa_lab as rl
 from rrepa_lab.align.encoder import match_grid
 from rrepa_lab.align.projector import similarity as cosine
+from rrepa_lab.align.routing import perturb
 from rrepa_lab.analysis.embed import pca, umap
-from rrepa_lab.analysis.features import Reading, image_set, together
+from rrepa_lab.analysis.features import Reading, together
 from rrepa_lab.analysis.probe import fit_knn, fit_linear
 from rrepa_lab.analysis.similarity import cka, cknna, hsic, mutual_knn
 from rrepa_lab.data.datasets import Batch
@@ -40,7 +41,7 @@ TAP = "block.4.layer.2"
 def test_features_are_the_states_pooled(run, some, pool):
     x, y = some[1]
     states = run.flow(x, None, TAP).states[TAP]
-    read = together(Reading(pool=pool, batch=32).batches(run, [TAP], image_set(run, "test", some[1])))
+    read = together(Reading(pool=pool, batch=32).batches(run, [TAP], data=some[1]))
     expected = states.mean(dim=1) if pool == "mean" else states.flatten(1)
     torch.testing.assert_close(read.features[TAP], expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(read.y, y)
@@ -49,11 +50,10 @@ def test_features_are_the_states_pooled(run, some, pool):
 
 def test_what_is_fed_is_what_was_said(run, some):
     x, y = some[1]
-    images = image_set(run, "test", some[1])
-    fed = together(Reading(feed_label=True).batches(run, [TAP], images)).features[TAP]
+    fed = together(Reading(feed_label=True).batches(run, [TAP], data=some[1])).features[TAP]
     torch.testing.assert_close(fed, run.flow(x, y, TAP).states[TAP].mean(dim=1), atol=1e-5, rtol=1e-5)
     noisy, again, other = (
-        together(Reading(noise_std=0.2, seed=seed, batch=batch).batches(run, [TAP], images)).features[TAP]
+        together(Reading(noise_std=0.2, seed=seed, batch=batch).batches(run, [TAP], data=some[1])).features[TAP]
         for seed, batch in ((1, 256), (1, 7), (2, 256))
     )
     torch.testing.assert_close(noisy, again, atol=1e-5, rtol=1e-5)  # the noise of an image does not depend on its company
@@ -61,7 +61,7 @@ def test_what_is_fed_is_what_was_said(run, some):
 
 
 def test_generated_features_are_those_of_the_pass_that_made_the_sample(run):
-    read = together(Reading("reverse", feed_label=True, guidance=1.5, samples=12, seed=5).batches(run, [TAP], None))
+    read = together(Reading("reverse", feed_label=True, guidance=1.5, samples=12, seed=5).batches(run, [TAP]))
     labels = torch.arange(12) % 10
     z = noise(run.flow, range(5, 17))
     states = run.flow.inverse(z, labels, 1.5, taps=TAP).states[TAP]
@@ -189,6 +189,8 @@ BLANK = Batch(torch.zeros(6, 1, 8, 8), torch.arange(6))
             "block.4.layer.2 over 6 training images are constant",
         ),
         ({"train": images(4, [0, 1, 2, 3]), "neighbours": 5, "probes": ["knn"]}, "5 neighbours asked for among 4 images"),
+        ({"train": images(1, [3]), "solver": "torch", "probes": ["linear"]}, "batches of at least two images"),
+        ({"test": BLANK, "solver": "torch", "probes": ["linear"], "baselines": False}, "over 6 images are constant"),
         ({"train": images(4, [0, 1])}, "4 images but 2 labels"),
         ({"guidance": 1.0}, "guidance belongs to generated samples"),
         ({"direction": "reverse", "samples": 0}, "samples must be at least 1"),
@@ -305,6 +307,19 @@ def test_along_the_generating_pass_the_encoder_sees_the_finished_sample(run):
     assert table.set_index("metric").value["cka"] == pytest.approx(expected, abs=1e-3)
     assert set(table.direction) == {"reverse"}
     assert set(table.guidance) == {1.0}
+
+
+def test_the_generating_pass_needs_no_data_set(tiny):
+    """A run loaded without its images can still be read while it generates."""
+    from rrepa_lab.runs import build
+
+    far = build(tiny.override({"data.name": "folder", "data.path": "nowhere"}), [str(k) for k in range(10)])
+    perturb(far.flow, 0)
+    settings = {"taps": "block.1.layer.*", "direction": "reverse", "samples": 20}
+    assert rl.similarity(far, metrics=["cka"], **settings).value.notna().all()
+    assert len(rl.embed(far, **settings)) == 40
+    with pytest.raises(LabError, match="no image folder at nowhere"):
+        rl.similarity(far)
 
 
 def test_similarity_between_two_runs(run, some):

@@ -65,12 +65,17 @@ class Reading:
             "noise_std": self.noise_std, "pool": self.pool, "seed": self.seed, "device": str(run.device),
         }  # fmt: skip
 
-    def batches(self, run: Run, taps: Sequence[str], images: ImageSet) -> Iterator[Read]:
-        """Features in this direction: of `images`, or of samples; without feed_label these are generated unconditionally."""
+    def batches(
+        self, run: Run, taps: Sequence[str], split: str = "test", data: ImageSet | Batch | None = None, limit: int | None = None
+    ) -> Iterator[Read]:
+        """Features in this direction: of the images that `image_set` gives, or of samples, for which no data set is needed.
+
+        Without feed_label samples are generated unconditionally.
+        """
         if self.direction == "forward":
             if self.guidance:
                 raise LabError("guidance belongs to the generating pass: direction='reverse'")
-            return self.real(run, taps, images)
+            return self.real(run, taps, image_set(run, split, data, limit))
         if self.guidance and not self.feed_label:
             raise LabError("guidance needs a label that is fed: feed_label=True")
         if self.noise_std:

@@ -107,9 +107,9 @@ def probe(
     for run in [runs] if isinstance(runs, Run) else runs:
         if direction == "reverse" and run.flow.config.classes == 0:
             raise LabError(f"run {run.name!r} has no classes to ask for: its samples cannot be scored")
-        fitting, scoring = image_set(run, "train", train, limit), image_set(run, "test", test, limit)
+        fitting = image_set(run, "train", train, limit)
         reader = _Reader(run, [tap.name for tap in run.flow.resolve(taps)], baselines, how)
-        seen = reader.read(scoring) if direction == "forward" else reader.samples()
+        seen = reader.read(image_set(run, "test", test, limit)) if direction == "forward" else reader.samples()
         large = len(fitting) > SMALL if solver == "auto" else solver == "torch"
         rows = _accuracies(reader, fitting, seen, probes, neighbours, large, epochs, lr)
         for method in classifiers:
@@ -157,6 +157,9 @@ def _accuracies(
     """Rows of all probes; of a large set only the first images are kept in memory, for the k-NN probe."""
     rows = []
     if "linear" in probes and large:
+        if len(seen.y) > 1:
+            for name, features in seen.features.items():
+                check_spread(features, f"{name} over {len(features)} images")
         what = f"torch: batch norm and linear, {epochs} epochs, AdamW lr {lr:g}"
         for name, answer in fit_torch(reader, fitting, seen, epochs, lr).items():
             rows.append(_row(name, "linear_accuracy", answer, seen, len(fitting), what))
@@ -222,6 +225,8 @@ def fit_torch(reader: _Reader, fitting: ImageSet, seen: Read, epochs: int, lr: f
     """
     how, device = reader.how, reader.run.device
     size = min(how.batch, len(fitting))
+    if size < 2:
+        raise LabError("a probe is trained on batches of at least two images")
     steps = epochs * (len(fitting) // size)
     classes = len(fitting.classes)
     probes: nn.ModuleDict | None = None
@@ -230,9 +235,8 @@ def fit_torch(reader: _Reader, fitting: ImageSet, seen: Read, epochs: int, lr: f
         features = {name.replace(".", "_"): value.float().to(device) for name, value in read.features.items()}
         if probes is None:
             with seeded(how.seed):
-                probes = nn.ModuleDict({name: _linear_probe(value.shape[1], classes) for name, value in features.items()}).to(
-                    device
-                )
+                fresh = {name: _linear_probe(value.shape[1], classes) for name, value in features.items()}
+            probes = nn.ModuleDict(fresh).to(device)
             optimizer = torch.optim.AdamW(probes.parameters(), lr=lr, weight_decay=1e-4)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr)

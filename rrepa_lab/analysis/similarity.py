@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from rrepa_lab.align.encoder import Encoder, match_grid
 from rrepa_lab.align.projector import similarity as cosine
-from rrepa_lab.analysis.features import Read, Reading, check_spread, image_set, together
+from rrepa_lab.analysis.features import Read, Reading, check_spread, together
 from rrepa_lab.analysis.tables import about, place
 from rrepa_lab.data.datasets import Batch, ImageSet
 from rrepa_lab.errors import LabError, unknown
@@ -155,24 +155,23 @@ def similarity(
     how = Reading(direction, pool, noise_std, feed_label, guidance, samples, seed, batch)
     wanted = run.flow.resolve(taps)
     chosen = _metrics(run, other, wanted, metrics)
-    images = image_set(run, split, data, limit)
+    fed = (split, data, limit)
     if isinstance(other, Run):
         if other.flow.config.image_shape != run.flow.config.image_shape:
             raise LabError(f"{run.name} and {other.name} are flows of images of different sizes")
         partners = other.flow.resolve(taps if other_taps is None else other_taps)
         if other_taps is None and partners != wanted:
             raise LabError(f"{taps!r} stands for other taps in {other.name} than in {run.name}: say other_taps too")
-        mine = together(how.batches(run, [tap.name for tap in wanted], images))
-        theirs = together(how.batches(other, [tap.name for tap in partners], images)).features
+        mine = together(how.batches(run, [tap.name for tap in wanted], *fed))
+        theirs = together(how.batches(other, [tap.name for tap in partners], *fed)).features
         pairs = list(zip(wanted, partners, strict=True)) if other_taps is None else list(product(wanted, partners))
         named = [(tap, partner.name) for tap, partner in pairs]
         what, cosines = other.name, dict[str, float]()
     else:
         encoder = (run.encoder() if other is None else other).to(run.device)
         with_projector = [tap.name for tap in wanted if tap.name in run.projectors.taps and "teacher_cosine" in chosen]
-        mine, seen, cosines = _beside_encoder(
-            how.batches(run, [tap.name for tap in wanted], images), run, encoder, how, with_projector
-        )
+        batches = how.batches(run, [tap.name for tap in wanted], *fed)
+        mine, seen, cosines = _beside_encoder(batches, run, encoder, how, with_projector)
         theirs = {"": seen}
         named = [(tap, "") for tap in wanted]
         what = f"{encoder.config.model}, {encoder.config.weights}"
