@@ -112,11 +112,12 @@ def test_the_torch_solver_finds_what_scikit_learn_finds(run, some):
     taps = ["block.1.layer.1", TAP]
     settings = {"probes": ["linear"], "train": some[0], "test": some[1], "batch": 50, "baselines": False}
     exact = rl.probe(run, taps, solver="sklearn", **settings)
-    ours = rl.probe(run, taps, solver="torch", epochs=30, **settings)
+    ours = rl.probe(run, taps, solver="torch", epochs=25, **settings)
     assert list(ours.tap) == list(exact.tap)
     assert (ours.value - exact.value).abs().max() < 0.08
-    again = rl.probe(run, taps, solver="torch", epochs=30, **settings)
-    assert ours.equals(again)
+    assert ours.value.min() > 0.5
+    once, again = (rl.probe(run, TAP, solver="torch", epochs=2, **settings) for _ in range(2))
+    assert once.equals(again)
 
 
 def test_the_torch_solver_reads_each_batch_once_for_all_layers(run, some, monkeypatch):

@@ -36,7 +36,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Show defaults, but not for switches and for what has none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+        return action.help if action.default in (None, False, [], "") else super()._get_help_string(action)
 
 
 def setting(text: str) -> tuple[str, Any]:
