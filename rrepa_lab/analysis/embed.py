@@ -63,7 +63,7 @@ def embed(
         raise LabError(f"components must be 2 or 3, not {components}")
     how = Reading(direction, pool, noise_std, feed_label, guidance, samples, seed, batch)
     wanted = run.flow.resolve(taps)
-    read = together(how.batches(run, [tap.name for tap in wanted], split, data, limit))
+    read = together(how.batches(run, [tap.name for tap in wanted], split, data, limit), keep_images=False)
     first = 0 if direction == "forward" else seed
     labels = [run.classes[k] if k >= 0 else "" for k in read.y.tolist()]
     images = pd.DataFrame({"image": range(first, first + len(labels)), "label": labels})

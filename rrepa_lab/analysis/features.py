@@ -28,7 +28,7 @@ class Read:
 
     features: dict[str, Tensor]  # tap -> (B, d): the mean over tokens (d = D), or all tokens side by side (d = T * D)
     y: Tensor  # (B,) labels, -1 where there is none
-    x: Tensor  # (B, C, H, W) the images, clean; finished samples if they were generated
+    x: Tensor  # (B, C, H, W) the images, clean; finished samples if they were generated; none if they were let go
     states: dict[str, Tensor]  # tap -> (B, T, D), not pooled; not kept when batches are put together
 
 
@@ -118,9 +118,9 @@ class Reading:
         return Read({name: self.pooled(state).cpu() for name, state in states.items()}, y, x, states)
 
 
-def together(reads: Iterable[Read]) -> Read:
-    """All batches as one; the states of each are let go as soon as the next one comes."""
-    parts = [Read(read.features, read.y, read.x, {}) for read in reads]
+def together(reads: Iterable[Read], keep_images: bool = True) -> Read:
+    """All batches as one; the states of each, and its images unless these are wanted, are let go as the next one comes."""
+    parts = [Read(read.features, read.y, read.x if keep_images else read.x[:0], {}) for read in reads]
     features = {name: torch.cat([part.features[name] for part in parts]) for name in parts[0].features}
     return Read(features, torch.cat([part.y for part in parts]), torch.cat([part.x for part in parts]), {})
 

@@ -130,9 +130,9 @@ class _Reader:
         """Features batch after batch."""
         return map(self._with_baselines, self.how.real(self.run, self.taps, images, order))
 
-    def read(self, images: ImageSet) -> Read:
-        """Features of the whole set."""
-        return together(self.batches(images))
+    def read(self, images: ImageSet, keep_images: bool = True) -> Read:
+        """Features of the whole set, with its images if these are to be kept."""
+        return together(self.batches(images), keep_images)
 
     def samples(self) -> Read:
         """Features of generated images: read again as images, or while they are generated if the label is to be fed."""
@@ -165,7 +165,7 @@ def _accuracies(
             rows.append(_row(name, "linear_accuracy", answer, seen, len(fitting), what))
     if probes == ["linear"] and large:
         return rows
-    known = reader.read(image_set(reader.run, "train", fitting, SMALL))
+    known = reader.read(image_set(reader.run, "train", fitting, SMALL), keep_images=False)
     check_classes(known.y)
     for name, features in known.features.items():
         check_spread(features, f"{name} over {len(features)} training images")

@@ -162,8 +162,8 @@ def similarity(
         partners = other.flow.resolve(taps if other_taps is None else other_taps)
         if other_taps is None and partners != wanted:
             raise LabError(f"{taps!r} stands for other taps in {other.name} than in {run.name}: say other_taps too")
-        mine = together(how.batches(run, [tap.name for tap in wanted], *fed))
-        theirs = together(how.batches(other, [tap.name for tap in partners], *fed)).features
+        mine = together(how.batches(run, [tap.name for tap in wanted], *fed), keep_images=False)
+        theirs = together(how.batches(other, [tap.name for tap in partners], *fed), keep_images=False).features
         pairs = list(zip(wanted, partners, strict=True)) if other_taps is None else list(product(wanted, partners))
         named = [(tap, partner.name) for tap, partner in pairs]
         what, cosines = other.name, dict[str, float]()
@@ -218,7 +218,7 @@ def _beside_encoder(
         target = match_grid(patches, encoder.grid, run.flow.config.side)
         for name, values in cosines.items():
             values.append(cosine(run.projectors.project(name, part.states[name]), target).cpu())
-        parts.append(Read(part.features, part.y, part.x, {}))
+        parts.append(Read(part.features, part.y, part.x[:0], {}))
     return together(parts), torch.cat(seen), {name: float(torch.cat(values).mean()) for name, values in cosines.items()}
 
 
