@@ -73,6 +73,8 @@ def test_layer_curves_have_levels_and_bands():
     assert "one gradient step without a probe, dashed: digits-none 0.800, digits-reverse 0.810" in words(one)
     assert "pixels 0.960" in one.data[-1].text
     assert "pixels" in {trace.name for trace in layers.layer_curves(layer_table(), levels=()).data}
+    similar = layer_table(metric="cka")
+    assert not [trace for trace in layers.layer_curves(similar[similar.tap != "pixels"], "cka").data if "step" in trace.name]
     several = layers.layer_curves(layer_table(seeds=(0, 1, 2)))
     band = next(trace for trace in several.data if trace.fill == "toself")
     assert max(band.y) - 0.732 == pytest.approx(0.002)

@@ -301,7 +301,8 @@ def _probe(given: argparse.Namespace) -> int:
     for metric in dict.fromkeys(table.loc[table["layer"] > 0, "metric"]):
         for row in best_layer(table, metric).itertuples():
             print(f"best layer by {metric}: {row.run} {row.tap} ({row.module_path}) {row.value:.4f}, n = {row.n}")
-    hint(given, f"the same as curves: rrepa-lab probe {' '.join(given.runs)} --classifiers gradient --figure layers.html")
+    again = f"the same as curves: rrepa-lab probe {' '.join(given.runs)} --classifiers gradient --figure layers.html"
+    hint(given, f"open {given.figure} in a browser" if given.figure else again)
     return 0
 
 

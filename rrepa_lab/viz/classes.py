@@ -8,6 +8,7 @@ from rrepa_lab.analysis.classify import Classification
 from rrepa_lab.analysis.report import ClassificationReport
 from rrepa_lab.viz.theme import COLOURS, INK, SCALE, SYMBOLS, one_of, styled
 
+_NAMES = {"gradient": "one gradient step", "bayes": "Bayes' rule", "iterated": "gradient ascent"}
 _UNITS = {"gradient": "d log p / d logit, nats", "bayes": "log posterior, nats", "iterated": "logit of the soft label"}
 
 
@@ -24,7 +25,9 @@ def class_scores(
         )
     figure.update_xaxes(title="class", type="category")
     figure.update_yaxes(title=_UNITS.get(method, "score"))
-    return styled(figure, f"Class scores by {method}", f"{what}; outlined: the run's prediction", height=340)
+    return styled(
+        figure, f"Class scores by {_NAMES.get(method, method)}", f"{what}; outlined: the run's prediction", height=340
+    )
 
 
 def class_race(
@@ -50,7 +53,7 @@ def class_race(
     right = "" if truth is None else f" (truth: {classes[truth]}, thick line)"
     caption = f"one image{right}, {len(order)} best of {len(classes)} classes, best first" + (f"; {run}" if run else "")
     winner = classes[order[0]]
-    return styled(figure, f"Which class wins? {winner}, by {result.method}", caption, height=350, legend=2)
+    return styled(figure, f"Which class wins? {winner}, by {_NAMES[result.method]}", caption, height=350, legend=2)
 
 
 def confusion(report: ClassificationReport) -> go.Figure:

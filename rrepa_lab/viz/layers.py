@@ -59,11 +59,12 @@ def layer_curves(
 ) -> go.Figure:
     """One curve over all layers for each run, with a band of one standard deviation over its seeds.
 
-    Rows of these classifiers (tap "", as `rl.probe(classifiers=["gradient"])` adds them) become dashed levels in the run's
-    colour, and those of the baselines levels in grey. With "gradient" this is Figure 4 of R-REPA (arXiv 2511.22345).
+    Beside an accuracy, rows of these classifiers (tap "", as `rl.probe(classifiers=["gradient"])` adds them) become dashed
+    levels in the run's colour, and those of the baselines levels in grey. With "gradient" this is Figure 4 of R-REPA (arXiv 2511.22345).
     """
     rows = _layers(table, metric)
     figure = go.Figure()
+    accuracies = metric.endswith("_accuracy")  # a level belongs on an axis of its own kind
     runs, values = list(dict.fromkeys(rows["run"])), dict[str, list[str]]()
     for place, run in enumerate(runs):
         colour = COLOURS[place % len(COLOURS)]
@@ -80,7 +81,7 @@ def layer_curves(
             marker={"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8},
             hovertemplate=f"{run}<br>block.layer %{{x}}<br>{metric} %{{y:.4f}}<extra></extra>",
         )  # fmt: skip
-        shown = table[(table["run"] == run) & (table["tap"] == "")].groupby("metric")["value"].mean()
+        shown = table[(table["run"] == run) & (table["tap"] == "") & accuracies].groupby("metric")["value"].mean()
         for name, dash in zip(levels, ("dash", "dashdot", "longdash"), strict=False):
             if name in shown:
                 _level(figure, x, shown[name], f"{run}: {_name(name)}", colour, dash)
