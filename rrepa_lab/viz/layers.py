@@ -59,8 +59,9 @@ def layer_curves(
 ) -> go.Figure:
     """One curve over all layers for each run, with a band of one standard deviation over its seeds.
 
-    Beside an accuracy, rows of these classifiers (tap "", as `rl.probe(classifiers=["gradient"])` adds them) become dashed
-    levels in the run's colour, and those of the baselines levels in grey. With "gradient" this is Figure 4 of R-REPA (arXiv 2511.22345).
+    Beside an accuracy, rows of classifiers (tap "", as `rl.probe(classifiers=["gradient"])` adds them) become dashed levels
+    in the run's colour, and those of the baselines levels in grey. With "gradient" this is Figure 4 of R-REPA
+    (arXiv 2511.22345).
     """
     rows = _layers(table, metric)
     figure = go.Figure()
