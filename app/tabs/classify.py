@@ -59,9 +59,8 @@ def judge(first: str, second: str, method: str, seen: Seen) -> tuple[Image.Image
     results = {name: rl.classify(get_run(name), x, METHODS[method]) for name in dict.fromkeys((first, second))}
     lines, unit = [], "logits" if METHODS[method] == "iterated" else "nats"
     for name, result in results.items():
-        top = result.scores[0].topk(2)
-        best, next_best = (get_run(name).classes[int(k)] for k in top.indices)
-        lines.append(f"- **{name}** says **{best}**, by {float(top.values[0] - top.values[1]):.2f} {unit} before {next_best}")
+        best, next_best = (get_run(name).classes[int(k)] for k in result.top(2).labels[0])
+        lines.append(f"- **{name}** says **{best}**, by {float(result.margin[0]):.2f} {unit} before {next_best}")
     figure = class_scores(results, get_run(first).classes, METHODS[method], what=seen[1])
     return picture(x[0], scale=max(1, 160 // x.shape[-1])), figure, "\n".join([f"Looking at {seen[1]}.", *lines])
 

@@ -139,12 +139,12 @@ def classify_steps(
         raise LabError(f"steps must be >= 1 and step_size > 0, not {steps} and {step_size}")
     flow = run.flow if isinstance(run, Run) else run
     seen = _Seen(flow, x, blocks)
-    views = _views(flow, x, draws, noise_std, seed)
+    views = list(_views(flow, x, draws, noise_std, seed))
     logits = torch.zeros(len(x), flow.config.classes, dtype=x.dtype, device=x.device)
     moving = torch.arange(len(x), device=x.device)
     yield _result(logits[None], "iterated")
     for _ in range(steps):
-        slopes = [_slope(seen, view[moving], logits[moving], batch) for view in views]
+        slopes = [_gradient(seen.log_prob, view[moving], logits[moving], batch) for view in views]
         moved = logits[moving] + step_size * torch.stack(slopes).mean(dim=0)
         still = (moved.softmax(dim=1) - logits[moving].softmax(dim=1)).abs().amax(dim=1) > tolerance
         logits = logits.index_copy(0, moving, moved)
@@ -192,16 +192,18 @@ def _result(path: Tensor, method: str) -> Classification:
     return Classification(path[-1], path[-1].argmax(dim=1), method, path)
 
 
-def _views(flow: TarFlow, x: Tensor, draws: int, noise_std: float | None, seed: int) -> list[Tensor]:
-    """The images as they are, or under each noise draw; the noise of an image depends on its row, not on `batch`."""
+def _views(flow: TarFlow, x: Tensor, draws: int, noise_std: float | None, seed: int) -> Iterator[Tensor]:
+    """The images as they are, or under one noise draw after the other; the noise on an image depends on its row alone."""
     if draws == 0:
-        return [x]
+        yield x
+        return
     if draws < 0:
         raise LabError(f"draws must be >= 0, not {draws}")
     if noise_std is None and flow.config.noise != "gaussian":
         raise LabError("this flow was trained with uniform noise: say noise_std to average over draws")
     std = flow.config.noise_std if noise_std is None else noise_std
-    return [add_noise(x, std, generator(seed, draw)) for draw in range(draws)]
+    for draw in range(draws):
+        yield add_noise(x, std, generator(seed, draw))
 
 
 def _gradient_scores(seen: _Seen, x: Tensor, batch: int) -> Tensor:
@@ -210,24 +212,18 @@ def _gradient_scores(seen: _Seen, x: Tensor, batch: int) -> Tensor:
 
 def _evidence(flow: TarFlow, x: Tensor, batch: int) -> Tensor:
     """Gradient of log p(x | softmax(s_t) in block t) at s = 0, (B, N, K)."""
-    return torch.cat([_gradient(flow.log_prob, part, _zeros(flow, part)) for part in x.split(batch)])
+    zeros = torch.zeros(len(x), flow.config.blocks, flow.config.classes, dtype=x.dtype, device=x.device)
+    return _gradient(flow.log_prob, x, zeros, batch)
 
 
-def _zeros(flow: TarFlow, x: Tensor) -> Tensor:
-    return torch.zeros(len(x), flow.config.blocks, flow.config.classes, dtype=x.dtype, device=x.device)
-
-
-def _slope(seen: _Seen, x: Tensor, logits: Tensor, batch: int) -> Tensor:
-    """Gradient (B, K) of log p(x | softmax(s)) at these logits."""
-    parts = zip(x.split(batch), logits.split(batch), strict=True)
-    return torch.cat([_gradient(seen.log_prob, *part) for part in parts])
-
-
-def _gradient(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, logits: Tensor) -> Tensor:
-    with torch.enable_grad():
-        logits = logits.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(log_prob(x.detach(), logits.softmax(dim=-1)).sum(), logits)
-    return slope
+def _gradient(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, logits: Tensor, batch: int) -> Tensor:
+    """Gradient of log_prob(x, softmax(logits)) with respect to the logits, in their shape."""
+    slopes = []
+    for part, at in zip(x.split(batch), logits.split(batch), strict=True):
+        with torch.enable_grad():
+            leaf = at.detach().requires_grad_()
+            slopes += torch.autograd.grad(log_prob(part.detach(), leaf.softmax(dim=-1)).sum(), leaf)
+    return torch.cat(slopes)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from rrepa_lab.analysis.classify import classify
 from rrepa_lab.analysis.evaluator import frechet_distance, load_evaluator
+from rrepa_lab.analysis.features import in_turn
 from rrepa_lab.data.datasets import Batch, load_split
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.data.pixels import training_noise
@@ -75,14 +76,13 @@ def _samples(run: Run, real: Tensor, count: int, seed: int) -> list[dict[str, ob
         evaluator = load_evaluator(run.config.data).to(run.device)
     except LabError:
         return []
-    labels = [i % run.config.flow.classes for i in range(count)] if run.config.flow.classes else None
-    made = sample(run, range(seed, seed + count), labels)
+    made = sample(run, range(seed, seed + count), in_turn(run, count).tolist())
     fakes = made.images.to(run.device)
     protocol = f"{count} samples, unguided, denoised, labels in turn, seeds {seed}..{seed + count - 1}"
     distance = frechet_distance(evaluator.features(fakes), evaluator.features(real))
     against = f"{protocol}, against {len(real)} real images"
     rows = [_row("frechet_distance", distance, "evaluator units^2", count, against)]
-    if labels is not None:
+    if run.config.flow.classes:
         agree = (evaluator(fakes).argmax(dim=1).cpu() == made.labels).double().mean()
         rows.append(_row("label_agreement", float(agree), "fraction", count, protocol))
     return rows

@@ -14,6 +14,7 @@ from torch import Tensor
 from rrepa_lab.analysis.trace import DIRECTIONS
 from rrepa_lab.data.datasets import Batch, ImageSet, TensorImages, load_split
 from rrepa_lab.data.loaders import generator, stream
+from rrepa_lab.data.pixels import add_noise
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.runs import Run
 from rrepa_lab.sampling.denoise import denoise_step
@@ -93,8 +94,8 @@ class Reading:
         for rows, (x, y) in zip(batches, stream(images, batches, workers), strict=True):
             seen = x
             if self.noise_std:
-                draws = [torch.randn(x.shape[1:], generator=generator(self.seed, row)) for row in rows]
-                seen = x + self.noise_std * torch.stack(draws)
+                pairs = zip(x, rows, strict=True)
+                seen = torch.stack([add_noise(image, self.noise_std, generator(self.seed, row)) for image, row in pairs])
             label = y.to(run.device) if self.feed_label else None
             yield self._pooled(run.flow(seen.to(next(run.flow.parameters())), label, taps).states, y, x)
 

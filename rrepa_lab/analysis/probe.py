@@ -5,7 +5,6 @@ images by cosine. Both are trained on real images that the flow read WITHOUT lab
 recipe of REPA's authors (sihyun-yu/REPA, issues 32 and 55: no label, mean over patches, normalisation and one linear layer).
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 from rrepa_lab.analysis.classify import METHODS, classify
 from rrepa_lab.analysis.features import Read, Reading, check_spread, image_set, in_turn, together
-from rrepa_lab.analysis.tables import about, place
+from rrepa_lab.analysis.tables import about, accuracy, place
 from rrepa_lab.data.datasets import Batch, ImageSet, TensorImages
 from rrepa_lab.data.loaders import SeededBatches, seeded
 from rrepa_lab.errors import LabError, unknown
@@ -114,7 +113,7 @@ def probe(
         rows = _accuracies(reader, fitting, seen, probes, neighbours, large, epochs, lr)
         for method in classifiers:
             right = classify(run, seen.x.to(run.device), method, batch=batch).label.cpu() == seen.y
-            rows.append({**place(""), "metric": f"{method}_accuracy", **_accuracy(right), "n_train": 0, "probe": "none"})
+            rows.append({**place(""), "metric": f"{method}_accuracy", **accuracy(right), "n_train": 0, "probe": "none"})
         tables.append(pd.DataFrame([about(run) | row for row in rows]).assign(**how.columns(run)))
     return pd.concat(tables, ignore_index=True)
 
@@ -182,12 +181,7 @@ def _accuracies(
 
 def _row(name: str, metric: str, answer: Tensor, seen: Read, n_train: int, what: str) -> dict[str, Any]:
     where = place(name if name in ("pixels", "encoder") else Tap.parse(name))
-    return {**where, "metric": metric, **_accuracy(answer == seen.y), "n_train": n_train, "probe": what}
-
-
-def _accuracy(right: Tensor) -> dict[str, Any]:
-    value = float(right.double().mean())
-    return {"value": value, "standard_error": math.sqrt(value * (1 - value) / len(right)), "n": len(right)}
+    return {**where, "metric": metric, **accuracy(answer == seen.y), "n_train": n_train, "probe": what}
 
 
 def check_classes(y: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.analysis.classify import classify
-from rrepa_lab.analysis.tables import about
+from rrepa_lab.analysis.tables import about, accuracy
 from rrepa_lab.data.datasets import Batch
 from rrepa_lab.errors import LabError
 from rrepa_lab.runs import Run
@@ -71,13 +71,11 @@ def classification_report(
         "image": range(len(y)), "class": [names[k] for k in y], "predicted": [names[k] for k in answer], "right": right.numpy(),
         "margin": result.margin.cpu().numpy(), "confidence": confidence.numpy(), "runner_up": [names[k] for k in runner_up],
     })  # fmt: skip
-    accuracy = float(right.double().mean())
     calibration = _calibration(confidence, right, bins)
     gap = float(((calibration["confidence"] - calibration["accuracy"]).abs() * calibration["n"]).sum() / len(y))
-    spread = (accuracy * (1 - accuracy) / len(y)) ** 0.5
     summary = pd.DataFrame(
         [
-            {"metric": f"{method}_accuracy", "value": accuracy, "standard_error": spread, "n": len(y)},
+            {"metric": f"{method}_accuracy", **accuracy(right)},
             {"metric": "mean_confidence", "value": float(confidence.double().mean()), "n": len(y)},
             {"metric": "expected_calibration_error", "value": gap, "n": len(y)},
         ]

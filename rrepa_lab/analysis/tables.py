@@ -1,6 +1,9 @@
 """Columns that all tables of measurements share, so that rows of different instruments can stand in one table."""
 
+import math
 from typing import Any
+
+from torch import Tensor
 
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.runs import Run
@@ -21,3 +24,9 @@ def place(tap: Tap | str) -> dict[str, Any]:
         return {"tap": tap, "block": 0, "layer": 0, "module_path": ""}
     layer = tap.layer if isinstance(tap.layer, int) else 0
     return {"tap": tap.name, "block": tap.block, "layer": layer, "module_path": tap.module_path}
+
+
+def accuracy(right: Tensor) -> dict[str, Any]:
+    """Columns value (part of (n,) answers that is right), standard_error (binomial) and n."""
+    value = float(right.double().mean())
+    return {"value": value, "standard_error": math.sqrt(value * (1 - value) / len(right)), "n": len(right)}

@@ -125,10 +125,13 @@ def agreement(
     """
     there = trace(run, x, y, "forward", taps, guidance=guidance, path=False, check=False, batch=batch)
     back = trace(run, x, y, "reverse", taps, guidance=guidance, path=False, batch=batch)
-    rows = []
-    for tap in run.flow.resolve(taps):
-        gap = float((there.states[tap.name] - back.states[tap.name]).abs().max())
-        spread = float(there.states[tap.name].std())
-        rows.append({**about(run), **place(tap), "gap": gap, "spread": spread, "relative_gap": gap / spread})
+    rows = [{**about(run), **place(tap), **state_gap(there, back, tap.name)} for tap in run.flow.resolve(taps)]
     dtype = str(next(run.flow.parameters()).dtype).removeprefix("torch.")
     return pd.DataFrame(rows).assign(round_trip_error=float(back.error.max()), n=len(x), guidance=guidance, dtype=dtype)
+
+
+def state_gap(one: Trace, other: Trace, tap: str) -> dict[str, float]:
+    """Columns gap, spread and relative_gap of a tap in two traces, spread being that of the first; see `agreement`."""
+    state = one.states[tap]
+    gap, spread = float((state - other.states[tap]).abs().max()), float(state.std())
+    return {"gap": gap, "spread": spread, "relative_gap": gap / spread}

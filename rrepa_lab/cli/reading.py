@@ -63,7 +63,7 @@ def _trace(given: argparse.Namespace) -> int:
     import torch
 
     from rrepa_lab.analysis.tables import about, place
-    from rrepa_lab.analysis.trace import agreement, trace
+    from rrepa_lab.analysis.trace import state_gap, trace
     from rrepa_lab.runs import load
     from rrepa_lab.sampling.sample import noise
     from rrepa_lab.viz.images import grid, picture_format, save_picture
@@ -95,15 +95,16 @@ def _trace(given: argparse.Namespace) -> int:
         y = torch.full((len(source),), integers("--label", given.label)[0])
     taps = words(given.taps)
     result = trace(run, source, y, given.direction, taps, guidance=given.guidance)
+    other = None
+    if source.ndim == 4:
+        opposite = "forward" if result.direction == "reverse" else "reverse"
+        other = trace(run, source, y, opposite, taps, guidance=given.guidance, path=False, check=False)
     lines = []
     for tap in run.flow.resolve(taps):
         state = result.states[tap.name]
-        shape = "x".join(map(str, state.shape))
-        lines.append({**about(run), **place(tap), "shape": shape, "mean": float(state.mean()), "spread": float(state.std())})
+        line = {"shape": "x".join(map(str, state.shape)), "mean": float(state.mean()), "spread": float(state.std())}
+        lines.append({**about(run), **place(tap), **line} | (state_gap(result, other, tap.name) if other else {}))
     table = pd.DataFrame(lines)
-    if source.ndim == 4:
-        gaps = agreement(run, source, y, taps, guidance=given.guidance)
-        table["relative_gap"] = gaps["relative_gap"]
     error = float(result.error.max())
     table = table.assign(
         round_trip_error=error, direction=result.direction, source=numbers, label=given.label, guidance=given.guidance,
@@ -265,25 +266,25 @@ def _probe(given: argparse.Namespace) -> int:
     if given.figure and not given.figure.endswith(".html"):
         raise LabError(f"--figure must be an .html file, not {given.figure}")
     runs = [load(name, given.device) for name in given.runs]
-    shared = {
+    shared: dict[str, Any] = {
         "direction": given.direction, "pool": given.pool, "noise_std": given.noise_std, "samples": given.samples,
         "guidance": given.guidance, "feed_label": given.feed_label, "seed": given.seed,
     }  # fmt: skip
+    if given.neighbours is not None:
+        shared["neighbours"] = given.neighbours
     tables = []
     probes, likenesses = ([name for name in metrics if name in kind] for kind in (PROBES, METRICS))
     if probes:
-        more: dict[str, Any] = {} if given.neighbours is None else {"neighbours": given.neighbours}
         tables.append(
             probe(
                 runs, taps, probes=probes, classifiers=words(given.classifiers), baselines=not given.no_baselines,
-                solver=given.solver, force=given.force, limit=given.limit, **more, **shared,
+                solver=given.solver, force=given.force, limit=given.limit, **shared,
             )
         )  # fmt: skip
     for run in runs if likenesses else []:
-        more = {} if given.neighbours is None else {"neighbours": given.neighbours}
         # of several runs, those without projectors have no cosine
         own = [name for name in likenesses if name != "teacher_cosine" or run.projectors.taps or len(runs) == 1]
-        tables.append(similarity(run, None, taps, metrics=own, limit=given.limit or 1000, **more, **shared))
+        tables.append(similarity(run, None, taps, metrics=own, limit=given.limit or 1000, **shared))
     table = pd.concat(tables, ignore_index=True)
     write_csv(given.csv, table)
     if given.figure:

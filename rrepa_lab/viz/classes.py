@@ -6,9 +6,8 @@ import plotly.graph_objects as go
 
 from rrepa_lab.analysis.classify import Classification
 from rrepa_lab.analysis.report import ClassificationReport
-from rrepa_lab.viz.theme import COLOURS, INK, SCALE, SYMBOLS, one_of, styled
+from rrepa_lab.viz.theme import COLOURS, INK, METHOD_NAMES, SCALE, SYMBOLS, one_of, styled
 
-_NAMES = {"gradient": "one gradient step", "bayes": "Bayes' rule", "iterated": "gradient ascent"}
 _UNITS = {"gradient": "d log p / d logit, nats", "bayes": "log posterior, nats", "iterated": "logit of the soft label"}
 
 
@@ -20,13 +19,11 @@ def class_scores(
     for (name, result), colour in zip(results.items(), COLOURS, strict=False):
         scores, best = result.scores[row].tolist(), int(result.label[row])
         lines = [2.5 if k == best else 0 for k in range(len(scores))]
-        figure.add_bar(
-            name=name, x=list(classes), y=scores, marker={"color": colour, "line": {"width": lines, "color": "#808080"}}
-        )
+        figure.add_bar(name=name, x=list(classes), y=scores, marker={"color": colour, "line": {"width": lines, "color": INK}})
     figure.update_xaxes(title="class", type="category")
     figure.update_yaxes(title=_UNITS.get(method, "score"))
     return styled(
-        figure, f"Class scores by {_NAMES.get(method, method)}", f"{what}; outlined: the run's prediction", height=340
+        figure, f"Class scores by {METHOD_NAMES.get(method, method)}", f"{what}; outlined: the run's prediction", height=340
     )
 
 
@@ -53,7 +50,7 @@ def class_race(
     right = "" if truth is None else f" (truth: {classes[truth]}, thick line)"
     caption = f"one image{right}, {len(order)} best of {len(classes)} classes, best first" + (f"; {run}" if run else "")
     winner = classes[order[0]]
-    return styled(figure, f"Which class wins? {winner}, by {_NAMES[result.method]}", caption, height=350, legend=2)
+    return styled(figure, f"Which class wins? {winner}, by {METHOD_NAMES[result.method]}", caption, height=350, legend=2)
 
 
 def confusion(report: ClassificationReport) -> go.Figure:

@@ -7,12 +7,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rrepa_lab.errors import LabError
-from rrepa_lab.viz.theme import COLOURS, INK, SCALE, SYMBOLS, one_of, styled
+from rrepa_lab.viz.theme import COLOURS, INK, METHOD_NAMES, SCALE, SYMBOLS, one_of, styled
 
 _NAMES = {
     "linear_accuracy": "accuracy of a linear probe", "knn_accuracy": "accuracy of a k-NN probe", "cknna": "CKNNA",
     "cka": "linear CKA", "mutual_knn": "mutual k-NN", "teacher_cosine": "cosine to the teacher",
-    "gradient_accuracy": "one gradient step", "bayes_accuracy": "Bayes' rule", "iterated_accuracy": "gradient ascent",
+    **{f"{method}_accuracy": name for method, name in METHOD_NAMES.items()},
 }  # fmt: skip
 
 
@@ -112,11 +112,9 @@ def pair_map(table: pd.DataFrame, metric: str = "cka") -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(title=one_of(rows["other"]), type="category", tickangle=-60)
     figure.update_yaxes(title=one_of(rows["run"]), type="category", autorange="reversed")
-    styled(figure, f"{_name(metric)} between two runs", _caption(rows), height=540, legend=0)
-    below = 90  # the names of the taps stand upright under the axis
-    bottom = figure.layout.margin.b + below
-    figure.update_annotations(yshift=-50 - below)
-    return figure.update_layout(margin={"l": 130, "b": bottom}, height=figure.layout.height + below)
+    # the names of the taps stand upright under the axis
+    styled(figure, f"{_name(metric)} between two runs", _caption(rows), height=540, legend=0, below=140)
+    return figure.update_layout(margin={"l": 130})
 
 
 def _cells(rows: pd.DataFrame) -> pd.DataFrame:

@@ -62,8 +62,7 @@ def tiles(rows: Mapping[str, Mapping[str, Tensor]], title: str, caption: str = "
     figure.update_yaxes(visible=False)
     figure.update_annotations(font={"size": 11})
     side = max(86, min(120, 860 // len(columns)))  # about square on a wide page; row titles need their length
-    styled(figure, title, caption, height=100 + len(rows) * (side + 8), legend=0)
-    figure.update_annotations(yshift=-12, selector={"yshift": -50})  # there is no axis between pictures and caption
+    styled(figure, title, caption, height=100 + len(rows) * (side + 8), legend=0, below=12)  # no axis is drawn
     return figure.update_layout(margin={"l": 10, "r": 30, "t": 65})
 
 

@@ -11,14 +11,16 @@ GRID = "rgba(128,128,128,0.25)"
 # Okabe and Ito's palette without black, safe for the common kinds of colour blindness; shapes tell apart what colours repeat
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "triangle-down", "hexagon", "bowtie", "pentagon")
+METHOD_NAMES = {"gradient": "one gradient step", "bayes": "Bayes' rule", "iterated": "gradient ascent"}
 SCALE = "Cividis"  # even in lightness, and the same to colour-blind eyes
 
 
-def styled(figure: go.Figure, title: str, caption: str = "", height: int = 320, legend: int = 1) -> go.Figure:
+def styled(figure: go.Figure, title: str, caption: str = "", height: int = 320, legend: int = 1, below: int = 50) -> go.Figure:
     """The figure with title, caption below the axes, and the common look; returned for chaining.
 
     The height grows with the lines of the caption, which is wrapped to fit a phone, and with those of the legend, of which
-    `legend` is the number expected there.
+    `legend` is the number expected there. `below` are the pixels from the plot to its caption: room for what stands under
+    the axis.
     """
     lines = textwrap.wrap(caption, 54)
     figure.update_layout(
@@ -30,15 +32,15 @@ def styled(figure: go.Figure, title: str, caption: str = "", height: int = 320, 
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         colorway=COLOURS,
-        height=height + 15 * len(lines) + 20 * legend,
-        margin={"l": 60, "r": 20, "t": 55 + 20 * legend, "b": 60 + 15 * len(lines)},
+        height=height + 15 * len(lines) + 20 * legend + below - 50,
+        margin={"l": 60, "r": 20, "t": 55 + 20 * legend, "b": below + 10 + 15 * len(lines)},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
     )  # fmt: skip
     figure.update_xaxes(gridcolor=GRID, zerolinecolor=GRID)
     figure.update_yaxes(gridcolor=GRID, zerolinecolor=INK)
     if lines:
         figure.add_annotation(
-            text="<br>".join(lines), x=0, y=0, yshift=-50, xref="paper", yref="paper", xanchor="left", yanchor="top",
+            text="<br>".join(lines), x=0, y=0, yshift=-below, xref="paper", yref="paper", xanchor="left", yanchor="top",
             align="left", showarrow=False, font={"size": 11},
         )  # fmt: skip
     return figure
