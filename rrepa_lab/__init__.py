@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rrepa_lab.align.measure import Alignment, alignment
     from rrepa_lab.align.routing import routing
     from rrepa_lab.analysis.classify import Classification, classify, classify_steps, evidence
+    from rrepa_lab.analysis.compare import compare
     from rrepa_lab.analysis.embed import embed, neighbours, patch_colours
     from rrepa_lab.analysis.evaluate import evaluate
     from rrepa_lab.analysis.probe import best_layer, probe
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rrepa_lab.errors import LabError
     from rrepa_lab.flow.tarflow import FlowConfig, FlowOutput, InverseOutput, TarFlow
     from rrepa_lab.presets import preset
+    from rrepa_lab.results import write_result
     from rrepa_lab.runs import Run, RunConfig, RunInfo, available, load
     from rrepa_lab.sampling.sample import Samples, sample
     from rrepa_lab.training.loop import StepReport, train
@@ -37,6 +39,7 @@ _HOMES = {
     "classify": "analysis.classify",
     "classify_steps": "analysis.classify",
     "evidence": "analysis.classify",
+    "compare": "analysis.compare",
     "embed": "analysis.embed",
     "neighbours": "analysis.embed",
     "patch_colours": "analysis.embed",
@@ -55,6 +58,7 @@ _HOMES = {
     "InverseOutput": "flow.tarflow",
     "TarFlow": "flow.tarflow",
     "preset": "presets",
+    "write_result": "results",
     "Run": "runs",
     "RunConfig": "runs",
     "RunInfo": "runs",
@@ -88,6 +92,7 @@ __all__ = [
     "classification_report",
     "classify",
     "classify_steps",
+    "compare",
     "embed",
     "evaluate",
     "evidence",
@@ -101,6 +106,7 @@ __all__ = [
     "similarity",
     "trace",
     "train",
+    "write_result",
 ]
 
 

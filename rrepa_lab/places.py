@@ -11,7 +11,7 @@ _ROOT = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else _
 
 
 def bundled(name: str) -> Path:
-    """The folder `assets` or `app`; LabError if it did not come along."""
+    """The folder `assets`, `app` or `notebooks`; LabError if it did not come along."""
     folder = _ROOT / name
     if not folder.is_dir():
         raise LabError(f"the folder {name!r} of rrepa_lab is missing: install the package again, or clone it whole")
@@ -24,5 +24,7 @@ def assets() -> Path:
 
 
 def runs_root() -> Path:
-    """Where local runs are looked for by name: $RREPA_RUNS, or ./runs."""
-    return Path(os.environ.get("RREPA_RUNS", "runs"))
+    """Where local runs are looked for by name: $RREPA_RUNS, or ./runs; anywhere in a clone, the clone's runs."""
+    if "RREPA_RUNS" in os.environ:
+        return Path(os.environ["RREPA_RUNS"])
+    return _ROOT / "runs" if _ROOT in Path.cwd().parents else Path("runs")

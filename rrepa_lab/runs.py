@@ -4,6 +4,7 @@ A run directory holds config.json (everything needed to build it), model.safeten
 metrics.jsonl, card.md, scores.csv once it was evaluated, and train_state.pt while it can be resumed.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,11 @@ class RunConfig(Config):
     align: AlignConfig = AlignConfig()
     encoder: EncoderConfig | None = Field(None, description="the frozen teacher; needed by every strategy but none")
     train: TrainConfig = TrainConfig()
+
+    @property
+    def fingerprint(self) -> str:
+        """The name with a hash of all settings, "digits-reverse-1a2b3c4d": a folder for this configuration alone."""
+        return f"{self.name}-{hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:8]}"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def train(
     out: Path | str,
     *,
     settings: Mapping[str, Any] | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     device: str = "auto",
 ) -> Generator[StepReport, None, None]:
     """Train a run, yielding a `StepReport` every `train.report_every` steps.
@@ -65,7 +65,8 @@ def train(
         source: a preset's name, a config.json, or a configuration.
         out: the run directory.
         settings: dotted overrides, {"train.steps": 200}.
-        resume: go on with the run in `out`; `source` must then configure that run.
+        resume: go on with the run in `out`, which `source` must then configure; "auto" goes on if there is one and else
+            begins. A run that is finished yields no report.
         device: "auto", "cpu" or "cuda".
 
     Raises: LabError before anything is written if the configuration, its data or its encoder cannot be used, and
@@ -97,7 +98,7 @@ def config_file(path: Path) -> RunConfig:
     return RunConfig.from_dict(values["config"] if "format" in values and "config" in values else values)
 
 
-def _train(config: RunConfig, out: Path, resume: bool, device: str) -> Generator[StepReport, None, None]:
+def _train(config: RunConfig, out: Path, resume: bool | str, device: str) -> Generator[StepReport, None, None]:
     images = load_split(config.data, "train")
     if config.flow.classes not in (0, len(images.classes)):
         raise LabError(f"flow.classes is {config.flow.classes}, but {config.data.name} has {len(images.classes)} classes")
@@ -141,7 +142,7 @@ def _train(config: RunConfig, out: Path, resume: bool, device: str) -> Generator
 class _Session:
     """What the steps of one training work on: weights, their average, the optimizer, and the run directory."""
 
-    def __init__(self, config: RunConfig, images: ImageSet, out: Path, resume: bool, cpu: bool) -> None:
+    def __init__(self, config: RunConfig, images: ImageSet, out: Path, resume: bool | str, cpu: bool) -> None:
         from accelerate import Accelerator
 
         self.config, self.out, self.levels = config, out, images.levels
@@ -247,10 +248,14 @@ class _Session:
         return training_noise(x, self.config.flow.noise, self.config.flow.noise_std, self.levels, draw)
 
 
-def _begin(config: RunConfig, images: ImageSet, out: Path, resume: bool) -> tuple[Run, dict[str, Any]]:
+def _begin(config: RunConfig, images: ImageSet, out: Path, resume: bool | str) -> tuple[Run, dict[str, Any]]:
     """A fresh run, or the one in `out` with the state it was left in."""
     there = (out / "config.json").exists()
-    if out.exists() and not there and any(out.iterdir()):
+    if resume == "auto":
+        if there and not (out / "train_state.pt").exists() and not _has_weights(out):
+            return build(config, images.classes), {}  # it was killed while its first checkpoint was written
+        resume = there
+    if out.exists() and not there and any(not path.name.startswith(".") for path in out.iterdir()):
         raise LabError(f"{out} is not empty and holds no run: choose another --out")
     if not resume:
         if there:
@@ -273,6 +278,14 @@ def _begin(config: RunConfig, images: ImageSet, out: Path, resume: bool) -> tupl
     except Exception as error:
         raise LabError(f"{path} is damaged or of another program ({type(error).__name__})") from error
     return run, state
+
+
+def _has_weights(out: Path) -> bool:
+    """Whether there are weights that took a step."""
+    try:
+        return load(out).step > 0
+    except LabError:
+        return False
 
 
 def _lerp(averages: list[Tensor], values: list[Tensor], updates: Tensor, limit: float) -> None:

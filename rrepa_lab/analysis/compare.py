@@ -1,0 +1,210 @@
+"""Runs and results side by side: mean, spread and number over training seeds, and never two protocols in one column."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from rrepa_lab.analysis.evaluate import evaluate
+from rrepa_lab.errors import LabError
+from rrepa_lab.results import NAME, read_result
+from rrepa_lab.runs import Run, RunConfig, load
+
+_UNSET = "-"
+# settings of a configuration that say who a run is, not what it is
+_NAMES = ("name", "train.seed", "data.path", "train.report_every", "train.look_every", "train.save_every", "train.workers")
+
+
+class Finding(NamedTuple):
+    """One measured number, as `compare` sees it."""
+
+    source: str
+    settings: dict[str, Any]  # dotted settings of the run and what was varied beside it
+    seed: int | None  # of the training
+    metric: str
+    value: float
+    unit: str
+    n: int | None
+    protocol: str
+
+
+def compare(
+    sources: Run | Path | str | Iterable[Run | Path | str], *, over_seeds: bool = True, apart: bool = False
+) -> pd.DataFrame:
+    """Gather runs and results into one tidy table.
+
+    Args:
+        sources: runs, names or directories of runs (which are evaluated, `rl.evaluate`), and folders that are searched
+            for result.json, such as those of `rrepa-lab batch`; cells of a batch that are not done are left out.
+        over_seeds: one row for each setting and metric, with `value` (mean), `sd` (standard deviation) and `seeds` (how
+            many) over training seeds; else one row a measurement, with the columns source, train_seed and value.
+        apart: measurements of one metric under several protocols get names of their own, "nats_per_dim [1]".
+
+    Returns: the settings in which the sources differ, by their dotted names, then metric, the columns above, unit, n and
+        protocol. Where the same settings and seed come from two sources, `source` is one of the settings.
+
+    Raises: LabError for a folder without results, a damaged result, and, unless `apart`, for a metric that was
+        measured under different protocols: such numbers do not belong in one column.
+    """
+    return tabulate(gather(sources), over_seeds, apart)
+
+
+def gather(sources: Run | Path | str | Iterable[Run | Path | str]) -> list[Finding]:
+    """Everything measured in these sources, in their order; see `compare`."""
+    listed = [sources] if isinstance(sources, Run | Path | str) else list(sources)
+    found = [finding for source in listed for finding in _read(source)]
+    if not found:
+        raise LabError("nothing to compare: the sources hold no measurement")
+    return found
+
+
+def _read(source: Run | Path | str) -> list[Finding]:
+    if isinstance(source, Run):
+        return _of_run(source, source.name)
+    path = Path(source)
+    if path.is_file():
+        return _of_result(path)
+    if path.is_dir() and not (path / "config.json").is_file():
+        files = [file for file in sorted(path.rglob(NAME)) if _done(file)]
+        if not files:
+            raise LabError(f"{path} holds no {NAME}: it is neither a run directory nor a folder with finished results")
+        return [finding for file in files for finding in _of_result(file)]
+    return _of_run(load(source), str(source))
+
+
+def _done(result: Path) -> bool:
+    """False for a result inside a cell of a batch that has not ended well."""
+    try:
+        record = json.loads((result.parent / "cell.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
+    return bool(record.get("state") == "done")
+
+
+def _of_run(run: Run, source: str) -> list[Finding]:
+    rows = evaluate(run).to_dict("records")
+    settings, seed = settings_of(run.config), run.config.train.seed
+    return [
+        Finding(source, settings, seed, row["metric"], row["value"], row["unit"], row["n"], f"{row['protocol']}; split {row['split']}")
+        for row in rows
+    ]  # fmt: skip
+
+
+def _of_result(path: Path) -> list[Finding]:
+    result = read_result(path)
+    found = []
+    for row in result.measurements:
+        config = result.runs.get(row.run)
+        settings, seed = (settings_of(config), config.train.seed) if config else ({}, None)
+        value = float("nan") if row.value is None else row.value
+        source = f"{path.parent.name}/{row.run}" if row.run else path.parent.name
+        found.append(Finding(source, settings | row.settings, seed, row.metric, value, row.unit, row.n, row.protocol))
+    return found
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Dotted settings that make a difference: of an unaligned run, none about alignment but its strategy."""
+    flat = {key: value for key, value in config.flat().items() if key not in _NAMES}
+    if config.align.strategy != "none":
+        return flat
+    return {key: value for key, value in flat.items() if key == "align.strategy" or not key.startswith(("align.", "encoder"))}
+
+
+def tabulate(found: Sequence[Finding], over_seeds: bool = True, apart: bool = False) -> pd.DataFrame:
+    """The table of `compare` from what `gather` found."""
+    metrics = _metrics(found, apart)
+    keys = [key for key in dict.fromkeys(key for one in found for key in one.settings) if _differs(found, key)]
+    rows = []
+    for one, metric in zip(found, metrics, strict=True):
+        settings = {key: _text(one.settings.get(key, _UNSET)) for key in keys}
+        row = {**settings, "source": one.source, "train_seed": one.seed, "metric": metric, "value": one.value}
+        rows.append(row | {"unit": one.unit, "n": one.n, "protocol": one.protocol})
+    table = pd.DataFrame(rows)
+    if not over_seeds:
+        return table
+    if table.duplicated([*keys, "metric", "train_seed"]).any():
+        keys = ["source", *keys]
+    cells = table.groupby([*keys, "metric"], sort=False, dropna=False)
+    first = cells[["unit", "n", "protocol"]].first()
+    spread = cells["value"].agg(value="mean", sd="std", seeds="size")
+    return pd.concat([spread, first], axis=1).reset_index()
+
+
+def _metrics(found: Sequence[Finding], apart: bool) -> list[str]:
+    """What each number is called in the table; LabError where protocols would mix."""
+    protocols: dict[str, dict[tuple[str, int | None], list[str]]] = {}
+    for one in found:
+        protocols.setdefault(one.metric, {}).setdefault((one.protocol, one.n), []).append(one.source)
+    for metric, under in protocols.items():
+        if len(under) > 1 and not apart:
+            told = "; ".join(f"({place}) {protocol}, n = {n}: {_few(sources)}" for place, ((protocol, n), sources) in
+                             enumerate(under.items(), start=1))  # fmt: skip
+            raise LabError(f"{metric} was measured under {len(under)} protocols, which do not share a column: {told}")
+    number = {metric: {how: place for place, how in enumerate(under, start=1)} for metric, under in protocols.items()}
+    return [
+        one.metric if len(number[one.metric]) == 1 else f"{one.metric} [{number[one.metric][one.protocol, one.n]}]"
+        for one in found
+    ]
+
+
+def _few(sources: Sequence[str]) -> str:
+    names = list(dict.fromkeys(sources))
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def _differs(found: Sequence[Finding], key: str) -> bool:
+    return len({_text(one.settings.get(key, _UNSET)) for one in found}) > 1
+
+
+def _text(value: Any) -> Any:
+    """Lists as "3,4", so that a table can be grouped by them."""
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def settings_in(table: pd.DataFrame) -> list[str]:
+    """The columns of a table of `compare` that tell its rows apart."""
+    return list(table.columns[: table.columns.get_loc("metric")])
+
+
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting and one column a metric, "mean ± sd" over seeds: the shape of R-REPA's Table 1."""
+    keys = settings_in(table)
+    shown = table.assign(shown=[_shown(row.value, row.sd) for row in table.itertuples()])
+    if not keys:
+        keys, shown = ["all"], shown.assign(all="all")
+    metrics = list(dict.fromkeys(shown["metric"]))
+    rows = shown.pivot(index=keys, columns="metric", values="shown")[metrics]
+    order = shown[keys].drop_duplicates()
+    rows = rows.loc[[tuple(row) if len(keys) > 1 else row[0] for row in order.itertuples(index=False)]].reset_index()
+    rows.insert(len(keys), "seeds", [int(shown[(shown[keys] == row[keys]).all(axis=1)]["seeds"].max()) for _, row in rows.iterrows()])
+    return rows.fillna(_UNSET).rename(columns=_short(keys)).rename_axis(columns=None)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """`wide` as a Markdown table, with the protocol of every column below it."""
+    return f"{wide(table).to_markdown(index=False, disable_numparse=True)}\n\n{protocols(table)}\n"
+
+
+def protocols(table: pd.DataFrame) -> str:
+    """A line for each metric: unit, n and protocol."""
+    rows = table.drop_duplicates("metric")
+    return "\n".join(
+        f"- {row.metric}: {f'{row.unit}, ' if row.unit else ''}n = {row.n:.0f}; {row.protocol}" for row in rows.itertuples()
+    )
+
+
+def _short(keys: Sequence[str]) -> dict[str, str]:
+    """align.strategy -> strategy, where no other column ends the same."""
+    last = [key.rsplit(".", 1)[-1] for key in keys]
+    return {key: end for key, end in zip(keys, last, strict=True) if last.count(end) == 1}
+
+
+def _shown(value: float, sd: float) -> str:
+    if pd.isna(value):
+        return _UNSET
+    form = ".4f" if abs(value) < 100 else ".5g"
+    return f"{value:{form}}" if pd.isna(sd) else f"{value:{form}} ± {sd:{form}}"

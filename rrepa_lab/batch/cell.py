@@ -1,0 +1,191 @@
+"""One cell of a grid: a notebook executed with its parameters, in a folder of its own.
+
+    notebook.ipynb   as executed
+    result.json      what the notebook found
+    cell.json        the record: state, key, parameters, seconds, and what went wrong
+
+A cell counts as done when its record says so under the same key and its result is the one recorded. The record is written
+last, so a cell that was cut off is run again, and trainings inside it go on from their checkpoint.
+"""
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from filelock import FileLock
+from pydantic import ValidationError
+
+from rrepa_lab import __version__
+from rrepa_lab.batch.notebook import OUT_DIR
+from rrepa_lab.batch.study import GridCell
+from rrepa_lab.config import Config
+from rrepa_lab.errors import LabError
+from rrepa_lab.files import sha256, write_text
+from rrepa_lab.results import NAME as RESULT
+from rrepa_lab.results import read_result
+
+RECORD, EXECUTED = "cell.json", "notebook.ipynb"
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+class Failure(Config):
+    """Why a cell of the grid has no result."""
+
+    kind: str  # "LabError", "TimeoutError"
+    message: str
+    source: str = ""  # of the notebook's cell that failed
+    traceback: str = ""
+
+
+class Record(Config):
+    """cell.json."""
+
+    state: Literal["running", "done", "failed"]
+    key: str
+    notebook: str
+    parameters: dict[str, Any]
+    version: str = __version__
+    attempts: int = 1  # starts since it was last done or failed: two that left no trace mean that its process was killed
+    seconds: float = 0.0
+    result_sha256: str = ""
+    failure: Failure | None = None
+
+
+class Task(NamedTuple):
+    """All that a worker needs, on this machine or another."""
+
+    notebook: Path
+    cell: GridCell
+    out: Path  # of the batch
+    here: Path  # where it was asked for: what relative paths among the parameters start from
+    threads: int
+    timeout: float | None
+
+    @property
+    def folder(self) -> Path:
+        """Where this cell is kept."""
+        return self.out / "cells" / self.cell.folder
+
+
+class Outcome(NamedTuple):
+    """How a task ended."""
+
+    task: Task
+    record: Record
+    skipped: bool = False  # it was done before
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a cell's folder; None if there is none, or it is damaged."""
+    try:
+        return Record.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValidationError, UnicodeDecodeError):
+        return None
+
+
+def finished(task: Task) -> Record | None:
+    """The record of a task that needs no second run."""
+    record, result = read_record(task.folder), task.folder / RESULT
+    if record is None or record.state != "done" or record.key != task.cell.key:
+        return None
+    return record if result.is_file() and sha256(result) == record.result_sha256 else None
+
+
+def run_cell(task: Task) -> Outcome:
+    """Execute a task, unless it is done; a failure is an outcome, too.
+
+    A lock keeps the folder to one worker: one that outlived its killed driver may still be at it, and is waited for.
+    """
+    folder = task.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if record := finished(task):
+            return Outcome(task, record, skipped=True)
+        before = read_record(folder)
+        cut_off = before is not None and before.state == "running" and before.key == task.cell.key
+        attempts = before.attempts + 1 if before and cut_off else 1
+        record = Record(
+            state="running", key=task.cell.key, notebook=task.notebook.stem, parameters=task.cell.parameters, attempts=attempts
+        )
+        write_record(folder, record)
+        (folder / RESULT).unlink(missing_ok=True)
+        began = time.monotonic()
+        failure = _execute(task, began)
+        seconds = time.monotonic() - began
+        if failure:
+            record = record.model_copy(update={"state": "failed", "seconds": seconds, "failure": failure})
+        else:
+            done = {"state": "done", "seconds": seconds, "result_sha256": sha256(folder / RESULT)}
+            record = record.model_copy(update=done)
+        write_record(folder, record)
+        return Outcome(task, record)
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Replace cell.json."""
+    write_text(folder / RECORD, json.dumps(record.to_dict(), indent=1) + "\n")
+
+
+def _execute(task: Task, began: float) -> Failure | None:
+    """Run the notebook; None if it ended well and left a result."""
+    import papermill
+    from nbclient.exceptions import CellTimeoutError
+    from papermill.exceptions import PapermillExecutionError
+
+    executed = task.folder / EXECUTED
+    options: dict[str, Any] = {}
+    if task.timeout is not None:
+        until = began + task.timeout
+        options["timeout_func"] = lambda _cell: max(1, round(until - time.monotonic()))
+    try:
+        papermill.execute_notebook(
+            str(task.notebook),
+            str(executed),
+            task.cell.parameters | {OUT_DIR: str(task.folder.resolve())},
+            progress_bar=False,
+            store_widget_state=False,
+            kernel_manager_class=_kernel_manager(task.threads, task.here),
+            **options,
+        )
+        read_result(task.folder / RESULT)
+    except PapermillExecutionError as error:
+        return Failure(kind=error.ename, message=error.evalue, source=error.source, traceback="\n".join(error.traceback))
+    except CellTimeoutError:
+        message = f"not finished after {task.timeout:g} s"
+        return Failure(kind="TimeoutError", message=message, source=_last_source(executed))
+    except LabError as error:
+        return Failure(kind="LabError", message=f"the notebook ended without a result: {error}")
+    except Exception as error:
+        return Failure(
+            kind=type(error).__name__, message=str(error), source=_last_source(executed), traceback=traceback.format_exc()
+        )
+    return None
+
+
+def _kernel_manager(threads: int, here: Path) -> type:
+    """Kernels that start in `here`, keep to `threads` threads and show no widgets; this process is left as it is."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    env = dict.fromkeys(_THREADS, str(threads)) | {"RREPA_WIDGETS": "off"}
+
+    class Manager(AsyncKernelManager):
+        async def _async_start_kernel(self, **options: Any) -> None:
+            await super()._async_start_kernel(**(options | {"env": os.environ | env, "cwd": str(here)}))
+
+        start_kernel = _async_start_kernel
+
+    return Manager
+
+
+def _last_source(executed: Path) -> str:
+    """Source of the cell that was running when the notebook was last saved."""
+    try:
+        cells: list[Mapping[str, Any]] = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    begun = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("status") not in (None, "completed", "pending")]
+    return "".join(begun[0]["source"]) if begun else ""

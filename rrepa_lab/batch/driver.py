@@ -1,0 +1,180 @@
+"""A batch: every cell of a grid through joblib, on this machine or a Dask cluster, resumed where it was cut off."""
+
+import os
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from rrepa_lab import __version__
+from rrepa_lab.batch.cell import Failure, Outcome, Task, finished, read_record, run_cell, write_record
+from rrepa_lab.batch.notebook import Notebook
+from rrepa_lab.batch.study import Study, cells
+from rrepa_lab.errors import LabError
+
+ATTEMPTS = 2  # a cell whose process died this often is given up
+
+
+@dataclass(frozen=True)
+class CellReport:
+    """A cell of the grid that has ended."""
+
+    name: str
+    state: str  # "done", "failed", or "skipped": it was done before
+    folder: Path
+    seconds: float  # its own, when it ran
+    ended: int  # cells that have ended so far, this one included
+    cells: int  # of the grid
+    remaining: float  # seconds, at the pace so far
+    failure: Failure | None = None
+
+
+def plan(study: Study, notebook: Notebook, out: Path | str, threads: int = 1) -> list[Task]:
+    """The tasks of a batch, in order; nothing is written.
+
+    Raises: LabError for a grid that does not fit the notebook's parameters.
+    """
+    path, out = notebook.path.resolve(), Path(out).resolve()
+    return [Task(path, cell, out, Path.cwd(), threads, study.timeout) for cell in cells(study, notebook)]
+
+
+def run_batch(
+    study: Study,
+    notebook: Notebook,
+    out: Path | str,
+    *,
+    jobs: int | None = None,
+    threads: int | None = None,
+    scheduler: str | None = None,
+) -> Generator[CellReport, None, None]:
+    """Execute the notebook for every cell of the grid, yielding a report as each ends; cells done before come first.
+
+    Args:
+        out: folder of the batch; the same call goes on with what is missing there.
+        jobs: notebooks at a time on this machine; by default one for each core.
+        threads: of each notebook; by default the cores are shared among the jobs.
+        scheduler: address of a Dask scheduler ("tcp://host:8786") whose workers take the jobs instead; they must see
+            `out` under the same path.
+
+    Raises: LabError before anything runs, for a grid that does not fit, a folder that cannot be written or in which
+        another batch is at work, or a cluster that does not answer.
+    """
+    from joblib import cpu_count
+
+    jobs = jobs or cpu_count()
+    tasks = plan(study, notebook, out, threads or max(1, cpu_count() // jobs))
+    root = Path(out).resolve()
+    with _held(root), _backend(scheduler, root, threads) as (backend, shared):
+        if shared:
+            tasks = [task._replace(threads=shared) for task in tasks]
+        known = [(task, finished(task)) for task in tasks]
+        done = [Outcome(task, record, skipped=True) for task, record in known if record]
+        missing = [task for task, record in known if not record]
+        began, first = time.monotonic(), len(done)
+        for ended, outcome in enumerate(_chain(done, _outcomes(missing, jobs, backend)), start=1):
+            pace = (time.monotonic() - began) / max(1, ended - first)
+            record = outcome.record
+            yield CellReport(
+                name=outcome.task.cell.name,
+                state="skipped" if outcome.skipped else record.state,
+                folder=outcome.task.folder,
+                seconds=record.seconds,
+                ended=ended,
+                cells=len(tasks),
+                remaining=pace * (len(tasks) - ended),
+                failure=record.failure,
+            )
+
+
+def _chain(done: Sequence[Outcome], running: Iterable[Outcome]) -> Iterator[Outcome]:
+    yield from done
+    yield from running
+
+
+def _outcomes(tasks: list[Task], jobs: int, backend: dict[str, Any]) -> Iterator[Outcome]:
+    """Outcomes as they come. When a worker is killed (by hand, or for its memory) its cell is tried once more."""
+    from joblib import Parallel, delayed, parallel_config
+
+    while tasks:
+        ended: set[str] = set()
+        try:
+            with parallel_config(**backend):
+                work = Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
+                for outcome in work(delayed(run_cell)(task) for task in tasks):
+                    ended.add(outcome.task.cell.key)
+                    yield outcome
+        except Exception as error:
+            if type(error).__name__ not in ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker"):
+                raise
+        tasks = [task for task in tasks if task.cell.key not in ended]
+        for task in tasks[:]:
+            record = read_record(task.folder)
+            if record and record.state == "running" and record.key == task.cell.key and record.attempts >= ATTEMPTS:
+                message = f"its process was killed, {record.attempts} times; was there enough memory?"
+                record = record.model_copy(update={"state": "failed", "failure": Failure(kind="Killed", message=message)})
+                write_record(task.folder, record)
+                tasks.remove(task)
+                yield Outcome(task, record)
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """The folder, for this batch alone."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".batch.lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise LabError(f"another batch is at work in {out}: wait for it, or choose another --out") from None
+    except OSError as error:
+        raise LabError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _backend(scheduler: str | None, out: Path, threads: int | None) -> Iterator[tuple[dict[str, Any], int]]:
+    """joblib's backend as keywords, and the threads of a job where the cluster decides them (0: it does not)."""
+    if scheduler is None:
+        yield {"backend": "loky"}, 0
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise LabError('a Dask cluster needs dask: pip install "rrepa-lab[cluster]"') from None
+    try:
+        client = Client(scheduler, timeout=10, set_as_default=False)
+    except Exception as error:
+        raise LabError(f"no Dask scheduler answers at {scheduler} ({type(error).__name__}): is it running there?") from None
+    try:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        if not workers:
+            raise LabError(f"the Dask cluster at {scheduler} has no workers: start some, dask worker {scheduler}")
+        shared = threads or _fair_share(workers, client.run(_worker, str(out)), out)
+        yield {"backend": "dask", "client": client}, shared
+    finally:
+        client.close()
+
+
+def _worker(out: str) -> tuple[str, int, bool]:
+    """Run on a Dask worker: its rrepa_lab, its cores, and whether it sees the folder."""
+    return __version__, os.cpu_count() or 1, os.path.isdir(out)
+
+
+def _fair_share(workers: dict[str, Any], told: dict[str, tuple[str, int, bool]], out: Path) -> int:
+    """Threads of a job, such that those of one machine do not fight for its cores; LabError for a worker that cannot help."""
+    jobs: dict[str, int] = {}
+    for address, (version, _, sees) in told.items():
+        if version != __version__:
+            raise LabError(f"Dask worker {address} has rrepa_lab {version}, this is {__version__}: install the same")
+        if not sees:
+            raise LabError(f"Dask worker {address} does not see {out}: put it on a file system that all of them share")
+        host = workers[address]["host"]
+        jobs[host] = jobs.get(host, 0) + workers[address]["nthreads"]
+    return min(max(1, cores // jobs[workers[address]["host"]]) for address, (_, cores, _) in told.items())

@@ -1,0 +1,148 @@
+"""What a batch is to do: a notebook, a grid of its parameters, and the claims that its table is held against.
+
+On the command line, or as a YAML file:
+
+    notebook: 03_alignment_strategies
+    parameters: {quick: false}
+    grid:
+      - {strategy: [none], seed: 0..2}
+      - {strategy: [forward, reverse], align_blocks: [[1, 2], [3, 4]], seed: 0..2}
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import Field, field_validator
+
+from rrepa_lab.analysis.claims import Claim
+from rrepa_lab.batch.notebook import Notebook, Parameter, find_notebook, read_notebook
+from rrepa_lab.config import Config
+from rrepa_lab.errors import LabError
+from rrepa_lab.places import assets
+
+Axis = list[Any] | str | int | float | bool
+
+
+class Study(Config):
+    """A batch, as a file."""
+
+    notebook: str = Field(description="bundled name, or path from the study file or from here")
+    parameters: dict[str, Any] = Field({}, description="the same for every cell of the grid")
+    grid: list[dict[str, Axis]] = Field([{}], description="products of values; a list of them is put together")
+    timeout: float | None = Field(None, gt=0, description="seconds that one run of the notebook may take")
+    title: str = ""
+    notes: str = Field("", description="protocol and remarks, for the report")
+    claims: list[Claim] = []
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, Mapping) else value
+
+
+class GridCell(NamedTuple):
+    """One point of the grid."""
+
+    name: str  # "strategy=reverse,seed=0", the parameters that were given to it
+    parameters: dict[str, Any]  # all but out_dir
+    key: str  # see Notebook.key
+
+    @property
+    def folder(self) -> str:
+        """Where it is kept: the name, and a hash of the parameters; an edited notebook finds its trainings again."""
+        text = re.sub(r"[^A-Za-z0-9.=,-]+", "-", self.name)[:100]
+        return f"{text}-{hashlib.sha256(json.dumps(sorted(self.parameters.items())).encode()).hexdigest()[:8]}"
+
+
+def load_study(source: str | Path) -> tuple[Study, Notebook]:
+    """A study from a YAML file (or the name of a bundled one, assets/studies/<name>.yaml), with its notebook.
+
+    Raises: LabError for what is no study: unknown keys, a missing notebook, a file that is not YAML.
+    """
+    path = Path(source)
+    if not path.is_file() and (assets() / "studies" / f"{source}.yaml").is_file():
+        path = assets() / "studies" / f"{source}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LabError(f"no study at {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LabError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, Mapping):
+        raise LabError(f"{path} holds no study: it must name a notebook and a grid")
+    try:
+        study = Study.from_dict(values)
+    except LabError as error:
+        raise LabError(f"{path}: {error}") from None
+    return study, read_notebook(find_notebook(study.notebook, path.parent))
+
+
+def parse_grid(notebook: Notebook, texts: Iterable[str]) -> dict[str, list[Any]]:
+    """Axes from "seed=0..2", "strategy=none,reverse" and "align_blocks=[[1,2],[3,4]]"."""
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        name, sign, values = text.partition("=")
+        if not sign or not values:
+            raise LabError(f"--grid takes NAME=VALUES, for example seed=0..2, not {text!r}")
+        if name in grid:
+            raise LabError(f"--grid {name} is given twice: put its values together, {name}=a,b")
+        grid[name] = axis(notebook.parameter(name), values)
+    return grid
+
+
+def axis(parameter: Parameter, values: Axis) -> list[Any]:
+    """The values of one axis: a list of them, one alone, or text as it is typed after --grid NAME=."""
+    if isinstance(values, str):
+        values = _read(parameter, values)
+    if not isinstance(values, list):
+        values = [values]
+    if not values:
+        raise LabError(f"the grid has no value for {parameter.name}")
+    try:
+        return [parameter.check(value) for value in values]
+    except LabError as error:
+        nested = parameter.kind.startswith("list") and not any(isinstance(value, list) for value in values)
+        raise LabError(f"{error}; an axis of lists is a list of lists: {parameter.name}=[{values}]" if nested else str(error)) from None
+
+
+def _read(parameter: Parameter, text: str) -> list[Any]:
+    if text.startswith("["):
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise LabError(f"{parameter.name}={text} is not a list") from None
+        return values if isinstance(values, list) else [values]
+    values = []
+    for part in text.split(","):
+        low, dots, high = part.partition("..")
+        if dots and parameter.kind == "int":
+            try:
+                values += range(int(low), int(high) + 1)
+            except ValueError:
+                raise LabError(f"{parameter.name} takes integers such as 0..2, not {part!r}") from None
+        else:
+            values.append(parameter.parse(part.strip()))
+    return values
+
+
+def cells(study: Study, notebook: Notebook) -> list[GridCell]:
+    """Every point of the grid once, in the order given; LabError if the grid and the parameters disagree."""
+    found: dict[str, GridCell] = {}
+    for part in study.grid or [{}]:
+        for name in part:
+            if name in study.parameters:
+                raise LabError(f"{name} stands in both grid and parameters: leave it out of one")
+        axes = {name: axis(notebook.parameter(name), values) for name, values in part.items()}
+        for point in product(*axes.values()):
+            given = dict(zip(axes, point, strict=True))
+            parameters = notebook.check(study.parameters | given)
+            key = notebook.key(parameters)
+            name = ",".join(f"{one}={value}".replace(" ", "") for one, value in given.items())
+            found.setdefault(key, GridCell(name or notebook.name, parameters, key))
+    return list(found.values())
