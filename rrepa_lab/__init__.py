@@ -13,11 +13,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rrepa_lab.align.measure import Alignment, alignment
-    from rrepa_lab.align.routing import routing
+    from rrepa_lab.align.routing import refinement_errors, routing
     from rrepa_lab.analysis.classify import Classification, classify, classify_steps, evidence
     from rrepa_lab.analysis.compare import compare
     from rrepa_lab.analysis.embed import embed, neighbours, patch_colours
-    from rrepa_lab.analysis.evaluate import evaluate
+    from rrepa_lab.analysis.evaluate import evaluate, evaluate_samples
     from rrepa_lab.analysis.probe import best_layer, probe
     from rrepa_lab.analysis.report import ClassificationReport, classification_report
     from rrepa_lab.analysis.similarity import similarity
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Alignment": "align.measure",
     "alignment": "align.measure",
+    "refinement_errors": "align.routing",
     "routing": "align.routing",
     "Classification": "analysis.classify",
     "classify": "analysis.classify",
@@ -44,6 +45,7 @@ _HOMES = {
     "neighbours": "analysis.embed",
     "patch_colours": "analysis.embed",
     "evaluate": "analysis.evaluate",
+    "evaluate_samples": "analysis.evaluate",
     "best_layer": "analysis.probe",
     "probe": "analysis.probe",
     "ClassificationReport": "analysis.report",
@@ -95,12 +97,14 @@ __all__ = [
     "compare",
     "embed",
     "evaluate",
+    "evaluate_samples",
     "evidence",
     "load",
     "neighbours",
     "patch_colours",
     "preset",
     "probe",
+    "refinement_errors",
     "routing",
     "sample",
     "similarity",

@@ -45,7 +45,7 @@ class Result(Config):
     version: str = Field(description="of rrepa_lab")
     notebook: str
     runs: dict[str, RunConfig] = Field({}, description="name of a run -> its configuration")
-    measurements: list[Measurement] = []
+    measurements: list[Measurement] = Field([], description="in the order of the notebook's tables")
     facts: dict[str, Any] = Field({}, description="anything else worth keeping")
 
 
@@ -83,13 +83,18 @@ def write_result(
     for name in by:
         if not any(name in part for part in tables):
             raise LabError(f"the tables have no column {name!r} to compare by")
-    rows = [_measurement(row, by) for part in tables for row in part.to_dict("records")]
+    rows = [row for part in tables for row in measurements(part, by)]
     result = Result(version=__version__, notebook=notebook, runs=known, measurements=rows, facts=facts)
     write_text(Path(out) / NAME, json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n")
     shown = [
         {"run": row.run, **row.settings, "metric": row.metric, "value": row.value, "unit": row.unit, "n": row.n} for row in rows
     ]
     return pd.DataFrame(shown)
+
+
+def measurements(table: pd.DataFrame, by: Sequence[str] = ()) -> list[Measurement]:
+    """The rows of a tidy table in the schema of a result; `by` as in `write_result`."""
+    return [_measurement({str(name): value for name, value in row.items()}, by) for row in table.to_dict("records")]
 
 
 def read_result(path: Path | str) -> Result:

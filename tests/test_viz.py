@@ -169,6 +169,17 @@ def test_embedding_scatter(run, batch):
         spaces.embedding(rl.embed(run, "block.4.layer.*", data=batch))
 
 
+def test_neighbour_strips_show_the_nearest_and_count_the_class(batch):
+    near = rl.neighbours(batch.x.flatten(1), batch.x.flatten(1), 3, exclude=range(60))
+    figure = spaces.neighbour_strips({"pixels": near, "again": near}, batch.x, batch.y, 7, "60 images")
+    rows = near[near["query"] == 7]["image"].tolist()
+    assert len(figure.data) == 8
+    shown = torch.as_tensor(np.array(figure.data[1].z))[..., 0].float() / 127.5 - 1
+    assert (shown - batch.x[rows[0], 0]).abs().max() < 0.01
+    same = int((batch.y[rows] == batch.y[7]).sum())
+    assert f"pixels {same} of 3, again {same} of 3; 60 images" in words(figure)
+
+
 def contrast(colour: str, ground: str) -> float:
     """WCAG contrast ratio of two #rrggbb colours."""
 

@@ -51,16 +51,10 @@ def routing(
     for strategy in strategies:
         if strategy not in STRATEGIES:
             raise unknown("strategy", strategy, STRATEGIES)
-    run = _double_copy(source, seed)
-    wanted = run.flow.resolve(taps or run.config.align.taps or "block.*.layer.1")
-    check_layers(wanted)
-    x, y = whole(load_split(run.config.data, "test"), images)
-    x, labels = x.double(), y if run.flow.config.classes else None
-    encoder = run.encoder()
-    target = match_grid(encoder(x), encoder.grid, run.flow.config.side).double()
+    run, wanted, x, labels, target, dim = _prepare(source, taps, images, seed)
     rows = []
     for tap in wanted:
-        projectors = _projectors(tap.name, run.flow.config.width, run.config.align.projector_width, encoder.dim, seed)
+        projectors = _projectors(tap.name, run.flow.config.width, run.config.align.projector_width, dim, seed)
         groups = [Group("projector", 0, list(projectors.parameters())), *parameter_groups(run)]
         exact = _gradients("reverse-exact", run, tap, projectors, groups, x, labels, target)
         for strategy in strategies:
@@ -83,6 +77,54 @@ def routing(
     return pd.DataFrame(rows)
 
 
+def refinement_errors(
+    source: Run | RunConfig,
+    refinements: Iterable[int] = (0, 1, 2, 4, 8),
+    taps: Taps | None = None,
+    images: int = 16,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How far the gradient of the pseudo-reverse is from that of the exact, token-by-token pass, in float64.
+
+    Args:
+        source, taps, images, seed: as in `routing`.
+        refinements: Jacobi steps; with as many as there are tokens but one the gradient is exact.
+
+    Returns: one row for each number of refinements, tap and block that the alignment loss reaches; columns refinements, tap,
+        block, cosine (with the exact gradient of the block's parameters), relative_error (distance from it by its norm),
+        n, seed.
+    """
+    run, wanted, x, labels, target, dim = _prepare(source, taps, images, seed)
+    rows = []
+    for tap in wanted:
+        projectors = _projectors(tap.name, run.flow.config.width, run.config.align.projector_width, dim, seed)
+        blocks = range(tap.block, run.flow.config.blocks + 1)
+        groups = [Group(f"block.{number}", number, list(run.flow.block(number).parameters())) for number in blocks]
+        exact = _gradients("reverse-exact", run, tap, projectors, groups, x, labels, target)
+        for count in refinements:
+            found = _gradients("reverse", run, tap, projectors, groups, x, labels, target, count)
+            for group, vector, reference in zip(groups, found, exact, strict=True):
+                cosine = float(vector @ reference / (vector.norm() * reference.norm()))
+                error = float((vector - reference).norm() / reference.norm())
+                row = {"refinements": count, "tap": tap.name, "block": group.block, "cosine": cosine, "relative_error": error}
+                rows.append(row | {"n": len(x), "seed": seed})
+    return pd.DataFrame(rows)
+
+
+def _prepare(
+    source: Run | RunConfig, taps: Taps | None, images: int, seed: int
+) -> tuple[Run, list[Tap], Tensor, Tensor | None, Tensor, int]:
+    """A float64 run, the taps, images with labels and targets, and the width of the encoder."""
+    run = _double_copy(source, seed)
+    wanted = run.flow.resolve(taps or run.config.align.taps or "block.*.layer.1")
+    check_layers(wanted)
+    x, y = whole(load_split(run.config.data, "test"), images)
+    x, labels = x.double(), y if run.flow.config.classes else None
+    encoder = run.encoder()
+    target = match_grid(encoder(x), encoder.grid, run.flow.config.side).double()
+    return run, wanted, x, labels, target, encoder.dim
+
+
 def _gradients(
     strategy: str,
     run: Run,
@@ -92,10 +134,11 @@ def _gradients(
     x: Tensor,
     labels: Tensor | None,
     target: Tensor,
+    refinements: int = 0,
 ) -> list[Tensor]:
     """Gradient of the alignment loss at one tap: a flat vector for each group, zero where the graph does not reach."""
     parameters = [parameter for group in groups for parameter in group.parameters]
-    _, aligned = features(run.flow, x, labels, strategy, [tap])
+    _, aligned = features(run.flow, x, labels, strategy, [tap], refinements)
     if aligned:
         loss = alignment_loss({tap.name: similarity(projectors.project(tap.name, aligned[tap.name]), target)})
         found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)

@@ -28,7 +28,7 @@ class Claim(Config):
     source: str = Field("", description="where it is claimed, and with which figures")
     metric: str = ""
     ahead: Literal["higher", "lower"] = Field("higher", description="which value of the metric is the better one")
-    contrasts: list[Contrast] = []
+    contrasts: list[Contrast] = Field([], description="all must hold")
     not_testable: str = Field("", description="why this study cannot say")
 
     @model_validator(mode="after")
@@ -87,11 +87,11 @@ def _contrast(found: Sequence[Finding], claim: Claim, contrast: Contrast) -> dic
     }
 
 
-def _by_seed(found: Sequence[Finding], metric: str, settings: Mapping[str, Any]) -> dict[int | None, float]:
+def _by_seed(found: Sequence[Finding], metric: str, settings: Mapping[str, Any]) -> dict[int, float]:
     chosen = [
         one for one in found if one.metric == metric and all(one.settings.get(key) == value for key, value in settings.items())
     ]
-    values = {one.seed: one.value for one in chosen}
+    values = {one.seed: one.value for one in chosen if one.seed is not None}
     if not chosen:
         raise LabError(f"the study has no {metric} for {_told(settings)}")
     if len(values) < len(chosen):

@@ -19,6 +19,7 @@ Source: R-REPA, arXiv 2511.22345, Algorithm 1.
 from collections.abc import Callable, Collection, Iterator
 from typing import Literal, NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -162,6 +163,45 @@ def evidence(run: Run | TarFlow, x: Tensor, batch: int = 256) -> Tensor:
     """
     flow = run.flow if isinstance(run, Run) else run
     return _evidence(_Seen(flow, x, None).flow, x, batch)
+
+
+@torch.no_grad()
+def label_gain(run: Run | TarFlow, x: Tensor, classes: Tensor, points: int = 11, batch: int = 256) -> pd.DataFrame:
+    """What a label is worth as its weight grows: log p(x | (1 - w) uniform + w class) - log p(x), in nats, and to first order.
+
+    The first order is the tangent at w = 0, w times K times the gradient score: what the one-step rule goes by. At w = 1
+    the exact gains differ from one class to another as Bayes' log posteriors do. Both start from 0.
+
+    Args:
+        x: images (B, C, H, W) in [-1, 1].
+        classes: ids (B, M) of the classes looked at, M for each image.
+        points: weights from 0 to 1.
+
+    Returns: columns image (row), class (id), weight, kind ("exact" or "first order"), value: B * M * points * 2 rows.
+
+    Raises: LabError for a flow without classes, no images, ids out of range, or less than two points.
+    """
+    flow = run.flow if isinstance(run, Run) else run
+    seen = _Seen(flow, x, None)
+    count = flow.config.classes
+    if points < 2 or not bool(((classes >= 0) & (classes < count)).all()) or len(classes) != len(x):
+        raise LabError(f"label_gain wants classes (B, M) in 0..{count - 1} for {len(x)} images, and at least two points")
+    w = torch.linspace(0, 1, points, dtype=x.dtype, device=x.device)
+    corner = torch.eye(count, dtype=x.dtype, device=x.device)[classes.to(x.device)]  # (B, M, K)
+    weights = (1 - w)[:, None] / count + w[:, None] * corner[:, :, None]  # (B, M, S, K)
+    images = x.repeat_interleave(classes.shape[1] * points, dim=0)
+    pairs = zip(images.split(batch), weights.flatten(0, 2).split(batch), strict=True)
+    exact = torch.cat([seen.log_prob(image, weight) for image, weight in pairs]).view(*classes.shape, points)
+    slopes = count * _gradient_scores(seen, x, batch).gather(1, classes.to(x.device))
+    kinds = {"exact": exact - exact[..., :1], "first order": slopes[..., None] * w}
+    columns = {
+        "image": torch.arange(len(x)).repeat_interleave(classes.shape[1] * points),
+        "class": classes.flatten().repeat_interleave(points),
+        "weight": w.repeat(classes.numel()),
+    }
+    rows = pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+    parts = [rows.assign(kind=kind, value=gain.flatten().cpu().numpy()) for kind, gain in kinds.items()]
+    return pd.concat(parts, ignore_index=True)
 
 
 class _Seen:

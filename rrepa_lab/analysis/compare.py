@@ -1,6 +1,7 @@
 """Runs and results side by side: mean, spread and number over training seeds, and never two protocols in one column."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import pandas as pd
 
 from rrepa_lab.analysis.evaluate import evaluate
 from rrepa_lab.errors import LabError
-from rrepa_lab.results import NAME, read_result
+from rrepa_lab.results import NAME, measurements, read_result
 from rrepa_lab.runs import Run, RunConfig, load
 
 _UNSET = "-"
@@ -86,12 +87,11 @@ def _done(result: Path) -> bool:
 
 
 def _of_run(run: Run, source: str) -> list[Finding]:
-    rows = evaluate(run).to_dict("records")
-    settings, seed = settings_of(run.config), run.config.train.seed
+    config = run.config
     return [
-        Finding(source, settings, seed, row["metric"], row["value"], row["unit"], row["n"], f"{row['protocol']}; split {row['split']}")
-        for row in rows
-    ]  # fmt: skip
+        Finding(source, settings_of(config), config.train.seed, row.metric, _number(row.value), row.unit, row.n, row.protocol)
+        for row in measurements(evaluate(run))
+    ]
 
 
 def _of_result(path: Path) -> list[Finding]:
@@ -100,10 +100,15 @@ def _of_result(path: Path) -> list[Finding]:
     for row in result.measurements:
         config = result.runs.get(row.run)
         settings, seed = (settings_of(config), config.train.seed) if config else ({}, None)
-        value = float("nan") if row.value is None else row.value
         source = f"{path.parent.name}/{row.run}" if row.run else path.parent.name
-        found.append(Finding(source, settings | row.settings, seed, row.metric, value, row.unit, row.n, row.protocol))
+        found.append(
+            Finding(source, settings | row.settings, seed, row.metric, _number(row.value), row.unit, row.n, row.protocol)
+        )
     return found
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -157,11 +162,14 @@ def _few(sources: Sequence[str]) -> str:
 
 
 def _differs(found: Sequence[Finding], key: str) -> bool:
-    return len({_text(one.settings.get(key, _UNSET)) for one in found}) > 1
+    """Whether those that have this setting have it in several values."""
+    return len({_text(one.settings[key]) for one in found if key in one.settings}) > 1
 
 
 def _text(value: Any) -> Any:
-    """Lists as "3,4", so that a table can be grouped by them."""
+    """Lists as "3,4" and nothing as "none", so that a table can be grouped by them."""
+    if value is None:
+        return "none"
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
@@ -173,15 +181,13 @@ def settings_in(table: pd.DataFrame) -> list[str]:
 def wide(table: pd.DataFrame) -> pd.DataFrame:
     """One row a setting and one column a metric, "mean ± sd" over seeds: the shape of R-REPA's Table 1."""
     keys = settings_in(table)
-    shown = table.assign(shown=[_shown(row.value, row.sd) for row in table.itertuples()])
-    if not keys:
-        keys, shown = ["all"], shown.assign(all="all")
-    metrics = list(dict.fromkeys(shown["metric"]))
-    rows = shown.pivot(index=keys, columns="metric", values="shown")[metrics]
-    order = shown[keys].drop_duplicates()
-    rows = rows.loc[[tuple(row) if len(keys) > 1 else row[0] for row in order.itertuples(index=False)]].reset_index()
-    rows.insert(len(keys), "seeds", [int(shown[(shown[keys] == row[keys]).all(axis=1)]["seeds"].max()) for _, row in rows.iterrows()])
-    return rows.fillna(_UNSET).rename(columns=_short(keys)).rename_axis(columns=None)
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for cell in table.to_dict("records"):
+        place = tuple(cell[key] for key in keys)
+        row = rows.setdefault(place, dict(zip(keys, place, strict=True)) | {"seeds": 0})
+        row["seeds"] = max(row["seeds"], cell["seeds"])
+        row[cell["metric"]] = _shown(cell["value"], cell["sd"])
+    return pd.DataFrame(rows.values()).fillna(_UNSET).rename(columns=_short(keys))
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -191,9 +197,9 @@ def markdown(table: pd.DataFrame) -> str:
 
 def protocols(table: pd.DataFrame) -> str:
     """A line for each metric: unit, n and protocol."""
-    rows = table.drop_duplicates("metric")
+    rows = table.drop_duplicates("metric").to_dict("records")
     return "\n".join(
-        f"- {row.metric}: {f'{row.unit}, ' if row.unit else ''}n = {row.n:.0f}; {row.protocol}" for row in rows.itertuples()
+        f"- {row['metric']}: {row['unit'] + ', ' if row['unit'] else ''}n = {row['n']}; {row['protocol']}" for row in rows
     )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from rrepa_lab.analysis.classify import classify
 from rrepa_lab.analysis.evaluator import frechet_distance, load_evaluator
 from rrepa_lab.analysis.features import in_turn
+from rrepa_lab.analysis.tables import about, accuracy
 from rrepa_lab.data.datasets import Batch, load_split
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.data.pixels import training_noise
@@ -14,6 +15,8 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.flow.likelihood import bits_per_dim, nats_per_dim
 from rrepa_lab.runs import Run
 from rrepa_lab.sampling.sample import sample
+
+_COLUMNS = ["run", "strategy", "split", "train_seed", "metric", "value", "unit", "n", "protocol"]
 
 
 def evaluate(run: Run, split: str = "test", samples: int = 2000, draws: int = 4, seed: int = 0) -> pd.DataFrame:
@@ -37,10 +40,71 @@ def evaluate(run: Run, split: str = "test", samples: int = 2000, draws: int = 4,
         right = classify(run, x, method=method).label == y
         what = "one step from zero logits" if method == "gradient" else "equal priors"
         rows.append(_row(f"{method}_accuracy", float(right.double().mean()), "fraction", len(y), f"clean images, {what}"))
-    if samples:
-        rows += _samples(run, x, samples, seed)
-    about = {"run": run.name, "strategy": run.config.align.strategy, "split": split, "train_seed": run.config.train.seed}
-    return pd.DataFrame([about | row for row in rows])
+    told = about(run) | {"split": split}
+    table = pd.DataFrame([told | row for row in rows], columns=_COLUMNS)
+    if samples and _judged(run):
+        made = evaluate_samples(run, samples, seed=seed, split=split)
+        # cards and tables of studies say the settings in words, where those of `evaluate_samples` are columns
+        words = f"{samples} samples, unguided, denoised, labels in turn, seeds {seed}..{seed + samples - 1}"
+        made["protocol"] = made["protocol"].str.replace(f"{samples} samples, labels in turn", words)
+        table = pd.concat([table, made[_COLUMNS]], ignore_index=True)
+    return table
+
+
+@torch.no_grad()
+def evaluate_samples(
+    run: Run,
+    samples: int = 2000,
+    *,
+    guidance: float = 0.0,
+    annealed: bool = False,
+    temperature: float = 1.0,
+    denoise: bool = True,
+    seed: int = 0,
+    split: str = "test",
+) -> pd.DataFrame:
+    """Score samples under given settings with the bundled evaluator.
+
+    Rows: frechet_distance to the split (evaluator units^2) and, for a flow with classes, label_agreement: the part of the
+    samples that the evaluator sees as the label asked for. A Fréchet distance falls with the number of samples, so only
+    distances of equally many belong together.
+
+    Args:
+        samples: images generated, with labels 0..K-1 in turn; image i from seed `seed` + i.
+        guidance, annealed, temperature: as in `TarFlow.inverse`.
+        denoise: finish with one step along the score.
+        seed: of the first sample.
+        split: the real images.
+
+    Returns: columns run, strategy, split, train_seed, metric, value, unit, n, protocol, standard_error (binomial, of the
+        agreement), guidance, annealed, temperature, denoise, seed.
+
+    Raises: LabError where no evaluator is bundled for the run's data, or for fewer samples than the evaluator has features.
+    """
+    evaluator = load_evaluator(run.config.data).to(run.device)
+    real = run.data(split).x
+    made = sample(
+        run, range(seed, seed + samples), in_turn(run, samples).tolist(), guidance,
+        annealed=annealed, temperature=temperature, denoise=denoise,
+    )  # fmt: skip
+    fakes = made.images.to(run.device)
+    protocol = f"{samples} samples, labels in turn"
+    distance = frechet_distance(evaluator.features(fakes), evaluator.features(real))
+    rows = [_row("frechet_distance", distance, "evaluator units^2", samples, f"{protocol}, against {len(real)} real images")]
+    if run.config.flow.classes:
+        agree = accuracy(evaluator(fakes).argmax(dim=1).cpu() == made.labels)
+        rows.append(_row("label_agreement", agree["value"], "fraction", samples, protocol) | agree)
+    table = pd.DataFrame([about(run) | {"split": split} | row for row in rows], columns=[*_COLUMNS, "standard_error"])
+    return table.assign(guidance=guidance, annealed=annealed, temperature=temperature, denoise=denoise, seed=seed)
+
+
+def _judged(run: Run) -> bool:
+    """Whether an evaluator is bundled for the run's data."""
+    try:
+        load_evaluator(run.config.data)
+    except LabError:
+        return False
+    return True
 
 
 def _row(metric: str, value: float, unit: str, n: int, protocol: str) -> dict[str, object]:
@@ -68,21 +132,3 @@ def _likelihood(run: Run, batch: Batch, levels: int, draws: int, seed: int) -> d
         metric, unit, how = "bits_per_dim", "bits/dim", "uniform dequantization"
     value = float(values.double().mean())
     return _row(metric, value, unit, len(batch.x), f"{how}, {draws} draws, true labels, seed {seed}")
-
-
-@torch.no_grad()
-def _samples(run: Run, real: Tensor, count: int, seed: int) -> list[dict[str, object]]:
-    try:
-        evaluator = load_evaluator(run.config.data).to(run.device)
-    except LabError:
-        return []
-    made = sample(run, range(seed, seed + count), in_turn(run, count).tolist())
-    fakes = made.images.to(run.device)
-    protocol = f"{count} samples, unguided, denoised, labels in turn, seeds {seed}..{seed + count - 1}"
-    distance = frechet_distance(evaluator.features(fakes), evaluator.features(real))
-    against = f"{protocol}, against {len(real)} real images"
-    rows = [_row("frechet_distance", distance, "evaluator units^2", count, against)]
-    if run.config.flow.classes:
-        agree = (evaluator(fakes).argmax(dim=1).cpu() == made.labels).double().mean()
-        rows.append(_row("label_agreement", float(agree), "fraction", count, protocol))
-    return rows

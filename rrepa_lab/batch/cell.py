@@ -2,6 +2,7 @@
 
     notebook.ipynb   as executed
     result.json      what the notebook found
+    kernel.log       what its kernel wrote to stdout and stderr outside of any cell
     cell.json        the record: state, key, parameters, seconds, and what went wrong
 
 A cell counts as done when its record says so under the same key and its result is the one recorded. The record is written
@@ -10,11 +11,15 @@ last, so a cell that was cut off is run again, and trainings inside it go on fro
 
 import json
 import os
+import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from uuid import uuid4
 
 from filelock import FileLock
 from pydantic import ValidationError
@@ -28,7 +33,7 @@ from rrepa_lab.files import sha256, write_text
 from rrepa_lab.results import NAME as RESULT
 from rrepa_lab.results import read_result
 
-RECORD, EXECUTED = "cell.json", "notebook.ipynb"
+RECORD, EXECUTED, LOG = "cell.json", "notebook.ipynb", "kernel.log"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -64,6 +69,7 @@ class Task(NamedTuple):
     here: Path  # where it was asked for: what relative paths among the parameters start from
     threads: int
     timeout: float | None
+    driver: int = 0  # process that a worker on the same machine belongs to; 0 on a cluster
 
     @property
     def folder(self) -> Path:
@@ -98,8 +104,9 @@ def finished(task: Task) -> Record | None:
 def run_cell(task: Task) -> Outcome:
     """Execute a task, unless it is done; a failure is an outcome, too.
 
-    A lock keeps the folder to one worker: one that outlived its killed driver may still be at it, and is waited for.
+    A lock keeps the folder to one worker: one of a cluster may outlive its killed driver and still be at it.
     """
+    _end_with(task.driver)
     folder = task.folder
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
@@ -125,6 +132,19 @@ def run_cell(task: Task) -> Outcome:
         return Outcome(task, record)
 
 
+@cache
+def _end_with(driver: int) -> None:
+    """In a worker process of `driver`: end when it does, and the kernel with it, rather than go on unseen."""
+
+    def watch() -> None:
+        while os.getppid() == driver:
+            time.sleep(0.5)
+        os._exit(1)
+
+    if driver == os.getppid():
+        threading.Thread(target=watch, daemon=True).start()
+
+
 def write_record(folder: Path, record: Record) -> None:
     """Replace cell.json."""
     write_text(folder / RECORD, json.dumps(record.to_dict(), indent=1) + "\n")
@@ -148,7 +168,7 @@ def _execute(task: Task, began: float) -> Failure | None:
             task.cell.parameters | {OUT_DIR: str(task.folder.resolve())},
             progress_bar=False,
             store_widget_state=False,
-            kernel_manager_class=_kernel_manager(task.threads, task.here),
+            kernel_manager_class=_kernel_manager(task),
             **options,
         )
         read_result(task.folder / RESULT)
@@ -166,15 +186,24 @@ def _execute(task: Task, began: float) -> Failure | None:
     return None
 
 
-def _kernel_manager(threads: int, here: Path) -> type:
-    """Kernels that start in `here`, keep to `threads` threads and show no widgets; this process is left as it is."""
+def _kernel_manager(task: Task) -> type:
+    """Kernels that start where the batch did, keep to their threads, show no widgets and write what they mutter to a file."""
     from jupyter_client.manager import AsyncKernelManager
+    from traitlets import Unicode, default
 
-    env = dict.fromkeys(_THREADS, str(threads)) | {"RREPA_WIDGETS": "off"}
+    env = dict.fromkeys(_THREADS, str(task.threads)) | {"RREPA_WIDGETS": "off"}
 
     class Manager(AsyncKernelManager):
+        transport = Unicode("tcp" if os.name == "nt" else "ipc")  # files of this user, not ports that others could take or read
+
+        @default("ip")
+        def _ip_default(self) -> str:
+            return str(Path(tempfile.gettempdir(), f"rrepa-{uuid4().hex[:12]}")) if self.transport == "ipc" else "127.0.0.1"
+
         async def _async_start_kernel(self, **options: Any) -> None:
-            await super()._async_start_kernel(**(options | {"env": os.environ | env, "cwd": str(here)}))
+            with (task.folder / LOG).open("wb") as log:
+                given = {"env": os.environ | env, "cwd": str(task.here), "stdout": log, "stderr": log}
+                await super()._async_start_kernel(**(options | given))
 
         start_kernel = _async_start_kernel
 
@@ -187,5 +216,5 @@ def _last_source(executed: Path) -> str:
         cells: list[Mapping[str, Any]] = json.loads(executed.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError):
         return ""
-    begun = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("status") not in (None, "completed", "pending")]
-    return "".join(begun[0]["source"]) if begun else ""
+    begun = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("status") not in (None, "pending")]
+    return "".join(begun[-1]["source"]) if begun else ""

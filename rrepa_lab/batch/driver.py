@@ -17,6 +17,7 @@ from rrepa_lab.batch.study import Study, cells
 from rrepa_lab.errors import LabError
 
 ATTEMPTS = 2  # a cell whose process died this often is given up
+ANSWER_WITHIN = 10  # seconds that a cluster has to answer
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,7 @@ def run_batch(
     tasks = plan(study, notebook, out, threads or max(1, cpu_count() // jobs))
     root = Path(out).resolve()
     with _held(root), _backend(scheduler, root, threads) as (backend, shared):
-        if shared:
-            tasks = [task._replace(threads=shared) for task in tasks]
+        tasks = [task._replace(threads=shared) if shared else task._replace(driver=os.getpid()) for task in tasks]
         known = [(task, finished(task)) for task in tasks]
         done = [Outcome(task, record, skipped=True) for task, record in known if record]
         missing = [task for task, record in known if not record]
@@ -149,7 +149,7 @@ def _backend(scheduler: str | None, out: Path, threads: int | None) -> Iterator[
     except ImportError:
         raise LabError('a Dask cluster needs dask: pip install "rrepa-lab[cluster]"') from None
     try:
-        client = Client(scheduler, timeout=10, set_as_default=False)
+        client = Client(scheduler, timeout=ANSWER_WITHIN, set_as_default=False)
     except Exception as error:
         raise LabError(f"no Dask scheduler answers at {scheduler} ({type(error).__name__}): is it running there?") from None
     try:

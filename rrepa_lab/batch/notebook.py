@@ -113,7 +113,9 @@ def _parameter(path: Path, inspected: Mapping[str, str]) -> Parameter:
         default = ast.literal_eval(inspected["default"])
     except Exception:
         line = f"{name}: int = 0  # what it is"
-        raise LabError(f"{path}: parameter {name} needs a type ({', '.join(_TYPES)}) and a plain default, as in {line!r}") from None
+        raise LabError(
+            f"{path}: parameter {name} needs a type ({', '.join(_TYPES)}) and a plain default, as in {line!r}"
+        ) from None
     if kind == "None":
         raise LabError(f"{path}: parameter {name} has no type: write {name}: {type(default).__name__} = {default!r}")
     return Parameter(name, kind, default, inspected["help"])

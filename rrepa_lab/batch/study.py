@@ -38,7 +38,7 @@ class Study(Config):
     timeout: float | None = Field(None, gt=0, description="seconds that one run of the notebook may take")
     title: str = ""
     notes: str = Field("", description="protocol and remarks, for the report")
-    claims: list[Claim] = []
+    claims: list[Claim] = Field([], description="what the table is held against")
 
     @field_validator("grid", mode="before")
     @classmethod
@@ -108,7 +108,9 @@ def axis(parameter: Parameter, values: Axis) -> list[Any]:
         return [parameter.check(value) for value in values]
     except LabError as error:
         nested = parameter.kind.startswith("list") and not any(isinstance(value, list) for value in values)
-        raise LabError(f"{error}; an axis of lists is a list of lists: {parameter.name}=[{values}]" if nested else str(error)) from None
+        raise LabError(
+            f"{error}; an axis of lists is a list of lists: {parameter.name}=[{values}]" if nested else str(error)
+        ) from None
 
 
 def _read(parameter: Parameter, text: str) -> list[Any]:

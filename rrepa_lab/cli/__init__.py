@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from rrepa_lab import __version__
-from rrepa_lab.cli import making, reading, telling
+from rrepa_lab.cli import batching, making, reading, telling
 from rrepa_lab.errors import LabError
 
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="rrepa-lab", description="Train, sample, classify and read normalizing flows.")
     parser.add_argument("--version", action="version", version=f"rrepa-lab {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for room in (making, reading, telling):
+    for room in (making, reading, batching, telling):
         room.register(commands)
     given = parser.parse_args(argv)
     try:

@@ -28,7 +28,7 @@ def register(commands: Any) -> None:
     evaluate.add_argument("--save", action="store_true", help="write scores.csv and the card into the run directory")
 
     bench = add_command(commands, "bench", _bench, "What things cost on this machine, as ratios of work run in alternation.")
-    bench.add_argument("which", nargs="?", default="classify", help="classify: time against the number of classes")
+    bench.add_argument("which", nargs="?", default="classify", help="classify (time against the number of classes) or decode")
     bench.add_argument("--repeats", type=int, default=7, help="rounds")
     bench.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
     add_device(bench)
@@ -343,7 +343,11 @@ def _bench(given: argparse.Namespace) -> int:
     if given.json:
         print_rows(table.to_dict("records"), True)
         return 0
-    print_rows(table[["case", "classes", "seconds", "fastest", "slowest", "ratio", "reference"]].to_dict("records"), False)
+    columns = ["case", "classes", "seconds", "fastest", "slowest", "ratio", "reference"]
+    if "error" in table:  # of decoding: many powers of ten below the rest
+        print_rows(table[[*columns, "error"]].to_dict("records"), False, ".4g")
+    else:
+        print_rows(table[columns].to_dict("records"), False)
     first = table.iloc[0]
     print_facts({name: first[name] for name in ("images", "flow", "repeats", "threads", "device", "torch")}, False)
     return 0

@@ -27,9 +27,9 @@ def add_device(command: argparse.ArgumentParser, default: str = "cpu") -> None:
     command.add_argument("--device", default=default, help="auto, cpu or cuda")
 
 
-def add_set(command: argparse.ArgumentParser) -> None:
+def add_set(command: argparse.ArgumentParser, help: str = "override a setting: train.steps=200") -> None:
     """--set KEY=VALUE."""
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting: train.steps=200")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help)
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):

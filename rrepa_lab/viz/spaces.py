@@ -66,6 +66,23 @@ def tiles(rows: Mapping[str, Mapping[str, Tensor]], title: str, caption: str = "
     return figure.update_layout(margin={"l": 10, "r": 30, "t": 65})
 
 
+def neighbour_strips(
+    near: Mapping[str, pd.DataFrame], images: Tensor, labels: Tensor, query: int, caption: str = ""
+) -> go.Figure:
+    """One image with its nearest neighbours, a strip for each table of `rl.neighbours` by the name of its features.
+
+    The caption counts how many of them are of the image's class; `images` (n, C, H, W) and `labels` (n,) are what the tables'
+    rows stand for.
+    """
+    strips, counts = {}, []
+    for name, table in near.items():
+        rows = table[table["query"] == query].sort_values("rank")["image"].tolist()
+        strips[name] = {"image": images[query], **{f"{rank}.": images[row] for rank, row in enumerate(rows, start=1)}}
+        counts.append(f"{name} {int((labels[rows] == labels[query]).sum())} of {len(rows)}")
+    told = f"neighbours of its class: {', '.join(counts)}"
+    return tiles(strips, f"Nearest neighbours of image {query}, by cosine", "; ".join(filter(None, [told, caption])))
+
+
 def embedding(table: pd.DataFrame, highlight: int | None = None) -> go.Figure:
     """A map of images (`rl.embed`, one tap), coloured and shaped by class; `highlight` is an image to ring."""
     if table["tap"].nunique() != 1:

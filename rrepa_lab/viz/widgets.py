@@ -53,10 +53,10 @@ def explore(draw: Callable[..., Any], start: Mapping[str, Any] | None = None, **
     display(ipywidgets.VBox([ipywidgets.HBox(list(controls.values()), layout={"flex_flow": "row wrap"}), stage]))
 
 
-def watch(reports: Iterable[T], draw: Callable[[], go.Figure], every: float = 1.0) -> Iterator[T]:
+def watch(reports: Iterable[T], draw: Callable[[], go.Figure], every: float = 1.0, still: bool = True) -> Iterator[T]:
     """Pass `reports` on one by one; where a person sits, the figure is drawn again as they come, at most once in `every` s.
 
-    At the end the figure stands below the cell in either case, drawn from all of them.
+    At the end the figure stands below the cell in either case, drawn from all of them, unless `still` is False and nobody sits.
     """
     from IPython.display import display
 
@@ -70,10 +70,10 @@ def watch(reports: Iterable[T], draw: Callable[[], go.Figure], every: float = 1.
                 handle = display(draw(), display_id=True)
             else:
                 handle.update(draw())
-    if handle is None:
-        draw().show()
-    else:
+    if handle is not None:
         handle.update(draw())
+    elif still:
+        draw().show()
 
 
 def _control(name: str, values: list[Any], first: Any) -> Any:

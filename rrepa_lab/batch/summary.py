@@ -1,0 +1,43 @@
+"""What a batch leaves at the top of its folder: tables, verdicts and a page."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from rrepa_lab.analysis.claims import verdicts
+from rrepa_lab.analysis.compare import gather, markdown, tabulate
+from rrepa_lab.batch.cell import Task, finished
+from rrepa_lab.batch.study import Study
+from rrepa_lab.errors import LabError
+from rrepa_lab.files import write_text
+from rrepa_lab.results import NAME
+from rrepa_lab.viz.comparison import report
+
+DIGITS = "%.6g"
+
+
+def summarise(study: Study, tasks: Iterable[Task], out: Path) -> pd.DataFrame:
+    """Write `out`/table.csv (mean and spread), measurements.csv (each one), table.md and report.html, and verdicts.csv if
+    the study makes claims; returns the table. Only finished cells of this grid enter.
+
+    Raises: LabError where the results cannot stand in one table, or do not cover a claim.
+    """
+    found = gather(task.folder / NAME for task in tasks if finished(task))
+    table, each = tabulate(found), tabulate(found, over_seeds=False)
+    judged = verdicts(found, study.claims) if study.claims else None
+    write_text(out / "table.csv", table.to_csv(index=False, float_format=DIGITS))
+    write_text(out / "measurements.csv", each.to_csv(index=False, float_format=DIGITS))
+    write_text(out / "table.md", markdown(table))
+    if judged is not None:
+        write_text(out / "verdicts.csv", judged.to_csv(index=False, float_format=DIGITS))
+    write_text(out / "report.html", report(table, study.title or out.name, study.notes, judged))
+    return table
+
+
+def try_summary(study: Study, tasks: Iterable[Task], out: Path) -> tuple[pd.DataFrame | None, str]:
+    """`summarise`, or the reason why there is no table."""
+    try:
+        return summarise(study, tasks, out), ""
+    except LabError as error:
+        return None, str(error)
