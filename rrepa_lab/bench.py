@@ -81,9 +81,9 @@ def _decode(repeats: int, device: str) -> pd.DataFrame:
     """Time and error of the ways to decode, with trained weights: how soon an iteration ends depends on them."""
     run = load("digits-reverse", device)
     table = decoding(run, 16, repeats).rename(columns={"method": "case", "n": "images"})
-    told = {"bench": "decode", "classes": run.flow.config.classes, "reference": "sequential"}
+    table = table.drop(columns=["run", "strategy", "train_seed"])
     flow = f"{run.name}: 4 blocks x 4 layers, width 64, 16 tokens"
-    return table.drop(columns=["run", "strategy", "train_seed"]).assign(**told, flow=flow)
+    return table.assign(bench="decode", classes=run.flow.config.classes, reference="sequential", flow=flow)
 
 
 BENCHES: dict[str, Callable[[int, str], pd.DataFrame]] = {"classify": _classify, "decode": _decode}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import rrepa_lab as rl
+from rrepa_lab.analysis.classify import label_gain
 from rrepa_lab.analysis.evaluator import accuracy, frechet_distance, load_evaluator
 from rrepa_lab.data.datasets import Batch, DataConfig, load_split, whole
 from rrepa_lab.errors import LabError
+from rrepa_lab.flow.tarflow import METHODS
 from rrepa_lab.sampling.denoise import denoise_step
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.viz.images import grid
@@ -310,6 +313,59 @@ def test_passes_over_the_flow_by_method(classes, monkeypatch):
     assert rows == [min(400, 4 * classes)] * (4 * classes // min(400, 4 * classes))
 
 
+def test_label_gain_is_the_likelihood_and_its_tangent():
+    flow = make_flow(CONFIGS["plain"])
+    x, classes = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([[3, 7, 0], [9, 3, 1]])
+    table = label_gain(flow, x, classes, points=5, batch=7)
+    assert len(table) == 2 * 3 * 5 * 2
+    gain = table.set_index(["image", "kind", "class", "weight"])["value"]
+    scores, joint, base = rl.classify(flow, x).scores, log_likelihoods(flow, x), flow.log_prob(x).detach()
+    for row in (0, 1):
+        for k in classes[row].tolist():
+            assert gain[row, "exact", k, 1.0] == pytest.approx(float(joint[row, k] - base[row]), abs=1e-9)
+            assert gain[row, "first order", k, 0.5] == pytest.approx(5 * float(scores[row, k]), abs=1e-9)
+    weights = torch.full((1, 10), 0.075, dtype=torch.float64)
+    weights[0, 1] = 0.325
+    expected = float(flow.log_prob(x[1:], weights).detach() - base[1])
+    assert gain[1, "exact", 1, 0.25] == pytest.approx(expected, abs=1e-9)
+    assert (gain.xs(0.0, level="weight") == 0).all()
+    with pytest.raises(LabError, match=r"classes \(B, M\) in 0\.\.9 for 2 images"):
+        label_gain(flow, x, torch.tensor([[10], [0]]))
+
+
+def test_decoding_is_held_against_the_plain_reference(trained, monkeypatch):
+    from rrepa_lab import bench
+
+    run = rl.load(trained)
+    table = bench.decoding(run, 4, 2, guidance=1.0, seed=5).set_index("method")
+    assert list(table.index) == [method for method in METHODS if method != "auto"]
+    assert table.loc["sequential", "error"] == 0
+    assert table.loc["sequential", "ratio"] == 1
+    z, y = noise(run.flow, range(5, 9)), torch.arange(4)
+    exact = run.flow.inverse(z, y, 1.0, method="sequential").x
+    expected = float((run.flow.inverse(z, y, 1.0, method="cached").x - exact).abs().max().detach())
+    assert table.loc["cached", "error"] == pytest.approx(expected)
+    assert table.loc["cached", "error"] < 1e-4
+    assert (table["seconds_per_image"] * 4).tolist() == pytest.approx(table["seconds"].tolist())
+    with pytest.raises(LabError, match="images must be at least 1"):
+        bench.decoding(run, 0)
+    with pytest.raises(LabError, match="unknown decoding method 'guess'"):
+        bench.decoding(run, 1, 1, methods=["guess"])
+    # in what other methods draw, an error shows
+    inverse = rl.TarFlow.inverse
+
+    def wrong(self, *rest, method="auto"):
+        out = inverse(self, *rest, method=method)
+        return out._replace(x=out.x + 0.5) if method == "cached" else out
+
+    monkeypatch.setattr(rl.TarFlow, "inverse", wrong)
+    assert bench.decoding(run, 2, 1).set_index("method").loc["cached", "error"] == pytest.approx(0.5, abs=1e-4)
+    monkeypatch.setattr(bench, "load", lambda *_: run)
+    shared = bench.bench("decode", repeats=1, threads=1)
+    assert list(shared["case"]) == list(table.index)
+    assert {"bench", "case", "classes", "seconds", "fastest", "slowest", "ratio", "reference", "images"} <= {*shared.columns}
+
+
 def test_benchmark_table(monkeypatch):
     from rrepa_lab import bench
 
@@ -516,3 +572,30 @@ def test_evaluate_table_names_its_protocol(trained):
     row = table.set_index("metric").loc["frechet_distance"]
     assert row.n == 100
     assert "unguided, denoised, labels in turn, seeds 0..99, against 360 real images" in row.protocol
+
+
+def test_samples_are_scored_under_the_settings_asked_for(trained):
+    run = rl.load(trained)
+    whole_table = rl.evaluate(run, samples=100, seed=7)
+    told = whole_table.set_index("metric").loc[["frechet_distance", "label_agreement"]]
+    plain = rl.evaluate_samples(run, 100, seed=7).set_index("metric")
+    assert plain["value"].tolist() == told["value"].tolist(), "evaluate says the same, bit for bit"
+    protocol = "100 samples, unguided, denoised, labels in turn, seeds 7..106"
+    assert told["protocol"].tolist() == [f"{protocol}, against 360 real images", protocol]
+    settings = {"guidance": 2.0, "annealed": True, "temperature": 0.5, "denoise": False}
+    other = rl.evaluate_samples(run, 100, **settings, seed=7).set_index("metric")
+    assert all((other[name] == value).all() for name, value in settings.items())
+    assert other["protocol"].tolist() == plain["protocol"].tolist(), "settings are columns: a table can be compared by them"
+    # the distance by hand
+    made = rl.sample(run, range(7, 107), [k % 10 for k in range(100)], 2.0, annealed=True, temperature=0.5, denoise=False)
+    evaluator = load_evaluator(DataConfig())
+    expected = frechet_distance(evaluator.features(made.images), evaluator.features(run.data("test").x))
+    assert other.loc["frechet_distance", "value"] == pytest.approx(expected)
+    agree = float((evaluator(made.images).argmax(dim=1) == made.labels).double().mean())
+    assert other.loc["label_agreement", "value"] == pytest.approx(agree)
+    assert other.loc["label_agreement", "standard_error"] == pytest.approx((agree * (1 - agree) / 100) ** 0.5)
+    with pytest.raises(LabError, match="needs more than 64 images"):
+        rl.evaluate_samples(run, 20)
+    elsewhere = replace(run, config=run.config.override({"data.name": "folder"}))
+    with pytest.raises(LabError, match="no evaluator is bundled for 'folder'"):
+        rl.evaluate_samples(elsewhere, 100)

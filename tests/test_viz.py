@@ -13,7 +13,7 @@ from rrepa_lab.data.datasets import Batch
 from rrepa_lab.errors import LabError
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.studies.reading import over_seeds
-from rrepa_lab.viz import classes, layers, spaces
+from rrepa_lab.viz import charts, classes, layers, spaces
 from rrepa_lab.viz.theme import COLOURS, INK, styled
 
 
@@ -178,6 +178,43 @@ def test_neighbour_strips_show_the_nearest_and_count_the_class(batch):
     assert (shown - batch.x[rows[0], 0]).abs().max() < 0.01
     same = int((batch.y[rows] == batch.y[7]).sum())
     assert f"pixels {same} of 3, again {same} of 3; 60 images" in words(figure)
+
+
+def test_bars_carry_errors_and_texts():
+    figure = charts.bars({"one": 0.5, "two": 0.7}, "title", "by", "accuracy", "n = 3", [0.1, 0.2], ["a half", "more"])
+    assert list(figure.data[0].y) == [0.5, 0.7]
+    assert list(figure.data[0].error_y.array) == [0.1, 0.2]
+    assert list(figure.data[0].text) == ["a half", "more"]
+    plain = charts.bars({"one": 0.5}, "title", "by", "accuracy", "n = 3")
+    assert plain.data[0].error_y.array is None
+    assert plain.data[0].text is None
+
+
+def test_sweep_draws_means_spreads_and_levels():
+    rows = [
+        {"metric": "m", "guidance": g, "kind": kind, "value": g + shift, "standard_error": 0.5}
+        for g in (2.0, 0.0, 1.0) for kind, shifts in (("a", (0.0,)), ("b", (1.0, 3.0))) for shift in shifts
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    figure = charts.sweep(table, "guidance", "title", "guidance", "m", "n = 3", by="kind", levels={"best": 1.5})
+    one, many, level = figure.data
+    assert [trace.name for trace in figure.data] == ["a", "b", "best"]
+    assert list(one.x) == [0.0, 1.0, 2.0]
+    assert list(one.y) == [0.0, 1.0, 2.0]
+    assert list(one.error_y.array) == [0.5, 0.5, 0.5], "alone, a row has its standard error"
+    assert list(many.y) == [2.0, 3.0, 4.0]
+    assert list(many.error_y.array) == pytest.approx([2**0.5] * 3), "several have their standard deviation"
+    assert set(level.y) == {1.5}
+    assert one.line.color != many.line.color
+    dashed = charts.sweep(table[table.kind == "a"], "guidance", "title", "guidance", "m", dash="kind")
+    assert dashed.data[0].line.dash == "solid"
+    assert charts.sweep(table, "guidance", "t", "g", "m", dash="kind").data[1].line.dash == "dash"
+    without = table[table.kind == "a"].drop(columns="standard_error")
+    assert charts.sweep(without, "guidance", "t", "g", "m").data[0].error_y.array is None
+    with pytest.raises(LabError, match="a sweep shows one metric, the table holds m, other"):
+        charts.sweep(pd.concat([table, table.assign(metric="other")]), "guidance", "t", "g", "m")
+    with pytest.raises(LabError, match="nothing to draw"):
+        charts.sweep(table[:0], "guidance", "t", "g", "m")
 
 
 def contrast(colour: str, ground: str) -> float:

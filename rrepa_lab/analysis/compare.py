@@ -32,16 +32,25 @@ class Finding(NamedTuple):
 
 
 def compare(
-    sources: Run | Path | str | Iterable[Run | Path | str], *, over_seeds: bool = True, apart: bool = False
+    sources: Run | Path | str | Iterable[Run | Path | str],
+    *,
+    over_seeds: bool = True,
+    apart: bool = False,
+    samples: int = 2000,
+    limit: int | None = None,
+    device: str = "cpu",
 ) -> pd.DataFrame:
     """Gather runs and results into one tidy table.
 
     Args:
-        sources: runs, names or directories of runs (which are evaluated, `rl.evaluate`), and folders that are searched
-            for result.json, such as those of `rrepa-lab batch`; cells of a batch that are not done are left out.
+        sources: runs, names or directories of runs (which are evaluated, `rl.evaluate`), folders that are searched for
+            result.json, such as those of `rrepa-lab batch` (cells that are not done are left out), and the
+            measurements.csv that a batch ends with.
         over_seeds: one row for each setting and metric, with `value` (mean), `sd` (standard deviation) and `seeds` (how
             many) over training seeds; else one row a measurement, with the columns source, train_seed and value.
         apart: measurements of one metric under several protocols get names of their own, "nats_per_dim [1]".
+        samples, limit: of `rl.evaluate`, for the runs among the sources.
+        device: where runs that are named are put: cpu, cuda or auto.
 
     Returns: the settings in which the sources differ, by their dotted names, then metric, the columns above, unit, n and
         protocol. Where the same settings and seed come from two sources, `source` is one of the settings.
@@ -49,30 +58,35 @@ def compare(
     Raises: LabError for a folder without results, a damaged result, and, unless `apart`, for a metric that was
         measured under different protocols: such numbers do not belong in one column.
     """
-    return tabulate(gather(sources), over_seeds, apart)
+    return tabulate(gather(sources, samples, limit, device), over_seeds, apart)
 
 
-def gather(sources: Run | Path | str | Iterable[Run | Path | str]) -> list[Finding]:
+def gather(
+    sources: Run | Path | str | Iterable[Run | Path | str],
+    samples: int = 2000,
+    limit: int | None = None,
+    device: str = "cpu",
+) -> list[Finding]:
     """Everything measured in these sources, in their order; see `compare`."""
     listed = [sources] if isinstance(sources, Run | Path | str) else list(sources)
-    found = [finding for source in listed for finding in _read(source)]
+    found = [finding for source in listed for finding in _read(source, samples, limit, device)]
     if not found:
         raise LabError("nothing to compare: the sources hold no measurement")
     return found
 
 
-def _read(source: Run | Path | str) -> list[Finding]:
+def _read(source: Run | Path | str, samples: int, limit: int | None, device: str) -> list[Finding]:
     if isinstance(source, Run):
-        return _of_run(source, source.name)
+        return _of_run(source, source.name, samples, limit)
     path = Path(source)
     if path.is_file():
-        return _of_result(path)
+        return _of_table(path) if path.suffix == ".csv" else _of_result(path)
     if path.is_dir() and not (path / "config.json").is_file():
         files = [file for file in sorted(path.rglob(NAME)) if _done(file)]
         if not files:
             raise LabError(f"{path} holds no {NAME}: it is neither a run directory nor a folder with finished results")
         return [finding for file in files for finding in _of_result(file)]
-    return _of_run(load(source), str(source))
+    return _of_run(load(source, device), str(source), samples, limit)
 
 
 def _done(result: Path) -> bool:
@@ -86,11 +100,11 @@ def _done(result: Path) -> bool:
     return bool(record.get("state") == "done")
 
 
-def _of_run(run: Run, source: str) -> list[Finding]:
+def _of_run(run: Run, source: str, samples: int, limit: int | None) -> list[Finding]:
     config = run.config
     return [
         Finding(source, settings_of(config), config.train.seed, row.metric, _number(row.value), row.unit, row.n, row.protocol)
-        for row in measurements(evaluate(run))
+        for row in measurements(evaluate(run, samples=samples, limit=limit))
     ]
 
 
@@ -103,6 +117,24 @@ def _of_result(path: Path) -> list[Finding]:
         source = f"{path.parent.name}/{row.run}" if row.run else path.parent.name
         found.append(
             Finding(source, settings | row.settings, seed, row.metric, _number(row.value), row.unit, row.n, row.protocol)
+        )
+    return found
+
+
+def _of_table(path: Path) -> list[Finding]:
+    """Rows of a table of single measurements, written by a batch or by `compare(over_seeds=False)`."""
+    columns = ["source", "train_seed", "metric", "value", "unit", "n", "protocol"]
+    table = pd.read_csv(path, keep_default_na=False, na_values={"value": [""], "train_seed": [""], "n": [""]})
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise LabError(f"{path} is no table of measurements: it has no column {missing[0]}")
+    keys = list(table.columns[: table.columns.get_loc("source")])
+    found = []
+    for row in table.to_dict("records"):
+        settings = {key: row[key] for key in keys if row[key] != _UNSET}
+        seed, n = (None if pd.isna(row[name]) else int(row[name]) for name in ("train_seed", "n"))
+        found.append(
+            Finding(row["source"], settings, seed, row["metric"], float(row["value"]), row["unit"], n, row["protocol"])
         )
     return found
 

@@ -1,7 +1,8 @@
 """Maps of feature space: PCA and UMAP of many images, neighbours of one, and features as colours on the image."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import Lock
 
 import numpy as np
@@ -95,6 +96,16 @@ def pca(features: Tensor, components: int = 2) -> tuple[Tensor, float]:
     return torch.from_numpy(at), float(model.explained_variance_ratio_.sum())
 
 
+@contextmanager
+def _same_threads() -> Iterator[None]:
+    """Give torch its number of threads back: numba sets that of OpenMP, which both share, to all cores."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def umap(features: Tensor, components: int = 2, neighbours: int = 15, min_dist: float = 0.1, seed: int = 0) -> Tensor:
     """Features (n, d) in a UMAP (n, components), by cosine distance; umap-learn.
 
@@ -102,7 +113,7 @@ def umap(features: Tensor, components: int = 2, neighbours: int = 15, min_dist: 
     """
     if not 2 <= neighbours < len(features):
         raise LabError(f"{neighbours} neighbours asked for among {len(features)} images: between 2 and {len(features) - 1}")
-    with _umap_lock, warnings.catch_warnings():
+    with _umap_lock, warnings.catch_warnings(), _same_threads():
         # a seed means one thread, which umap warns of at every fit; numba and sklearn add deprecations of their own
         warnings.simplefilter("ignore")
         from umap import UMAP

@@ -19,7 +19,9 @@ from rrepa_lab.sampling.sample import sample
 _COLUMNS = ["run", "strategy", "split", "train_seed", "metric", "value", "unit", "n", "protocol"]
 
 
-def evaluate(run: Run, split: str = "test", samples: int = 2000, draws: int = 4, seed: int = 0) -> pd.DataFrame:
+def evaluate(
+    run: Run, split: str = "test", samples: int = 2000, draws: int = 4, seed: int = 0, limit: int | None = None
+) -> pd.DataFrame:
     """Score a run on a split.
 
     Rows: nats/dim under the training noise (bits/dim for a flow trained with uniform noise); accuracy by gradient
@@ -30,10 +32,11 @@ def evaluate(run: Run, split: str = "test", samples: int = 2000, draws: int = 4,
         samples: images generated, unguided, with labels 0..K-1 in turn, seeds from `seed` on; 0 skips them.
         draws: noise draws a likelihood is averaged over.
         seed: of the noise and the samples.
+        limit: likelihood and accuracies of the first images of the split only; samples are held against all of it.
 
     Returns: columns run, strategy, split, train_seed, metric, value, unit, n, protocol.
     """
-    x, y = run.data(split)
+    x, y = run.data(split, limit)
     images = load_split(run.config.data, split)
     rows = [_likelihood(run, Batch(x, y), images.levels, draws, seed)]
     for method in ("gradient", "bayes") if run.config.flow.classes else ():

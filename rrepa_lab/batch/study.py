@@ -38,6 +38,8 @@ class Study(Config):
     timeout: float | None = Field(None, gt=0, description="seconds that one run of the notebook may take")
     title: str = ""
     notes: str = Field("", description="protocol and remarks, for the report")
+    beside: str = Field("", description="a CSV file, from the study file, whose table is shown beside the study's own")
+    beside_title: str = ""
     claims: list[Claim] = Field([], description="what the table is held against")
 
     @field_validator("grid", mode="before")
@@ -80,6 +82,10 @@ def load_study(source: str | Path) -> tuple[Study, Notebook]:
         study = Study.from_dict(values)
     except LabError as error:
         raise LabError(f"{path}: {error}") from None
+    if study.beside and not (path.parent / study.beside).is_file():
+        raise LabError(f"{path}: beside names {study.beside}, which is not there")
+    if study.beside:
+        study = study.model_copy(update={"beside": str((path.parent / study.beside).resolve())})
     return study, read_notebook(find_notebook(study.notebook, path.parent))
 
 

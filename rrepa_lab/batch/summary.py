@@ -28,11 +28,30 @@ def summarise(study: Study, tasks: Iterable[Task], out: Path) -> pd.DataFrame:
     judged = verdicts(found, study.claims) if study.claims else None
     write_text(out / "table.csv", table.to_csv(index=False, float_format=DIGITS))
     write_text(out / "measurements.csv", each.to_csv(index=False, float_format=DIGITS))
-    write_text(out / "table.md", markdown(table))
+    beside = {study.beside_title or study.beside: pd.read_csv(study.beside, dtype=str)} if study.beside else {}
+    text = markdown(table)
+    for title, other in beside.items():
+        text += f"\n{title}\n\n{other.to_markdown(index=False, disable_numparse=True)}\n"
     if judged is not None:
         write_text(out / "verdicts.csv", judged.to_csv(index=False, float_format=DIGITS))
-    write_text(out / "report.html", report(table, study.title or out.name, study.notes, judged))
+        text += f"\n{claims_markdown(judged)}\n"
+    write_text(out / "table.md", text)
+    write_text(out / "report.html", report(table, study.title or out.name, study.notes, judged, beside))
     return table
+
+
+def claims_markdown(judged: pd.DataFrame) -> str:
+    """A line for each claim: verdict, claim, where it is made, and the differences measured."""
+    lines = []
+    for _, rows in judged.groupby("claim", sort=False):
+        first = rows.iloc[0]
+        told = [
+            f"{row['metric']} {row['difference']:+.4f} ± {row['sd']:.4f} ({row['better']} against {row['than']})"
+            for row in rows.to_dict("records")
+            if isinstance(row["better"], str)
+        ]
+        lines.append(f"- **{first['verdict']}**: {first['claim']} ({first['source']})" + "".join(f"; {part}" for part in told))
+    return "\n".join(lines)
 
 
 def try_summary(study: Study, tasks: Iterable[Task], out: Path) -> tuple[pd.DataFrame | None, str]:

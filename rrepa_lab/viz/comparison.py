@@ -1,7 +1,7 @@
 """Settings side by side, and the report they go into."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -52,16 +52,25 @@ def _names(keys: Sequence[str], rows: pd.DataFrame) -> list[str]:
     return names
 
 
-def report(table: pd.DataFrame, title: str, notes: str = "", verdicts: pd.DataFrame | None = None) -> str:
+def report(
+    table: pd.DataFrame,
+    title: str,
+    notes: str = "",
+    verdicts: pd.DataFrame | None = None,
+    beside: Mapping[str, pd.DataFrame] | None = None,
+) -> str:
     """A page that stands alone, plotly included (about 5 MB): table, a figure for each metric, protocols, and verdicts.
 
     Args:
         table: of `rl.compare`.
         verdicts: of `analysis.claims.verdicts`.
+        beside: other tables to be shown below it, by their titles.
     """
     import plotly.io
 
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(notes)}</p>" if notes else "", _html_table(wide(table))]
+    for name, other in (beside or {}).items():
+        parts += [f"<h2>{html.escape(name)}</h2>", _html_table(other)]
     if verdicts is not None and len(verdicts):
         shown = verdicts.assign(
             difference=[

@@ -89,7 +89,8 @@ def layer_curves(
                 values.setdefault(name, []).append(f"{run} {shown[name]:.3f}")
     baselines = table[(table["metric"] == metric) & table["tap"].isin(("pixels", "encoder"))]
     for baseline, value in baselines.groupby("tap")["value"].mean().items():
-        _level(figure, x, value, str(baseline), INK, "dot" if baseline == "pixels" else "solid", f"{baseline} {value:.3f}")
+        pixels = baseline == "pixels"  # named at the left end, the encoder at the right: the two may be close
+        _level(figure, x, value, str(baseline), INK, "dot" if pixels else "solid", f"{baseline} {value:.3f}", left=pixels)
     notes = [f"{_name(name).lower()} without a probe, dashed: {', '.join(parts)}" for name, parts in values.items()]
     caption = "; ".join([*notes, _caption(rows)])
     figure.update_xaxes(title="block.layer, from the image to the noise", type="category")
@@ -141,11 +142,13 @@ def _name(metric: str) -> str:
     return name[0].upper() + name[1:]
 
 
-def _level(figure: go.Figure, x: list[str], value: float, name: str, colour: str, dash: str, text: str = "") -> None:
-    """A level across the figure, with `text` on it near its right end."""
+def _level(
+    figure: go.Figure, x: list[str], value: float, name: str, colour: str, dash: str, text: str = "", left: bool = False
+) -> None:
+    """A level across the figure, with `text` on it near its left or right end."""
     figure.add_scatter(
-        x=[x[0], x[-2:][0], x[-1]], y=[value] * 3, name=name, mode="lines+text", showlegend=False, text=["", text, ""],
-        textposition="top center", textfont={"color": colour, "size": 11},
+        x=[x[0], x[:2][-1] if left else x[-2:][0], x[-1]], y=[value] * 3, name=name, mode="lines+text", showlegend=False,
+        text=["", text, ""], textposition="top center", textfont={"color": colour, "size": 11},
         line={"color": colour, "dash": dash, "width": 1.5}, hovertemplate=f"{name} %{{y:.4f}}<extra></extra>",
     )  # fmt: skip
 

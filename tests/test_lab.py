@@ -1,0 +1,83 @@
+"""A notebook in a real JupyterLab: opened in a headless browser, run from the menu, its slider moved by the keyboard."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from rrepa_lab.places import bundled
+
+pytestmark = [pytest.mark.notebooks, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """The address of a JupyterLab over a copy of the notebooks."""
+    shutil.copytree(bundled("notebooks"), tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*", "runs"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = {
+        name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
+               "--IdentityProvider.token=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+               "--LabApp.news_url=", "--LabApp.extension_manager=readonly"]  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=tmp_path / "notebooks", stdout=log, stderr=log, env=os.environ | places)
+        address = f"http://127.0.0.1:{port}/lab"
+        try:
+            _wait_for(address, server)
+            yield address
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def _wait_for(address, server, seconds=90):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("JupyterLab did not come up")
+
+
+def test_a_slider_moved_in_jupyterlab_changes_its_figure(lab):
+    sync = pytest.importorskip("playwright.sync_api")
+    with sync.sync_playwright() as player:
+        browser = player.chromium.launch(
+            executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=["--no-sandbox", "--disable-sync"]
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 1600})
+        page.set_default_timeout(120_000)
+        page.goto(f"{lab}/tree/00_start_here.ipynb")
+        page.locator(".jp-Notebook .jp-Cell").first.wait_for()
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # else it asks which kernel to start
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+
+        titles = page.locator(".jp-OutputArea .gtitle")
+        figure = titles.filter(has_text="digits-reverse, denoised")
+        figure.first.wait_for()
+        page.locator(".jp-RenderedHTMLCommon td", has_text="gradient_accuracy").first.wait_for()  # the last cell has run
+        handle = page.locator(".jp-OutputArea .widget-slider .noUi-handle").first
+        handle.scroll_into_view_if_needed()
+        handle.focus()
+        page.keyboard.press("ArrowLeft")
+        titles.filter(has_text="digits-reverse, after block 1").first.wait_for()
+        assert figure.count() == 0, "the figure before is gone"
+        page.keyboard.press("Home")
+        titles.filter(has_text="digits-reverse, noise").first.wait_for()
+        if picture := os.environ.get("LAB_PICTURE"):
+            page.screenshot(path=picture)
+        assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+        assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
+        browser.close()
