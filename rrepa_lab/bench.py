@@ -23,6 +23,7 @@ from rrepa_lab.analysis.tables import about
 from rrepa_lab.data.loaders import generator, seeded
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.tarflow import METHODS, FlowConfig, TarFlow
+from rrepa_lab.presets import preset
 from rrepa_lab.runs import Run, RunConfig, load
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.training.objective import Objective
@@ -37,6 +38,7 @@ def bench(which: str = "classify", repeats: int = 7, threads: int = 2, device: s
     Args:
         which: "classify": one gradient step and Bayes' rule for 10, 100 and 1,000 classes. "decode": the ways to invert
             a flow, on the bundled digits-reverse; see `decoding`, whose columns seconds_per_image and error it has too.
+            "strategies": a training step under every alignment strategy; see `step_costs`, whose column kept_mib it has.
         repeats: rounds; each round runs every case once, in turn.
         threads: of torch, on a CPU.
 
@@ -86,7 +88,19 @@ def _decode(repeats: int, device: str) -> pd.DataFrame:
     return table.assign(bench="decode", classes=run.flow.config.classes, reference="sequential", flow=flow)
 
 
-BENCHES: dict[str, Callable[[int, str], pd.DataFrame]] = {"classify": _classify, "decode": _decode}
+def _strategies(repeats: int, device: str) -> pd.DataFrame:
+    """Time and memory of a training step of digits under every strategy."""
+    config = preset("digits-reverse")
+    table = step_costs(config, repeats=repeats, device=device)
+    pairs = zip(table["strategy"].astype(str), table["refinements"], strict=True)
+    case = pd.Series([f"{strategy}, k = {count}" if strategy == "reverse" else strategy for strategy, count in pairs])
+    return table.assign(
+        bench="strategies", case=case, reference="none", classes=config.flow.classes,
+        flow="digits: 4 blocks x 4 layers, width 64, 16 tokens, aligned blocks 3 and 4 at layer 2",
+    ).drop(columns=["strategy", "refinements"])  # fmt: skip
+
+
+BENCHES: dict[str, Callable[[int, str], pd.DataFrame]] = {"classify": _classify, "decode": _decode, "strategies": _strategies}
 
 
 @torch.no_grad()
@@ -164,10 +178,8 @@ def step_costs(
     times = alternate(cases, repeats, device)
     rows = []
     for (name, count), seconds in times.items():
-        ratios = [a / b for a, b in zip(seconds, times["none", 0], strict=True)]
-        row = {"strategy": name, "refinements": count, "seconds": statistics.median(seconds), "fastest": min(seconds),
-               "slowest": max(seconds), "ratio": statistics.median(ratios), "kept_mib": kept[name, count] / 2**20}  # fmt: skip
-        rows.append(row | {"images": images, "repeats": repeats})
+        row = {"strategy": name, "refinements": count} | _summary(seconds, times["none", 0])
+        rows.append(row | {"kept_mib": kept[name, count] / 2**20, "images": images, "repeats": repeats})
     return pd.DataFrame(rows)
 
 

@@ -295,3 +295,38 @@ def test_flow_without_classes_can_be_aligned():
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
     _, aligned = features(flow, x, None, "reverse", [Tap(2, 1)])
     assert aligned["block.2.layer.1"].shape == (2, 4, 16)
+
+
+def test_refinements_approach_the_exact_gradient():
+    """The dial of the pseudo-reverse: less error with every step, none with as many as there are tokens but one."""
+    config = rl.preset("digits-reverse").override({"flow.blocks": 3, "flow.layers": 1, "flow.width": 16, "flow.head_width": 16,
+                                                   "align.blocks": [2], "align.layers": [1], "align.projector_width": 8})  # fmt: skip
+    table = rl.refinement_errors(config, (0, 2, 15), images=2)
+    assert list(table.groupby("refinements")["block"].apply(list)) == [[2, 3]] * 3, "the aligned block and those after it"
+    worst = table.groupby("refinements")["relative_error"].max()
+    assert worst[0] > worst[2] > worst[15]
+    assert worst[15] < 1e-10
+    assert worst[0] < 0.5
+    assert (table["cosine"] > 0.9).all()
+
+
+def test_step_costs_say_what_a_strategy_adds():
+    from rrepa_lab.bench import step_costs
+
+    config = rl.preset("digits-reverse").override(
+        {"flow.blocks": 2, "flow.layers": 1, "align.blocks": [2], "align.layers": [1]}
+    )
+    table = step_costs(config, [0, 2], images=2, repeats=1).set_index(["strategy", "refinements"])
+    assert list(table.index) == [
+        ("none", 0),
+        ("forward", 0),
+        ("detach", 0),
+        ("reverse", 0),
+        ("reverse", 2),
+        ("reverse-exact", 0),
+    ]
+    kept = table["kept_mib"]
+    assert kept["none", 0] < kept["detach", 0] < kept["reverse", 0] < kept["reverse", 2]
+    assert table.loc[("none", 0), "ratio"] == 1
+    # two runs keep the same: nothing is measured by the clock here
+    assert kept.equals(step_costs(config, [0, 2], images=2, repeats=1).set_index(["strategy", "refinements"])["kept_mib"])

@@ -94,6 +94,30 @@ def test_resumed_run_equals_an_uninterrupted_one(tiny, tmp_path):
     assert Records(tmp_path / "cut").table().step.tolist() == [2, 4, 6, 8, 10, 12]
 
 
+def test_resume_auto_begins_goes_on_and_leaves_what_is_finished(tiny, tmp_path):
+    out = tmp_path / tiny.fingerprint
+    reports = rl.train(tiny, out, resume="auto", device="cpu")
+    for report in reports:
+        if report.step == 6:
+            break
+    reports.close()
+    assert [report.step for report in train(tiny, out, resume="auto")] == [8, 10, 12]
+    assert train(tiny, out, resume="auto") == []
+    (out / "train_state.pt").unlink()
+    with pytest.raises(LabError, match="train_state.pt is missing"):
+        train(tiny, out, resume="auto")
+    assert tiny.fingerprint == tiny.override({}).fingerprint != tiny.override({"train.seed": 1}).fingerprint
+
+
+def test_a_run_cut_off_in_its_first_checkpoint_begins_again(tiny, tmp_path):
+    out = tmp_path / "run"
+    build(tiny, [str(k) for k in range(10)]).save(out)  # weights of step 0, and no state to resume
+    assert train(tiny, out, resume="auto")[-1].step == 12
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".config.json.1.tmp").touch()
+    assert train(tiny, tmp_path / "other", resume="auto")[-1].step == 12
+
+
 def test_keyboard_interrupt_saves(tiny, tmp_path):
     reports = rl.train(tiny, tmp_path / "run", device="cpu")
     next(reports)

@@ -13,7 +13,7 @@ from rrepa_lab.data.datasets import Batch
 from rrepa_lab.errors import LabError
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.studies.reading import over_seeds
-from rrepa_lab.viz import charts, classes, layers, spaces
+from rrepa_lab.viz import charts, classes, layers, routing, spaces, training, widgets
 from rrepa_lab.viz.theme import COLOURS, INK, styled
 
 
@@ -254,3 +254,83 @@ def test_figures_are_drawable_json(run, batch):
         assert {trace["type"] for trace in parsed["data"]} <= both
         assert parsed["layout"]["title"]["text"]
         assert "hsv(" not in figure.to_json()
+
+
+def test_loss_and_similarity_curves():
+    table = pd.DataFrame({"step": [10, 20], "nats_per_dim": [0.5, 0.4], "held_out_nats_per_dim": [float("nan"), 0.45],
+                          "similarity.block.1.layer.2": [0.1, 0.2]})  # fmt: skip
+    figure = training.loss_curves({"one": table, "not begun": table.iloc[:0]}, "seed 0")
+    assert [trace.name for trace in figure.data] == ["one, training", "one, held out"]
+    assert list(figure.data[1].x) == [20]
+    assert list(figure.data[1].y) == [0.45]
+    (curve,) = training.similarity_curves({"one": table}).data
+    assert curve.name == "one, block.1.layer.2"
+    assert list(curve.y) == [0.1, 0.2]
+
+
+def test_the_atlas_leaves_unreached_places_empty():
+    rows = [{"strategy": strategy, "tap": "block.1.layer.1", "group": group, "gradient_norm": norm, "n": 4, "seed": 0}
+            for strategy, norm in (("forward", 0.0), ("reverse", 10.0)) for group in ("block.1.in", "block.1.out")]  # fmt: skip
+    figure = routing.atlas(pd.DataFrame(rows), "block.1.layer.1")
+    assert np.isnan(figure.data[0].z[0]).all()
+    assert list(figure.data[0].z[1]) == [1.0, 1.0]
+    assert "n = 4 test images, seed 0" in words(figure)
+    with pytest.raises(LabError, match="unknown tap 'block.1.layer.2'; did you mean 'block.1.layer.1'"):
+        routing.atlas(pd.DataFrame(rows), "block.1.layer.2")
+
+
+def test_refinement_curves_and_costs():
+    errors = pd.DataFrame([{"refinements": k, "tap": "t", "block": b, "cosine": 1.0, "relative_error": 0.1 / (k + b), "n": 4,
+                            "seed": 0} for k in (0, 1) for b in (1, 2)])  # fmt: skip
+    figure = routing.refinement_curves(errors, "t")
+    assert [trace.name for trace in figure.data] == ["block 1", "block 2"]
+    assert list(figure.data[1].y) == [0.05, 0.1 / 3]
+    costs = pd.DataFrame({"strategy": ["none", "reverse"], "refinements": [0, 1], "ratio": [1.0, 1.5], "seconds": [0.1, 0.15],
+                          "kept_mib": [10.0, 20.0], "images": 4, "repeats": 3})  # fmt: skip
+    time, memory = routing.costs(costs).data
+    assert (list(time.y), list(time.x), list(memory.x)) == (["none", "reverse, k = 1"], [1.0, 1.5], [1.0, 2.0])
+    with pytest.raises(LabError, match="no strategy 'none'"):
+        routing.costs(costs.iloc[1:])
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a notebook would display."""
+    found: list[object] = []
+    monkeypatch.setattr("IPython.display.display", lambda what, **_: found.append(what))
+    monkeypatch.setattr(go.Figure, "show", lambda figure: found.append(figure))  # noqa: PLW0108
+    return found
+
+
+def test_explore_is_still_without_a_person_and_live_with_one(monkeypatch, shown):
+    for name in ("JPY_SESSION_NAME", "VSCODE_PID", widgets.SWITCH):
+        monkeypatch.delenv(name, raising=False)
+
+    def draw(block, run):
+        if block == 3:
+            raise LabError("there is no block 3")
+        return go.Figure(layout={"title": f"{run} {block}"})
+
+    widgets.explore(draw, start={"block": 2}, block=[1, 2, 3], run=["a", "b"])
+    assert [figure.layout.title.text for figure in shown] == ["a 2"]
+
+    monkeypatch.setenv("JPY_SESSION_NAME", "lab")
+    assert widgets.live()
+    widgets.explore(draw, start={"block": 2}, block=[1, 2, 3], run=["a", "b"])
+    controls, stage = shown[-1].children
+    slider, names = controls.children
+    assert isinstance(stage.children[0], go.FigureWidget)
+    slider.value, names.value = 1, "b"
+    assert stage.children[0].layout.title.text == "b 1"
+    slider.value = 3
+    assert stage.children[0].value == "there is no block 3", "a mistake is told where the figure was"
+    monkeypatch.setenv(widgets.SWITCH, "off")  # as a batch does
+    assert not widgets.live()
+
+
+def test_watch_passes_reports_on_and_draws(monkeypatch, shown):
+    monkeypatch.setenv(widgets.SWITCH, "off")
+    assert list(widgets.watch(range(3), lambda: go.Figure(layout={"title": "end"}))) == [0, 1, 2]
+    assert [figure.layout.title.text for figure in shown] == ["end"]
+    assert list(widgets.watch(range(2), go.Figure, still=False)) == [0, 1]
+    assert len(shown) == 1

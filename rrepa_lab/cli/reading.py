@@ -28,7 +28,12 @@ def register(commands: Any) -> None:
     evaluate.add_argument("--save", action="store_true", help="write scores.csv and the card into the run directory")
 
     bench = add_command(commands, "bench", _bench, "What things cost on this machine, as ratios of work run in alternation.")
-    bench.add_argument("which", nargs="?", default="classify", help="classify (time against the number of classes) or decode")
+    bench.add_argument(
+        "which",
+        nargs="?",
+        default="classify",
+        help="classify (time against the number of classes), decode, or strategies (a training step)",
+    )
     bench.add_argument("--repeats", type=int, default=7, help="rounds")
     bench.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
     add_device(bench)
