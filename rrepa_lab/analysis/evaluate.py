@@ -1,5 +1,7 @@
 """Scores of a run with their protocol, one row a measurement."""
 
+from typing import Any
+
 import pandas as pd
 import torch
 from torch import Tensor
@@ -46,15 +48,12 @@ def evaluate(
     told = about(run) | {"split": split}
     table = pd.DataFrame([told | row for row in rows], columns=_COLUMNS)
     if samples and _judged(run):
-        made = evaluate_samples(run, samples, seed=seed, split=split)
-        # cards and tables of studies say the settings in words, where those of `evaluate_samples` are columns
         words = f"{samples} samples, unguided, denoised, labels in turn, seeds {seed}..{seed + samples - 1}"
-        made["protocol"] = made["protocol"].str.replace(f"{samples} samples, labels in turn", words)
-        table = pd.concat([table, made[_COLUMNS]], ignore_index=True)
+        made = pd.DataFrame([told | row for row in _samples(run, samples, seed, split, words)], columns=_COLUMNS)
+        table = pd.concat([table, made], ignore_index=True)
     return table
 
 
-@torch.no_grad()
 def evaluate_samples(
     run: Run,
     samples: int = 2000,
@@ -84,21 +83,27 @@ def evaluate_samples(
 
     Raises: LabError where no evaluator is bundled for the run's data, or for fewer samples than the evaluator has features.
     """
+    settings: dict[str, Any] = {
+        "guidance": guidance, "annealed": annealed, "temperature": temperature, "denoise": denoise,
+    }  # fmt: skip
+    rows = _samples(run, samples, seed, split, f"{samples} samples, labels in turn", **settings)
+    table = pd.DataFrame([about(run) | {"split": split} | row for row in rows], columns=[*_COLUMNS, "standard_error"])
+    return table.assign(**settings, seed=seed)
+
+
+@torch.no_grad()
+def _samples(run: Run, samples: int, seed: int, split: str, protocol: str, **settings: Any) -> list[dict[str, object]]:
+    """Rows of `evaluate_samples`; `settings` are those of `sample`."""
     evaluator = load_evaluator(run.config.data).to(run.device)
     real = run.data(split).x
-    made = sample(
-        run, range(seed, seed + samples), in_turn(run, samples).tolist(), guidance,
-        annealed=annealed, temperature=temperature, denoise=denoise,
-    )  # fmt: skip
+    made = sample(run, range(seed, seed + samples), in_turn(run, samples).tolist(), **settings)
     fakes = made.images.to(run.device)
-    protocol = f"{samples} samples, labels in turn"
     distance = frechet_distance(evaluator.features(fakes), evaluator.features(real))
     rows = [_row("frechet_distance", distance, "evaluator units^2", samples, f"{protocol}, against {len(real)} real images")]
     if run.config.flow.classes:
         agree = accuracy(evaluator(fakes).argmax(dim=1).cpu() == made.labels)
         rows.append(_row("label_agreement", agree["value"], "fraction", samples, protocol) | agree)
-    table = pd.DataFrame([about(run) | {"split": split} | row for row in rows], columns=[*_COLUMNS, "standard_error"])
-    return table.assign(guidance=guidance, annealed=annealed, temperature=temperature, denoise=denoise, seed=seed)
+    return rows
 
 
 def _judged(run: Run) -> bool:
