@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: perturbed float64 flows, and small real data."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ import rrepa_lab as rl
 from rrepa_lab.align.routing import perturb
 from rrepa_lab.data.datasets import DataConfig, load_split, whole
 
-torch.set_num_threads(2)
+# under pytest-xdist the workers share the cores, with the kernels and commands they start
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 # small, and different in everything that can differ
 CONFIGS = {
