@@ -209,6 +209,21 @@ def test_the_shipped_study_is_within_its_limits():
     assert {cell.parameters["strategy"] for cell in planned} == {"none", "forward", "detach", "reverse"}
 
 
+def test_the_shipped_table_follows_from_the_shipped_measurements():
+    """Table and verdicts are what the committed study file makes of the runs that are shipped with it."""
+    study, notebook = load_study("digits-layer-alignment")
+    folder = assets() / "studies"
+    found = gather(folder / "digits-layer-alignment-runs.csv")
+    settings = {(one.source, one.seed) for one in found}
+    assert len(settings) == len(cells(study, notebook))
+    shipped = pd.read_csv(folder / "digits-layer-alignment.csv", dtype={"align.layers": str})
+    pd.testing.assert_frame_equal(tabulate(found), shipped, rtol=1e-4, check_dtype=False)
+    judged = verdicts(found, study.claims)
+    again = pd.read_csv(folder / "digits-layer-alignment-verdicts.csv")
+    assert judged["verdict"].tolist() == again["verdict"].tolist()
+    assert set(judged["verdict"].str.split(":").str[0]) <= {"reproduced", "not reproduced", "not testable here"}
+
+
 # --- running ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""A notebook in a real JupyterLab: opened in a headless browser, run from the menu, its slider moved by the keyboard."""
+"""A notebook in a real JupyterLab: opened in a headless browser, run from the menu, its slider moved by keyboard and mouse."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ def _wait_for(address, server, seconds=90):
     raise AssertionError("JupyterLab did not come up")
 
 
-def test_a_slider_moved_in_jupyterlab_changes_its_figure(lab):
+def test_a_slider_dragged_in_jupyterlab_changes_its_figure(lab):
     sync = pytest.importorskip("playwright.sync_api")
     with sync.sync_playwright() as player:
         browser = player.chromium.launch(
@@ -76,6 +76,12 @@ def test_a_slider_moved_in_jupyterlab_changes_its_figure(lab):
         assert figure.count() == 0, "the figure before is gone"
         page.keyboard.press("Home")
         titles.filter(has_text="digits-reverse, noise").first.wait_for()
+        box = handle.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 400, box["y"], steps=8)
+        page.mouse.up()
+        figure.first.wait_for()
         if picture := os.environ.get("LAB_PICTURE"):
             page.screenshot(path=picture)
         assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 import pandas as pd
 from pydantic import Field, model_validator
 
-from rrepa_lab.analysis.compare import Finding
+from rrepa_lab.analysis.compare import Finding, as_text
 from rrepa_lab.config import Config
 from rrepa_lab.errors import LabError
 
@@ -88,9 +88,8 @@ def _contrast(found: Sequence[Finding], claim: Claim, contrast: Contrast) -> dic
 
 
 def _by_seed(found: Sequence[Finding], metric: str, settings: Mapping[str, Any]) -> dict[int, float]:
-    chosen = [
-        one for one in found if one.metric == metric and all(one.settings.get(key) == value for key, value in settings.items())
-    ]
+    wanted = {key: str(as_text(value)) for key, value in settings.items()}
+    chosen = [one for one in found if one.metric == metric and _fits(one, wanted)]
     values = {one.seed: one.value for one in chosen if one.seed is not None}
     if not chosen:
         raise LabError(f"the study has no {metric} for {_told(settings)}")
@@ -99,10 +98,15 @@ def _by_seed(found: Sequence[Finding], metric: str, settings: Mapping[str, Any])
     return values
 
 
+def _fits(one: Finding, wanted: Mapping[str, str]) -> bool:
+    """Whether a finding has these settings, as they read in a table."""
+    return all(key in one.settings and str(as_text(one.settings[key])) == text for key, text in wanted.items())
+
+
 def _told(settings: Mapping[str, Any]) -> str:
     """ "reverse, blocks 3,4, layers 2", for the settings of a contrast."""
     parts = []
     for key, value in settings.items():
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = str(as_text(value))
         parts.append(text if key == "align.strategy" else f"{key.removeprefix('align.')} {text}")
     return ", ".join(parts)

@@ -124,7 +124,7 @@ def _of_result(path: Path) -> list[Finding]:
 def _of_table(path: Path) -> list[Finding]:
     """Rows of a table of single measurements, written by a batch or by `compare(over_seeds=False)`."""
     columns = ["source", "train_seed", "metric", "value", "unit", "n", "protocol"]
-    table = pd.read_csv(path, keep_default_na=False, na_values={"value": [""], "train_seed": [""], "n": [""]})
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
     missing = [name for name in columns if name not in table]
     if missing:
         raise LabError(f"{path} is no table of measurements: it has no column {missing[0]}")
@@ -132,10 +132,9 @@ def _of_table(path: Path) -> list[Finding]:
     found = []
     for row in table.to_dict("records"):
         settings = {key: row[key] for key in keys if row[key] != _UNSET}
-        seed, n = (None if pd.isna(row[name]) else int(row[name]) for name in ("train_seed", "n"))
-        found.append(
-            Finding(row["source"], settings, seed, row["metric"], float(row["value"]), row["unit"], n, row["protocol"])
-        )
+        seed, n = (int(float(row[name])) if row[name] else None for name in ("train_seed", "n"))
+        value = float(row["value"] or "nan")
+        found.append(Finding(row["source"], settings, seed, row["metric"], value, row["unit"], n, row["protocol"]))
     return found
 
 
@@ -157,7 +156,7 @@ def tabulate(found: Sequence[Finding], over_seeds: bool = True, apart: bool = Fa
     keys = [key for key in dict.fromkeys(key for one in found for key in one.settings) if _differs(found, key)]
     rows = []
     for one, metric in zip(found, metrics, strict=True):
-        settings = {key: _text(one.settings.get(key, _UNSET)) for key in keys}
+        settings = {key: as_text(one.settings.get(key, _UNSET)) for key in keys}
         row = {**settings, "source": one.source, "train_seed": one.seed, "metric": metric, "value": one.value}
         rows.append(row | {"unit": one.unit, "n": one.n, "protocol": one.protocol})
     table = pd.DataFrame(rows)
@@ -195,11 +194,11 @@ def _few(sources: Sequence[str]) -> str:
 
 def _differs(found: Sequence[Finding], key: str) -> bool:
     """Whether those that have this setting have it in several values."""
-    return len({_text(one.settings[key]) for one in found if key in one.settings}) > 1
+    return len({as_text(one.settings[key]) for one in found if key in one.settings}) > 1
 
 
-def _text(value: Any) -> Any:
-    """Lists as "3,4" and nothing as "none", so that a table can be grouped by them."""
+def as_text(value: Any) -> Any:
+    """A setting in a table: lists as "3,4" and nothing as "none", so that a table can be grouped by them."""
     if value is None:
         return "none"
     return ",".join(map(str, value)) if isinstance(value, list) else value
