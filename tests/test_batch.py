@@ -332,6 +332,18 @@ def _starts(log: Path) -> int:
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
+@pytest.mark.notebooks
+def test_a_cell_whose_process_is_killed_twice_is_given_up(tmp_path):
+    work = WORK.replace('raise ValueError("thirteen is not allowed")', "import signal; os.kill(os.getppid(), signal.SIGKILL)")
+    log = tmp_path / "log"
+    notebook = read_notebook(write_notebook(tmp_path / "tiny.ipynb", work=work))
+    study = Study(notebook="tiny", parameters={"log": str(log)}, grid=[{"x": [13, 1, 2]}])
+    reports = {report.name: report for report in run(study, notebook, tmp_path / "out")}
+    assert {name: report.state for name, report in reports.items()} == {"x=13": "failed", "x=1": "done", "x=2": "done"}
+    assert reports["x=13"].failure.kind == "Killed"
+    assert log.read_text().count("start 13") == 2
+
+
 def _done(out: Path) -> int:
     records = [read_record(folder) for folder in out.glob("cells/*")]
     return sum(record is not None and record.state == "done" for record in records)

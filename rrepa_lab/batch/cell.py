@@ -54,7 +54,6 @@ class Record(Config):
     notebook: str
     parameters: dict[str, Any]
     version: str = __version__
-    attempts: int = 1  # starts since it was last done or failed: two that left no trace mean that its process was killed
     seconds: float = 0.0
     result_sha256: str = ""
     failure: Failure | None = None
@@ -112,12 +111,7 @@ def run_cell(task: Task) -> Outcome:
     with FileLock(folder / ".lock"):
         if record := finished(task):
             return Outcome(task, record, skipped=True)
-        before = read_record(folder)
-        cut_off = before is not None and before.state == "running" and before.key == task.cell.key
-        attempts = before.attempts + 1 if before and cut_off else 1
-        record = Record(
-            state="running", key=task.cell.key, notebook=task.notebook.stem, parameters=task.cell.parameters, attempts=attempts
-        )
+        record = Record(state="running", key=task.cell.key, notebook=task.notebook.stem, parameters=task.cell.parameters)
         write_record(folder, record)
         (folder / RESULT).unlink(missing_ok=True)
         began = time.monotonic()

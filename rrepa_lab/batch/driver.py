@@ -11,12 +11,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rrepa_lab import __version__
-from rrepa_lab.batch.cell import Failure, Outcome, Task, finished, read_record, run_cell, write_record
+from rrepa_lab.batch.cell import Failure, Outcome, Record, Task, finished, read_record, run_cell, write_record
 from rrepa_lab.batch.notebook import Notebook
 from rrepa_lab.batch.study import Study, cells
 from rrepa_lab.errors import LabError
 
-ATTEMPTS = 2  # a cell whose process died this often is given up
+PATIENCE = 3  # times that workers may be killed without a cell at work
 ANSWER_WITHIN = 10  # seconds that a cluster has to answer
 
 
@@ -96,29 +96,62 @@ def _chain(done: Sequence[Outcome], running: Iterable[Outcome]) -> Iterator[Outc
 
 
 def _outcomes(tasks: list[Task], jobs: int, backend: dict[str, Any]) -> Iterator[Outcome]:
-    """Outcomes as they come. When a worker is killed (by hand, or for its memory) its cell is tried once more."""
-    from joblib import Parallel, delayed, parallel_config
+    """Outcomes as they come.
 
+    When a worker is killed (by hand, or for its memory), joblib ends all of them. Each cell that was at work is then tried
+    again alone: one that takes its worker down once more is given up, and the others go on.
+    """
+    broken = 0
     while tasks:
         ended: set[str] = set()
         try:
-            with parallel_config(**backend):
-                work = Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
-                for outcome in work(delayed(run_cell)(task) for task in tasks):
-                    ended.add(outcome.task.cell.key)
-                    yield outcome
-        except Exception as error:
-            if type(error).__name__ not in ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker"):
-                raise
+            for outcome in _parallel(tasks, jobs, backend):
+                ended.add(outcome.task.cell.key)
+                yield outcome
+        except _WorkerKilled:
+            at_work = [task for task in tasks if task.cell.key not in ended and _is_running(task)]
+            broken = 0 if at_work else broken + 1
+            if broken == PATIENCE:
+                raise LabError("the workers are killed before a cell begins: fewer --jobs, or more memory?") from None
+            for task in at_work:
+                ended.add(task.cell.key)
+                try:
+                    yield from _parallel([task], 1, backend)
+                except _WorkerKilled:
+                    yield _given_up(task)
         tasks = [task for task in tasks if task.cell.key not in ended]
-        for task in tasks[:]:
-            record = read_record(task.folder)
-            if record and record.state == "running" and record.key == task.cell.key and record.attempts >= ATTEMPTS:
-                message = f"its process was killed, {record.attempts} times; was there enough memory?"
-                record = record.model_copy(update={"state": "failed", "failure": Failure(kind="Killed", message=message)})
-                write_record(task.folder, record)
-                tasks.remove(task)
-                yield Outcome(task, record)
+
+
+class _WorkerKilled(Exception):
+    """A worker process has gone, and joblib with it."""
+
+
+def _parallel(tasks: list[Task], jobs: int, backend: dict[str, Any]) -> Iterator[Outcome]:
+    from joblib import Parallel, delayed, parallel_config
+
+    # joblib runs a single job in this very process; the driver is to survive it, so there are two workers, one of them idle
+    local = {"n_jobs": max(2, jobs), "pre_dispatch": jobs} if backend["backend"] == "loky" else {}
+    with parallel_config(**backend):
+        work = Parallel(batch_size=1, return_as="generator_unordered", **local)
+        try:
+            yield from work(delayed(run_cell)(task) for task in tasks)
+        except Exception as error:
+            if type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker"):
+                raise _WorkerKilled from error
+            raise
+
+
+def _is_running(task: Task) -> bool:
+    record = read_record(task.folder)
+    return record is not None and record.state == "running" and record.key == task.cell.key
+
+
+def _given_up(task: Task) -> Outcome:
+    failure = Failure(kind="Killed", message="its process was killed twice, the second time alone; was there enough memory?")
+    parameters = task.cell.parameters
+    record = Record(state="failed", key=task.cell.key, notebook=task.notebook.stem, parameters=parameters, failure=failure)
+    write_record(task.folder, record)
+    return Outcome(task, record)
 
 
 @contextmanager
