@@ -53,6 +53,13 @@ def test_reports_records_and_run_directory(tiny, tmp_path):
     assert "step 12 of 12" in card
 
 
+def test_every_checkpoint_is_reported(tiny, tmp_path):
+    odd = tiny.override({"train.save_every": 5, "train.report_every": 4})
+    seen = {report.step: rl.load(tmp_path / "run").step for report in rl.train(odd, tmp_path / "run", device="cpu")}
+    assert list(seen) == [4, 5, 8, 10, 12]
+    assert {step: seen[step] for step in (5, 10)} == {5: 5, 10: 10}, "what is reported can be loaded"
+
+
 def test_total_is_the_sum_paper_writes(tiny):
     run = build(tiny, [str(k) for k in range(10)])
     perturb(run.flow, 0)

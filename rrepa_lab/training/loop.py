@@ -55,7 +55,7 @@ def train(
     resume: bool | Literal["auto"] = False,
     device: str = "auto",
 ) -> Generator[StepReport, None, None]:
-    """Train a run, yielding a `StepReport` every `train.report_every` steps.
+    """Train a run, yielding a `StepReport` every `train.report_every` steps and after every checkpoint.
 
     Started by `accelerate launch` or `torchrun`, the same call shares each batch among all processes. Closing the
     generator, or Ctrl-C, saves where it stands. On a CPU a resumed run gives the same numbers as one that was
@@ -110,9 +110,10 @@ def _train(config: RunConfig, out: Path, resume: bool | str, device: str) -> Gen
         for batch in stream(images, session.batches(len(images)), settings.workers):
             since_report.append(session.advance(batch))
             step = session.step
-            if step % settings.save_every == 0 and step != settings.steps:
+            saved = step % settings.save_every == 0
+            if saved and step != settings.steps:
                 session.checkpoint()
-            if step % settings.report_every and step != settings.steps:
+            if step % settings.report_every and not saved and step != settings.steps:
                 continue
             loss, nats, norm, *near = session.mean(since_report)
             since_report = []
