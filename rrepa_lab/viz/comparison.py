@@ -72,13 +72,17 @@ def report(
     for name, other in (beside or {}).items():
         parts += [f"<h2>{html.escape(name)}</h2>", _html_table(other)]
     if verdicts is not None and len(verdicts):
+        again = verdicts["claim"].duplicated()
         shown = verdicts.assign(
             difference=[
                 "" if pd.isna(mean) else f"{mean:+.4f} ± {sd:.4f}"
                 for mean, sd in zip(verdicts["difference"], verdicts["sd"], strict=True)
             ],
+            seeds=["" if pd.isna(count) else f"{count:.0f}" for count in verdicts["seeds"]],
             holds=verdicts["holds"].map({True: "yes", False: "no"}),
-        ).drop(columns="sd")
+            **{name: verdicts[name].mask(again) for name in ("claim", "source", "verdict")},
+        )
+        shown = shown[["verdict", "claim", "source", "metric", "better", "than", "difference", "seeds", "holds"]]
         parts += ["<h2>What becomes of the paper's claims</h2>", _html_table(shown.fillna(""))]
     scripts: bool | str = True
     for metric in dict.fromkeys(table["metric"]):
