@@ -217,7 +217,8 @@ def test_the_shipped_table_follows_from_the_shipped_measurements():
     settings = {(one.source, one.seed) for one in found}
     assert len(settings) == len(cells(study, notebook))
     shipped = pd.read_csv(folder / "digits-layer-alignment.csv", dtype={"align.layers": str})
-    pd.testing.assert_frame_equal(tabulate(found), shipped, rtol=1e-4, check_dtype=False)
+    # both are written with six digits
+    pd.testing.assert_frame_equal(tabulate(found), shipped, rtol=1e-4, atol=2e-6, check_dtype=False)
     judged = verdicts(found, study.claims)
     again = pd.read_csv(folder / "digits-layer-alignment-verdicts.csv")
     assert judged["verdict"].tolist() == again["verdict"].tolist()
@@ -458,7 +459,7 @@ def test_runs_and_results_are_gathered(tmp_path):
     shown = write_result(tmp_path / "one", "tiny", table, [run_], by=["tap"])
     assert list(shown.columns) == ["run", "tap", "metric", "value", "unit", "n"]
     (one,) = gather(tmp_path)
-    assert (one.seed, one.settings["tap"], one.protocol) == (0, "a", "split test")
+    assert (one.seed, one.settings["tap"], one.protocol) == (0, "a", "digits 8x8; split test")
     assert one.settings["align.strategy"] == "none"
     assert "align.blocks" not in one.settings, "an unaligned run has no aligned blocks"
     assert one.value != one.value
@@ -471,6 +472,29 @@ def test_runs_and_results_are_gathered(tmp_path):
 def _empty(tmp_path: Path) -> Path:
     (tmp_path / "empty").mkdir()
     return tmp_path / "empty"
+
+
+def test_data_sets_do_not_mix(tmp_path):
+    import rrepa_lab as rl
+
+    run_ = rl.load("digits-none")
+    other = rl.Run(run_.flow, run_.config.override({"data.name": "folder", "data.path": "x"}), run_.classes, run_.projectors)
+    table = pd.DataFrame([{"run": "digits-none", "metric": "m", "value": 1.0, "n": 3, "protocol": "p"}])
+    for name, one in (("a", run_), ("b", other)):
+        write_result(tmp_path / name, "tiny", table, [one])
+    with pytest.raises(LabError, match=r"\(1\) digits 8x8; p, n = 3: a/digits-none; \(2\) folder 8x8; p"):
+        compare(tmp_path)
+
+
+def test_tables_of_measurements_come_back(tmp_path):
+    found = [finding("none", 0, 1.5), finding("reverse", 1, float("nan"), **{"align.blocks": [3, 4]})]
+    tabulate(found, over_seeds=False).to_csv(tmp_path / "m.csv", index=False)
+    none, reverse = gather(tmp_path / "m.csv")
+    assert (none.settings, none.seed, none.value, none.n) == ({"align.strategy": "none"}, 0, 1.5, 10)
+    assert reverse.value != reverse.value
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(LabError, match="is no table of measurements"):
+        gather(tmp_path / "bad.csv")
 
 
 def test_results_of_another_format_are_refused(tmp_path):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from rrepa_lab.analysis.evaluate import evaluate
 from rrepa_lab.errors import LabError
-from rrepa_lab.results import NAME, measurements, read_result
+from rrepa_lab.results import NAME, Measurement, measurements, read_result
 from rrepa_lab.runs import Run, RunConfig, load
 
 _UNSET = "-"
@@ -101,45 +101,40 @@ def _done(result: Path) -> bool:
 
 
 def _of_run(run: Run, source: str, samples: int, limit: int | None) -> list[Finding]:
-    config = run.config
-    return [
-        Finding(source, settings_of(config), config.train.seed, row.metric, _number(row.value), row.unit, row.n, row.protocol)
-        for row in measurements(evaluate(run, samples=samples, limit=limit))
-    ]
+    return [_finding(source, row, run.config) for row in measurements(evaluate(run, samples=samples, limit=limit))]
 
 
 def _of_result(path: Path) -> list[Finding]:
-    result = read_result(path)
-    found = []
-    for row in result.measurements:
-        config = result.runs.get(row.run)
-        settings, seed = (settings_of(config), config.train.seed) if config else ({}, None)
-        source = f"{path.parent.name}/{row.run}" if row.run else path.parent.name
-        found.append(
-            Finding(source, settings | row.settings, seed, row.metric, _number(row.value), row.unit, row.n, row.protocol)
-        )
-    return found
+    result, place = read_result(path), path.parent.name
+    return [_finding(f"{place}/{row.run}" if row.run else place, row, result.runs.get(row.run)) for row in result.measurements]
+
+
+def _finding(source: str, row: Measurement, config: RunConfig | None) -> Finding:
+    """A measurement; its data set belongs to the protocol, the other settings of its run tell rows apart."""
+    value = math.nan if row.value is None else row.value
+    if config is None:
+        return Finding(source, row.settings, None, row.metric, value, row.unit, row.n, row.protocol)
+    data, side = config.data, config.data.image_size
+    protocol = f"{data.name} {side}x{side}; {row.protocol}"
+    settings = settings_of(config) | row.settings
+    return Finding(source, settings, config.train.seed, row.metric, value, row.unit, row.n, protocol)
 
 
 def _of_table(path: Path) -> list[Finding]:
     """Rows of a table of single measurements, written by a batch or by `compare(over_seeds=False)`."""
     columns = ["source", "train_seed", "metric", "value", "unit", "n", "protocol"]
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise LabError(f"{path} is no table of measurements: it has no column {missing[0]}")
-    keys = list(table.columns[: table.columns.get_loc("source")])
     found = []
-    for row in table.to_dict("records"):
-        settings = {key: row[key] for key in keys if row[key] != _UNSET}
-        seed, n = (int(float(row[name])) if row[name] else None for name in ("train_seed", "n"))
-        value = float(row["value"] or "nan")
-        found.append(Finding(row["source"], settings, seed, row["metric"], value, row["unit"], n, row["protocol"]))
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        keys = list(table.columns[: table.columns.get_loc("source")])
+        for row in table.to_dict("records"):
+            settings = {key: row[key] for key in keys if row[key] != _UNSET}
+            seed, n = (int(float(row[name])) if row[name] else None for name in ("train_seed", "n"))
+            value = float(row["value"] or "nan")
+            found.append(Finding(row["source"], settings, seed, row["metric"], value, row["unit"], n, row["protocol"]))
+    except (ValueError, KeyError):  # no CSV, or without these columns
+        raise LabError(f"{path} is no table of measurements: it needs the columns {', '.join(columns)}") from None
     return found
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

@@ -138,6 +138,8 @@ def _parallel(tasks: list[Task], jobs: int, backend: dict[str, Any]) -> Iterator
         except Exception as error:
             if type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker"):
                 raise _WorkerKilled from error
+            if isinstance(error, OSError):
+                raise LabError(f"{error}: what is done is kept, and the same command goes on") from error
             raise
 
 
