@@ -23,7 +23,7 @@ OTHERWISE = {
     "03_alignment_strategies": {"strategy": "detach", "align_blocks": [1]},
     "04_per_layer_probing": {"runs": ["digits-detach"]},
     "05_training_free_classification": {"run_dir": "digits-forward"},
-    "06_feature_maps_and_umap": {"run_dir": "digits-detach"},
+    "06_feature_maps_and_umap": {"runs": ["digits-detach"]},
     "07_sampling_guidance_denoising": {"run_dir": "digits-none"},
     "09_compare_runs": {"runs": ["digits-detach", "digits-forward"]},
 }
@@ -41,19 +41,19 @@ METRICS = {
 }
 
 
-def runs():
-    """Quick setting, then with another strategy; those that do not run by default carry their mark."""
-    for path in NOTEBOOKS:
-        marks = () if path.stem in BY_DEFAULT else pytest.mark.notebooks
-        yield pytest.param(path, {}, id=path.stem, marks=marks)
-    for path in NOTEBOOKS:
-        yield pytest.param(path, OTHERWISE[path.stem], id=f"{path.stem}-otherwise", marks=pytest.mark.notebooks)
+QUICK = [
+    pytest.param(path, {}, id=path.stem, marks=() if path.stem in BY_DEFAULT else pytest.mark.notebooks) for path in NOTEBOOKS
+]
+OTHER = [
+    pytest.param(path, OTHERWISE[path.stem], id=f"{path.stem}-otherwise", marks=pytest.mark.notebooks) for path in NOTEBOOKS
+]
 
 
 @pytest.mark.filterwarnings("ignore")  # jupyter's own: kernels over TCP, platform folders
-@pytest.mark.parametrize(("path", "change"), runs())
+@pytest.mark.parametrize(("path", "change"), QUICK + OTHER)
 def test_notebook_runs_in_its_quick_setting(path, change, tmp_path):
     papermill = pytest.importorskip("papermill")
+    read_notebook(path).check(change)
     parameters = {"out_dir": str(tmp_path), **change}
     out = tmp_path / path.name
     executed = papermill.execute_notebook(
