@@ -135,8 +135,11 @@ def _end_with(driver: int) -> None:
             time.sleep(0.5)
         os._exit(1)
 
-    if driver == os.getppid():
-        threading.Thread(target=watch, daemon=True).start()
+    if not driver:
+        return
+    if os.getppid() != driver:  # it was killed before this process had begun
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def write_record(folder: Path, record: Record) -> None:
