@@ -134,7 +134,9 @@ def _parallel(tasks: list[Task], jobs: int, backend: dict[str, Any]) -> Iterator
     with parallel_config(**backend):
         work = Parallel(batch_size=1, return_as="generator_unordered", **local)
         try:
-            yield from work(delayed(run_cell)(task) for task in tasks)
+            for outcome in work(delayed(run_cell)(task) for task in tasks):
+                # one that is found done has ended in this batch, just as its worker was killed beside another
+                yield outcome._replace(skipped=False)
         except Exception as error:
             if type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker"):
                 raise _WorkerKilled from error
