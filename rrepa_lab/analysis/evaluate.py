@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.analysis.classify import classify
-from rrepa_lab.analysis.evaluator import frechet_distance, load_evaluator
+from rrepa_lab.analysis.evaluator import Evaluator, frechet_distance, load_evaluator
 from rrepa_lab.analysis.features import in_turn
 from rrepa_lab.analysis.tables import about, accuracy
 from rrepa_lab.data.datasets import Batch, load_split
@@ -47,9 +47,9 @@ def evaluate(
         rows.append(_row(f"{method}_accuracy", float(right.double().mean()), "fraction", len(y), f"clean images, {what}"))
     told = about(run) | {"split": split}
     table = pd.DataFrame([told | row for row in rows], columns=_COLUMNS)
-    if samples and _judged(run):
+    if samples and (evaluator := _bundled_evaluator(run)):
         words = f"{samples} samples, unguided, denoised, labels in turn, seeds {seed}..{seed + samples - 1}"
-        made = pd.DataFrame([told | row for row in _samples(run, samples, seed, split, words)], columns=_COLUMNS)
+        made = pd.DataFrame([told | row for row in _samples(run, evaluator, samples, seed, split, words)], columns=_COLUMNS)
         table = pd.concat([table, made], ignore_index=True)
     return table
 
@@ -86,15 +86,18 @@ def evaluate_samples(
     settings: dict[str, Any] = {
         "guidance": guidance, "annealed": annealed, "temperature": temperature, "denoise": denoise,
     }  # fmt: skip
-    rows = _samples(run, samples, seed, split, f"{samples} samples, labels in turn", **settings)
+    evaluator = load_evaluator(run.config.data)
+    rows = _samples(run, evaluator, samples, seed, split, f"{samples} samples, labels in turn", **settings)
     table = pd.DataFrame([about(run) | {"split": split} | row for row in rows], columns=[*_COLUMNS, "standard_error"])
     return table.assign(**settings, seed=seed)
 
 
 @torch.no_grad()
-def _samples(run: Run, samples: int, seed: int, split: str, protocol: str, **settings: Any) -> list[dict[str, object]]:
+def _samples(
+    run: Run, evaluator: Evaluator, samples: int, seed: int, split: str, protocol: str, **settings: Any
+) -> list[dict[str, object]]:
     """Rows of `evaluate_samples`; `settings` are those of `sample`."""
-    evaluator = load_evaluator(run.config.data).to(run.device)
+    evaluator = evaluator.to(run.device)
     real = run.data(split).x
     made = sample(run, range(seed, seed + samples), in_turn(run, samples).tolist(), **settings)
     fakes = made.images.to(run.device)
@@ -106,13 +109,12 @@ def _samples(run: Run, samples: int, seed: int, split: str, protocol: str, **set
     return rows
 
 
-def _judged(run: Run) -> bool:
-    """Whether an evaluator is bundled for the run's data."""
+def _bundled_evaluator(run: Run) -> Evaluator | None:
+    """The evaluator of the run's data, where one is bundled."""
     try:
-        load_evaluator(run.config.data)
+        return load_evaluator(run.config.data)
     except LabError:
-        return False
-    return True
+        return None
 
 
 def _row(metric: str, value: float, unit: str, n: int, protocol: str) -> dict[str, object]:

@@ -2,9 +2,10 @@
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def run_batch(
         done = [Outcome(task, record, skipped=True) for task, record in known if record]
         missing = [task for task, record in known if not record]
         began, first = time.monotonic(), len(done)
-        for ended, outcome in enumerate(_chain(done, _outcomes(missing, jobs, backend)), start=1):
+        for ended, outcome in enumerate(chain(done, _outcomes(missing, jobs, backend)), start=1):
             pace = (time.monotonic() - began) / max(1, ended - first)
             record = outcome.record
             yield CellReport(
@@ -88,11 +89,6 @@ def run_batch(
                 remaining=pace * (len(tasks) - ended),
                 failure=record.failure,
             )
-
-
-def _chain(done: Sequence[Outcome], running: Iterable[Outcome]) -> Iterator[Outcome]:
-    yield from done
-    yield from running
 
 
 def _outcomes(tasks: list[Task], jobs: int, backend: dict[str, Any]) -> Iterator[Outcome]:

@@ -9,7 +9,6 @@ from rrepa_lab.analysis.claims import verdicts
 from rrepa_lab.analysis.compare import gather, markdown, tabulate
 from rrepa_lab.batch.cell import Task, finished
 from rrepa_lab.batch.study import Study
-from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
 from rrepa_lab.results import NAME
 from rrepa_lab.viz.comparison import report
@@ -17,9 +16,9 @@ from rrepa_lab.viz.comparison import report
 DIGITS = "%.6g"
 
 
-def summarise(study: Study, tasks: Iterable[Task], out: Path) -> pd.DataFrame:
+def summarise(study: Study, tasks: Iterable[Task], out: Path) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Write `out`/table.csv (mean and spread), measurements.csv (each one), table.md and report.html, and verdicts.csv if
-    the study makes claims; returns the table. Only finished cells of this grid enter.
+    the study makes claims; returns table and verdicts. Only finished cells of this grid enter.
 
     Raises: LabError where the results cannot stand in one table, or do not cover a claim.
     """
@@ -37,7 +36,7 @@ def summarise(study: Study, tasks: Iterable[Task], out: Path) -> pd.DataFrame:
         text += f"\n{claims_markdown(judged)}\n"
     write_text(out / "table.md", text)
     write_text(out / "report.html", report(table, study.title or out.name, study.notes, judged, beside))
-    return table
+    return table, judged
 
 
 def claims_markdown(judged: pd.DataFrame) -> str:
@@ -52,11 +51,3 @@ def claims_markdown(judged: pd.DataFrame) -> str:
         ]
         lines.append(f"- **{first['verdict']}**: {first['claim']} ({first['source']})" + "".join(f"; {part}" for part in told))
     return "\n".join(lines)
-
-
-def try_summary(study: Study, tasks: Iterable[Task], out: Path) -> tuple[pd.DataFrame | None, str]:
-    """`summarise`, or the reason why there is no table."""
-    try:
-        return summarise(study, tasks, out), ""
-    except LabError as error:
-        return None, str(error)

@@ -12,6 +12,8 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from rrepa_lab.batch.driver import CellReport
     from rrepa_lab.batch.notebook import Notebook
     from rrepa_lab.batch.study import Study
@@ -49,7 +51,7 @@ def _batch(given: argparse.Namespace) -> int:
 
     from rrepa_lab.batch.cell import finished
     from rrepa_lab.batch.driver import plan, run_batch
-    from rrepa_lab.batch.summary import try_summary
+    from rrepa_lab.batch.summary import summarise
 
     study, notebook = _asked(given)
     if given.out is None and not given.dry_run:
@@ -73,7 +75,11 @@ def _batch(given: argparse.Namespace) -> int:
             if report.state != "skipped":
                 bar.write(f"{report.state} in {report.seconds:.0f} s: {report.name}", file=sys.stderr)
                 bar.update()
-    table, problem = try_summary(study, tasks, Path(given.out))
+    table, judged, problem = None, None, ""
+    try:
+        table, judged = summarise(study, tasks, Path(given.out))
+    except LabError as error:
+        problem = str(error)
     failed = [report for report in reports if report.state == "failed"]
     if given.json:
         print_json([_facts(report) for report in reports])
@@ -83,8 +89,8 @@ def _batch(given: argparse.Namespace) -> int:
             from rrepa_lab.analysis.compare import wide
 
             print_rows(wide(table).to_dict("records"), False)
-            if study.claims:
-                _tell_verdicts(Path(given.out))
+            if judged is not None:
+                _tell_verdicts(judged)
             hint(given, f"tables and a page are in {given.out}: table.csv, table.md, report.html")
     return 1 if failed or problem else 0
 
@@ -134,13 +140,10 @@ def _tell(reports: "list[CellReport]", failed: "list[CellReport]", out: str, pro
         print(f"no table: {problem}")
 
 
-def _tell_verdicts(out: Path) -> None:
-    import pandas as pd
-
-    judged = pd.read_csv(out / "verdicts.csv").drop_duplicates("claim")
+def _tell_verdicts(judged: "pd.DataFrame") -> None:
     print()
-    for row in judged.itertuples():
-        print(f"{row.verdict}: {row.claim}" + (f" ({row.source})" if isinstance(row.source, str) else ""))
+    for row in judged.drop_duplicates("claim").to_dict("records"):
+        print(f"{row['verdict']}: {row['claim']}" + (f" ({row['source']})" if row["source"] else ""))
 
 
 def _facts(report: "CellReport") -> Mapping[str, Any]:
