@@ -30,7 +30,9 @@ from rrepa_lab.studies.digits import SEEDS, write_sums
 
 LAYERS, CLASSES = "digits-layers", "digits-classification"
 CLASSIFIERS = ("gradient", "iterated", "bayes")
-_TEXTS = dict.fromkeys(("tap", "module_path", "other", "other_tap", "probe", "blocks"), str)
+_TEXTS = dict.fromkeys(
+    ("tap", "module_path", "other", "other_tap", "probe", "blocks", "align.strategy", "align.blocks", "align.layers"), str
+)
 
 
 def read_layers(source: str | Path) -> pd.DataFrame:
@@ -80,6 +82,11 @@ def load_table(name: str = LAYERS) -> pd.DataFrame:
     path = assets() / "studies" / f"{name}.csv"
     if not path.is_file():
         raise LabError(f"no table at {path}: make it by python -m rrepa_lab.studies.reading")
+    return read_table(path)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of measurements by layer as it was written: names stay text, also where they look like numbers."""
     table = pd.read_csv(path, dtype=_TEXTS)
     texts = table.columns.intersection(list(_TEXTS))
     return table.assign(**{text: table[text].fillna("") for text in texts})
