@@ -35,6 +35,7 @@ def test_reports_records_and_run_directory(tiny, tmp_path):
     assert reports[-1].loss < reports[0].loss
     assert all(set(report.similarity) == {"block.1.layer.2", "block.2.layer.2"} for report in reports)
     looked = [report.step for report in reports if report.held_out_nats_per_dim is not None]
+    assert looked == [report.step for report in reports if report.held_out_accuracy is not None]
     assert looked == [6, 12]
     table = Records(tmp_path / "run").table()
     assert table.step.tolist() == [2, 4, 6, 8, 10, 12]

@@ -32,7 +32,7 @@ from rrepa_lab.training.records import Records
 BUNDLED = "digits-layer-alignment"
 MEASURES = "measurements.csv"
 ALIGNED = ("align.strategy", "align.blocks", "align.layers")
-SEEN = ("nats_per_dim", "held_out_nats_per_dim", "similarity")
+SEEN = ("nats_per_dim", "held_out_nats_per_dim", "held_out_accuracy", "similarity")
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -94,7 +94,7 @@ def layers_of(folder: Path, workers: int = 1) -> Iterator[pd.DataFrame]:
 
 
 def curves_of(folder: Path) -> pd.DataFrame:
-    """How trainings went: setting, step, metric (see SEEN; similarity is the mean over aligned taps), value, sd, train_seeds."""
+    """How trainings went: settings, step, metric, value, sd, train_seeds; `similarity` is the mean over aligned taps."""
     folders = run_folders(folder)
     configs = [config_file(path / "config.json") for path in folders]
     rows = []
@@ -102,7 +102,8 @@ def curves_of(folder: Path) -> pd.DataFrame:
         table = Records(path).table()
         taps = [column for column in table.columns if column.startswith("similarity.")]
         wide = table.assign(similarity=table[taps].mean(axis=1) if taps else float("nan"))
-        long = wide.melt(id_vars="step", value_vars=list(SEEN), var_name="metric").dropna(subset=["value"])
+        seen = [name for name in SEEN if name in wide]
+        long = wide.melt(id_vars="step", value_vars=seen, var_name="metric").dropna(subset=["value"])
         rows.append(long.assign(**setting, train_seed=config.train.seed))
     return over_seeds(pd.concat(rows, ignore_index=True))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from rrepa_lab.align.encoder import match_grid
+from rrepa_lab.analysis.classify import classify
 from rrepa_lab.data.datasets import Batch, ImageSet, load_split, whole
 from rrepa_lab.data.loaders import SeededBatches, generator, stream
 from rrepa_lab.data.pixels import training_noise
@@ -45,6 +46,7 @@ class StepReport:
     seconds: float  # since this call of train began
     remaining: float  # seconds, at the pace so far
     held_out_nats_per_dim: float | None = field(default=None)  # of averaged weights, when it was looked at
+    held_out_accuracy: float | None = field(default=None)  # of one gradient step on clean images, then too
 
 
 def train(
@@ -130,7 +132,7 @@ def _train(config: RunConfig, out: Path, resume: bool | str, device: str) -> Gen
                 grad_norm=norm,
                 seconds=seconds,
                 remaining=seconds / (step - first) * (settings.steps - step),
-                held_out_nats_per_dim=session.held_out_nats() if look else None,
+                **(session.look() if look else {}),
             )
             session.record(report)
             yield report
@@ -219,13 +221,15 @@ class _Session:
             self.records.append(asdict(report))
 
     @torch.no_grad()
-    def held_out_nats(self) -> float:
-        """Nats/dim of the averaged weights on up to 512 held-out images (val if there is one, else test), fixed noise."""
+    def look(self) -> dict[str, float]:
+        """The averaged weights on 512 held-out images: nats/dim under the training noise, accuracy of one gradient step."""
         images = load_split(self.config.data, "val" if self.config.data.holdout else "test")
-        x, y = whole(images, 512)
-        noised = self._noised(x.to(self.device), generator(0, NOISE))
-        labels = y.to(self.device) if self.config.flow.classes else None
-        return float(nats_per_dim(self.kept.flow.log_prob(noised, labels), self.config.flow.dims).mean())
+        x, y = (part.to(self.device) for part in whole(images, 512))
+        flow, known = self.kept.flow, self.config.flow.classes > 0
+        noised = self._noised(x, generator(0, NOISE))
+        nats = nats_per_dim(flow.log_prob(noised, y if known else None), self.config.flow.dims).mean()
+        seen = {"held_out_nats_per_dim": float(nats)}
+        return seen | ({"held_out_accuracy": float((classify(flow, x).label == y).double().mean())} if known else {})
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Noised images, labels with some dropped, and the encoder's features of the clean images."""
