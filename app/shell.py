@@ -1,18 +1,45 @@
-"""What all tabs share: the runs a visitor may use, loaded once, and how errors are shown."""
+"""What the tabs of the page share: the runs a visitor may use, the one model lock, notices, pictures of states, and files."""
 
-from collections.abc import Callable
+import inspect
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, wraps
+from pathlib import Path
 from threading import RLock
 from typing import Any
 
 import gradio as gr
+import pandas as pd
 
 import rrepa_lab as rl
+from rrepa_lab.data.datasets import Batch
+from rrepa_lab.errors import LabError
+from rrepa_lab.places import assets, runs_root
 
-MODEL = "model"  # concurrency group of every event that computes: one at a time
+MODEL = "model"  # concurrency group of every event that computes: one at a time, in one queue
 FIRST, SECOND = "digits-reverse", "digits-none"
+NOTHING = ""  # the run to compare with, when there is none
+LARGEST_SEED = 2**31 - 1
+TESTED = 1000
+# of events that repaint the page
+QUIET: dict[str, Any] = {"concurrency_id": MODEL, "api_visibility": "private", "show_progress": "hidden"}
 
 lock = RLock()
+
+
+class Desk:
+    """What the page was started with."""
+
+    device = "cpu"
+    may_train = True  # off where strangers could reach the page
+
+
+desk = Desk()
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
 
 
 def run_names() -> list[str]:
@@ -20,18 +47,37 @@ def run_names() -> list[str]:
     return [info.name for info in rl.available()]
 
 
-@lru_cache(maxsize=8)
-def _loaded(name: str) -> rl.Run:
-    # asked once a run: reading all configurations at every event would be slow
-    if name not in run_names():
-        raise rl.LabError(f"no run {name!r}; known: {', '.join(run_names())}")
-    return rl.load(name)
+def run_folder(name: str) -> Path:
+    """The folder of a run on offer; LabError for any other name, a path among them."""
+    for root in (assets() / "runs", runs_root()):
+        if name and Path(name).name == name and (root / name / "config.json").is_file():
+            return root / name
+    raise LabError(f"no run {name!r}; known: {', '.join(run_names())}")
 
 
 def get_run(name: str) -> rl.Run:
-    """The run of this name, loaded once; LabError for a name that is not offered."""
+    """The run of this name: the same object until its weights on disk change, so that results can be kept by run."""
+    folder = run_folder(name)
+    weights = folder / "model.safetensors"
+    stamp = weights.stat().st_mtime_ns if weights.is_file() else 0
     with lock:
-        return _loaded(name)
+        return _loaded(folder, stamp, desk.device)
+
+
+@lru_cache(maxsize=8)
+def _loaded(folder: Path, stamp: int, device: str) -> rl.Run:  # noqa: ARG001
+    return rl.load(folder, device)
+
+
+def pair(first: str, second: str) -> dict[str, rl.Run]:
+    """The runs to show, by name: one if the second is nothing or the same."""
+    return {name: get_run(name) for name in dict.fromkeys((first, second)) if name != NOTHING}
+
+
+@lru_cache(maxsize=8)
+def test_images(run: rl.Run) -> Batch:
+    """The first TESTED images of the run's test split, with their labels: those that can be picked by number."""
+    return run.data("test", TESTED)
 
 
 def parameters(run: rl.Run) -> str:
@@ -39,15 +85,85 @@ def parameters(run: rl.Run) -> str:
     return f"{sum(p.numel() for p in run.flow.parameters()) / 1e6:.1f} M parameters"
 
 
+def class_choices(run: rl.Run) -> list[str]:
+    """What can be asked of a run: no label, then its classes; choice k stands for label k - 1."""
+    return ["any (no label)", *run.classes]
+
+
+def label_of(choice: str, run: rl.Run) -> int:
+    """The label of a choice; -1, no label, for a class that this run does not know."""
+    choices = class_choices(run)
+    return choices.index(choice) - 1 if choice in choices else -1
+
+
+def scores_of(name: str) -> pd.DataFrame | None:
+    """The scores.csv of a run, if it was evaluated."""
+    path = run_folder(name) / "scores.csv"
+    return pd.read_csv(path) if path.is_file() else None
+
+
+# --- handlers ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def notices() -> Iterator[None]:
+    """A LabError inside is shown to the visitor with its advice."""
+    try:
+        yield
+    except LabError as error:
+        raise gr.Error(str(error), title="That did not work", print_exception=False) from None
+
+
 def told(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Show a LabError to the visitor as a notice with its advice; compute under the model lock."""
+    """Show a LabError of a handler as a notice; generators too."""
+    if not inspect.isgeneratorfunction(handler):
+        return notices()(handler)
 
     @wraps(handler)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            with lock:
-                return handler(*args, **kwargs)
-        except rl.LabError as error:
-            raise gr.Error(str(error), title="That did not work", print_exception=False) from None
+        with notices():
+            yield from handler(*args, **kwargs)
 
     return wrapper
+
+
+def computes(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """`told`, under the model lock; a generator holds it from one value to the next, not while a value is shown."""
+
+    @wraps(handler)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return handler(*args, **kwargs)
+
+    @wraps(handler)
+    def generator(*args: Any, **kwargs: Any) -> Any:
+        values = handler(*args, **kwargs)
+        end = object()
+        try:
+            while True:
+                with lock:
+                    value = next(values, end)
+                if value is end:
+                    return
+                yield value
+        finally:
+            values.close()
+
+    return told(generator if inspect.isgeneratorfunction(handler) else wrapper)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+_downloads = tempfile.TemporaryDirectory(prefix="rrepa-lab-")
+
+
+def keep_file(name: str, data: bytes) -> str:
+    """A file for a visitor to take away, kept for an hour at least; returns its path."""
+    now = time.time()
+    for old in Path(_downloads.name).glob("*/*"):
+        if now - old.stat().st_mtime > 3600:
+            old.unlink(missing_ok=True)
+            old.parent.rmdir()
+    path = Path(tempfile.mkdtemp(dir=_downloads.name)) / name
+    path.write_bytes(data)
+    return str(path)

@@ -1,7 +1,16 @@
 """Fixtures shared by all tests: perturbed float64 flows, and small real data."""
 
+import contextlib
 import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +18,7 @@ import torch
 import rrepa_lab as rl
 from rrepa_lab.align.routing import perturb
 from rrepa_lab.data.datasets import DataConfig, load_split, whole
+from rrepa_lab.places import bundled
 
 # under pytest-xdist the workers share the cores, with the kernels and commands they start
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -71,3 +81,62 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     })  # fmt: skip
     assert list(rl.train(config, out, device="cpu"))
     return out
+
+
+@pytest.fixture(scope="session")
+def page_runs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of local runs that the page is started with: a small one, and one whose weights are damaged."""
+    root = tmp_path_factory.mktemp("page-runs")
+    for name in ("small", "damaged"):
+        shutil.copytree(trained, root / name)
+    (root / "damaged" / "model.safetensors").write_bytes(b"no weights at all")
+    return root
+
+
+@pytest.fixture(scope="session")
+def page(page_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `python app/demo.py`, started as a person starts it, from another folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("elsewhere")
+    log = folder / "log"
+    command = [sys.executable, str(bundled("app") / "demo.py"), "--port", str(port), "--run-dir", str(page_runs)]
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        )
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(900):
+        with contextlib.suppress(OSError), urllib.request.urlopen(address) as answer:
+            if answer.status == 200:
+                break
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    yield address
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture
+def view(page: str) -> Iterator[Any]:
+    """The page in a headless Chromium; `view.errors` are what its console complained of, `view.strays` requests to elsewhere."""
+    sync = pytest.importorskip("playwright.sync_api")
+    quiet = [
+        "--no-sandbox",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+    ]
+    with sync.sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=quiet)
+        opened = browser.new_page(viewport={"width": 1280, "height": 1000})
+        opened.errors, opened.strays = [], []
+        opened.on("console", lambda message: opened.errors.append(message.text) if message.type == "error" else None)
+        opened.on("pageerror", lambda error: opened.errors.append(str(error)))
+        opened.on("request", lambda r: opened.strays.append(r.url) if not r.url.startswith((page, "data:", "blob:")) else None)
+        opened.goto(page)
+        opened.wait_for_selector("#way img")
+        yield opened
+        browser.close()

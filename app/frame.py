@@ -1,0 +1,348 @@
+"""The frame around the tabs: the sidebar, the link that brings a view back, the view as code, and serving it all.
+
+A tab is a module with NAME, TITLE and `build(bar) -> Panel`. The frame draws the tab that is open whenever the runs, the
+seed or one of its controls change, and keeps the code and the link of the view beside it.
+"""
+
+import argparse
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+from gradio.components import Component
+from shell import FIRST, LARGEST_SEED, MODEL, NOTHING, QUIET, SECOND, computes, desk, get_run, parameters, run_names, scores_of
+
+import rrepa_lab as rl
+from rrepa_lab.errors import LabError
+from rrepa_lab.runs import pick_device
+
+INTRODUCTION = (
+    "# R-REPA lab\nNormalizing flows map images to noise exactly, and back. These small ones were trained on scikit-learn's "
+    "8x8 digits, with and without aligning their features to a frozen vision encoder."
+)
+NO_OTHER = "nothing"
+# the link of the view that is open, into the clipboard where the browser allows it, and always into the field beside it
+COPY = """(query) => {
+    const link = location.origin + location.pathname + query;
+    if (navigator.clipboard) navigator.clipboard.writeText(link).catch(() => {});
+    history.replaceState(null, '', query);
+    return link;
+}"""
+OPEN_CODE = """() => {
+    const fold = document.querySelector('#code');
+    const head = fold.querySelector('button');
+    if (!head.classList.contains('open')) head.click();
+    fold.scrollIntoView({block: 'center'});
+}"""
+
+
+class Code(NamedTuple):
+    """A view as code that gives the same numbers."""
+
+    shell: str  # of the command line; "" if it has no such command
+    python: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The sidebar, whose values every tab is drawn with."""
+
+    run: gr.Dropdown
+    other: gr.Dropdown
+    seed: gr.Number
+
+
+@dataclass(frozen=True)
+class Panel:
+    """How a tab is drawn.
+
+    controls: what the drawing depends on beside the sidebar; their names stand in links. draw: (run, other, seed, *controls)
+    -> one value for each of `outputs`, or a generator of such. code: (run, other, seed, *controls) -> Code. fit: (run,
+    *controls) -> updates, by name, of controls whose range depends on the run.
+    """
+
+    controls: Mapping[str, Component]
+    outputs: Sequence[Component]
+    draw: Callable[..., Any]
+    code: Callable[..., Code]
+    fit: Callable[..., Mapping[str, Any]] | None = None
+
+
+def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = None) -> gr.Blocks:
+    """A page of these tabs, not launched; `more` may add what nobody sees."""
+    with gr.Blocks(title="R-REPA lab", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
+        active, settled, query = gr.State(tabs[0].NAME), gr.State(""), gr.Textbox(visible="hidden", show_label=False)
+        with gr.Sidebar(width=300):
+            bar, about = _sidebar()
+            copy = gr.Button("Copy link", size="sm")
+            link = gr.Textbox(label="Link to this view", interactive=False, buttons=["copy"], visible="hidden", elem_id="link")
+            as_code = gr.Button("Show as code", size="sm")
+        gr.Markdown(INTRODUCTION)
+        panels = {}
+        with gr.Tabs(selected=tabs[0].NAME) as row:
+            for tab in tabs:
+                with gr.Tab(tab.TITLE, id=tab.NAME) as one:
+                    panels[tab.NAME] = tab.build(bar)
+                one.select(_answer(tab.NAME), None, active, queue=False, api_visibility="private", show_progress="hidden")
+        with gr.Accordion("This view as code", open=False, elem_id="code"):
+            gr.Markdown("Gives the numbers of the tab that is open. Runs by name: bundled, or a folder in `runs`.")
+            codes = [
+                gr.Code(language="shell", label="Command line", interactive=False, show_line_numbers=False, lines=1),
+                gr.Code(language="python", label="Python", interactive=False, show_line_numbers=False, lines=1),
+            ]
+        if more:
+            more()
+        as_code.click(None, js=OPEN_CODE)
+        copy.click(None, query, link, js=COPY).then(lambda: gr.Textbox(visible=True), None, link, queue=False, **_HIDDEN)
+        sides = [bar.run, bar.other, bar.seed]
+        for name, panel in panels.items():
+            controls = list(panel.controls.values())
+            gr.on(
+                [active.change, settled.change, bar.other.change, bar.seed.change, *(_changed(c) for c in controls)],
+                _drawing(name, panel), [active, *sides, *controls], [*panel.outputs, *codes, query],
+                trigger_mode="always_last", **QUIET,
+            )  # fmt: skip
+        fitted = [(panel, list(panel.controls.values())) for panel in panels.values() if panel.fit]
+        fits = [control for _, controls in fitted for control in controls]
+        bar.run.change(_fitting([panel for panel, _ in fitted]), [bar.run, *fits], [about, settled, *fits], **QUIET)
+        everything = [control for panel in panels.values() for control in panel.controls.values()]
+        demo.load(_restoring(panels, bar, row, active, settled, about), None,
+                  [*sides, row, active, settled, about, *everything], **QUIET)  # fmt: skip
+    return demo
+
+
+_HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+def _answer(value: str) -> Callable[[], str]:
+    return lambda: value
+
+
+def _changed(control: Component) -> Any:
+    return control.change
+
+
+def _sidebar() -> tuple[Bar, gr.Markdown]:
+    names = run_names()
+    run = gr.Dropdown(names, value=FIRST, label="Run")
+    about = gr.Markdown(about_run(FIRST), elem_id="about")
+    other = gr.Dropdown([(NO_OTHER, NOTHING), *names], value=SECOND, label="Compare with", info="on the same seed")
+    with gr.Row():
+        seed = gr.Number(0, precision=0, minimum=0, maximum=LARGEST_SEED, label="Seed", min_width=120)
+        roll = gr.Button("Roll", min_width=60, size="sm", elem_id="roll")
+    roll.click(None, None, seed, js="() => Math.floor(Math.random() * 10000)")
+    return Bar(run, other, seed), about
+
+
+def about_run(name: str) -> str:
+    """What a run is, in a few lines: strategy, data, step, scores, device."""
+    run = get_run(name)
+    config = run.config
+    align = config.align
+    how = "not aligned"
+    if align.strategy != "none":
+        blocks, layers = (",".join(map(str, part)) for part in (align.blocks, align.layers))
+        how = f"**{align.strategy}** on blocks {blocks} at layer {layers}"
+    lines = [
+        f"{how}  ",
+        f"{config.data.name}, {config.flow.blocks} blocks x {config.flow.layers} layers, {parameters(run)}  ",
+        f"step {run.step:,} of {config.train.steps:,}, {'GPU' if run.device.type == 'cuda' else 'CPU'}",
+    ]
+    scores = scores_of(name)
+    if scores is not None:
+        known = scores.set_index("metric")["value"]
+        shown = {"nats_per_dim": "nats/dim", "gradient_accuracy": "one-step accuracy", "frechet_distance": "Fréchet distance"}
+        parts = [f"{known[metric]:.3g} {words}" for metric, words in shown.items() if metric in known]
+        lines[-1] += "  "
+        lines.append(", ".join(parts) + f" ({scores['split'].iloc[0]} split)")
+    return "\n".join(lines)
+
+
+def refreshed() -> tuple[Any, Any]:
+    """The pickers of the sidebar with all runs there are now."""
+    names = run_names()
+    return gr.Dropdown(choices=names), gr.Dropdown(choices=[(NO_OTHER, NOTHING), *names])
+
+
+def _drawing(name: str, panel: Panel) -> Callable[..., Any]:
+    """Draw a panel if it is the one that is open, with its code and its link."""
+
+    @computes
+    def draw(active: str, run: str, other: str, seed: int | None, *controls: Any) -> Any:
+        if active != name:
+            yield gr.skip()
+            return
+        if seed is None:
+            raise LabError("the seed is empty: give a whole number from 0 on")
+        values = (run, other or NOTHING, int(seed), *controls)
+        code = panel.code(*values)
+        facts = {"tab": name, "run": run, "compare": other or NO_OTHER, "seed": int(seed)}
+        facts |= {key: _to_text(value) for key, value in zip(panel.controls, controls, strict=True)}
+        beside = (code.shell or "# this view has no command: see Python", code.python, f"?{urlencode(facts)}")
+        made = panel.draw(*values)
+        for view in made if inspect.isgenerator(made) else [made]:
+            yield (*view, *beside)
+
+    return draw
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return "|".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _fitting(panels: Sequence[Panel]) -> Callable[..., Any]:
+    """Tell about a new run, and bring controls into its range, before anything is drawn with it."""
+
+    @computes
+    def fit(name: str, *values: Any) -> list[Any]:
+        run, updates, rest = get_run(name), [], list(values)
+        for panel in panels:
+            mine, rest = rest[: len(panel.controls)], rest[len(panel.controls) :]
+            made = panel.fit(run, *mine) if panel.fit else {}
+            updates += [made.get(key, gr.skip()) for key in panel.controls]
+        return [about_run(name), name, *updates]
+
+    return fit
+
+
+def _restoring(
+    panels: Mapping[str, Panel], bar: Bar, row: gr.Tabs, active: gr.State, settled: gr.State, about: gr.Markdown
+) -> Callable[..., Any]:
+    """Fill the page from the address it was opened with; what does not fit there is told, and left at its default."""
+
+    def restore(request: gr.Request) -> dict[Any, Any]:
+        query = dict(request.query_params)
+        run, other = refreshed()
+        run_name = query.get("run", FIRST)
+        updates: dict[Any, Any] = {bar.run: run, bar.other: other, settled: FIRST}
+        wrong = []
+        names = run_names()
+        if run_name in names:
+            try:
+                updates |= {bar.run: gr.Dropdown(choices=names, value=run_name), about: about_run(run_name), settled: run_name}
+            except LabError as error:
+                wrong.append(str(error))
+        else:
+            wrong.append(f"no run {run_name!r}")
+        if "compare" in query:
+            second = NOTHING if query["compare"] == NO_OTHER else query["compare"]
+            if second in (NOTHING, *names):
+                updates[bar.other] = gr.Dropdown(choices=[(NO_OTHER, NOTHING), *names], value=second)
+            else:
+                wrong.append(f"no run {second!r}")
+        controls = {"seed": bar.seed}
+        panel = panels.get(query.get("tab", ""))
+        if panel:
+            updates |= {row: gr.Tabs(selected=query["tab"]), active: query["tab"]}
+            controls |= panel.controls
+        elif "tab" in query:
+            wrong.append(f"no tab {query['tab']!r}")
+        for name, control in controls.items():
+            if name in query:
+                try:
+                    updates[control] = _from_text(control, query[name])
+                except (ValueError, gr.Error):
+                    wrong.append(f"{name} cannot be {query[name]!r}")
+        if wrong:
+            gr.Warning(f"The link asks for what is not there: {'; '.join(wrong)}.", title="Part of the link was left out")
+        return updates
+
+    return restore
+
+
+def _from_text(control: Component, text: str) -> Any:
+    """The value of a control that stands in a link, checked as if a visitor had set it; ValueError or gr.Error if it cannot be."""
+    value: Any = text
+    if isinstance(control, gr.Checkbox):
+        if text not in ("yes", "no"):
+            raise ValueError(text)
+        value = text == "yes"
+    elif isinstance(control, gr.Slider | gr.Number):
+        value = float(text)
+        if value.is_integer():
+            value = int(value)
+    elif isinstance(control, gr.CheckboxGroup) or getattr(control, "multiselect", False):
+        value = text.split("|") if text else []
+    control.preprocess(value)
+    return value
+
+
+# --- serving ----------------------------------------------------------------------------------------------------------
+
+
+def launch(demo: gr.Blocks, host: str, port: int | None, **more: Any) -> Any:
+    """Serve the page with its look and its limits; `more` goes to `gr.Blocks.launch`."""
+    return demo.queue(max_size=64, default_concurrency_limit=8).launch(
+        server_name=host,
+        server_port=port,
+        theme=gr.themes.Soft(
+            primary_hue="blue", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
+        ),
+        css_paths=Path(__file__).parent / "page.css",
+        footer_links=["api"],
+        run_history=False,
+        max_file_size="10mb",
+        show_error=True,
+        ssr_mode=False,
+        **more,
+    )
+
+
+def serve(tabs: Sequence[ModuleType], more: Callable[[], None] | None = None) -> None:
+    """Command line of a page: read the flags, open these tabs, and stay."""
+    parser = argparse.ArgumentParser(
+        description="Open the page of rrepa_lab.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; others than this machine's can then reach the page"
+    )
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--share", action="store_true", help="open a public tunnel to this page")
+    parser.add_argument("--run-dir", type=Path, help="folder whose runs are offered beside the bundled ones (default: runs)")
+    parser.add_argument("--device", default="cpu", help="auto, cpu or cuda")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask visitors for these; also from $RREPA_AUTH")
+    parser.add_argument("--mcp", action="store_true", help="offer the endpoints to MCP clients too (needs gradio[mcp])")
+    given = parser.parse_args()
+    auth = given.auth or os.environ.get("RREPA_AUTH")
+    if auth and ":" not in auth:
+        parser.error("--auth takes USER:PASSWORD")
+    if given.run_dir is not None:
+        if not given.run_dir.is_dir():
+            parser.error(f"--run-dir {given.run_dir} is no folder")
+        os.environ["RREPA_RUNS"] = str(given.run_dir.resolve())
+    try:
+        desk.device = str(pick_device(given.device))
+    except LabError as error:
+        parser.error(str(error))
+    if given.mcp:
+        try:
+            import mcp  # noqa: F401
+        except ImportError:
+            parser.error('--mcp needs one more package: pip install "gradio[mcp]"')
+    open_to_others = given.share or given.host not in ("127.0.0.1", "localhost", "::1")
+    desk.may_train = not open_to_others or bool(auth)
+    if open_to_others:
+        print(
+            "This page can be reached by others: they can draw samples and classify pictures with every run it lists"
+            + (", and train, once they gave the password." if auth else "; training is off without --auth.")
+        )
+    try:
+        launch(
+            build_demo(tabs, more), given.host, given.port, share=given.share, mcp_server=given.mcp,
+            auth=tuple(auth.split(":", 1)) if auth else None,
+        )  # fmt: skip
+    except OSError as error:
+        sys.exit(f"error: {error}; another page may be open there: choose another --port")
