@@ -1,28 +1,38 @@
-"""The class of a digit read off two flows: one gradient step, or Bayes' rule, without a classifier."""
+"""The class of an image read off two flows without a classifier: one gradient step, twenty watched, or Bayes' rule."""
 
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import gradio as gr
 import numpy as np
 import torch
+from frame import Bar, Code, Panel, serve
 from PIL import Image
-from shell import FIRST, MODEL, SECOND, get_run, run_names, told
+from shell import FIRST, HIDDEN, QUIET, TESTED, computes, get_run, pair, picture_field, test_images, told
 from torch import Tensor
 
 import rrepa_lab as rl
+from rrepa_lab.analysis.classify import Classification
+from rrepa_lab.analysis.report import ClassificationReport, classification_report
 from rrepa_lab.data.pixels import from_drawing, from_picture
-from rrepa_lab.viz.classes import class_scores
+from rrepa_lab.errors import LabError
+from rrepa_lab.viz.classes import class_race, class_scores, confusion, evidence_map
+from rrepa_lab.viz.html import picture_table
 from rrepa_lab.viz.images import picture
 
+NAME, TITLE = "classify", "Classify"
 METHODS = {"one gradient step": "gradient", "twenty steps": "iterated", "Bayes' rule": "bayes"}
+STEPS = 20
+PACE = 0.25  # seconds a step of the film
+MOST = 60  # images shown in the browser of answers
+ANY = "any"
 Seen = tuple[list[Any], str]  # an image as nested lists, and where it came from: what a visitor's session keeps
 
 
-def test_digit(name: str, index: int) -> Seen:
-    """Image `index` of the run's test split."""
-    x, y = get_run(name).data("test")
-    row = int(index) % len(x)
-    return x[row].tolist(), f"test image {row}, a {get_run(name).classes[int(y[row])]}"
+# --- where the image comes from ---------------------------------------------------------------------------------------
 
 
 def drawing(name: str, editor: dict[str, Any] | None) -> Seen:
@@ -35,7 +45,7 @@ def drawing(name: str, editor: dict[str, Any] | None) -> Seen:
 def upload(name: str, image: Image.Image | None) -> Seen:
     """An uploaded picture; a dark digit on light ground is turned over, as the training digits are light on dark."""
     if image is None:
-        raise rl.LabError("no picture yet: drop one on the field")
+        raise LabError("no picture yet: drop one on the field")
     config = get_run(name).flow.config
     x = from_picture(image, config.channels, config.image_size)
     turned = config.channels == 1 and _border(x) > 0
@@ -52,68 +62,225 @@ def _fitting(name: str, x: Tensor) -> list[Any]:
     return x[0].tolist()
 
 
-@told
-def judge(first: str, second: str, method: str, seen: Seen) -> tuple[Image.Image, Any, str]:
-    """What the flow sees, the bars, and the verdicts in words."""
-    x = torch.tensor(seen[0])[None]
-    results = {name: rl.classify(get_run(name), x, METHODS[method]) for name in dict.fromkeys((first, second))}
-    lines, unit = [], "logits" if METHODS[method] == "iterated" else "nats"
-    for name, result in results.items():
-        best, next_best = (get_run(name).classes[int(k)] for k in result.top(2).labels[0])
-        lines.append(f"- **{name}** says **{best}**, by {float(result.margin[0]):.2f} {unit} before {next_best}")
-    figure = class_scores(results, get_run(first).classes, METHODS[method], what=seen[1])
-    return picture(x[0], scale=max(1, 160 // x.shape[-1])), figure, "\n".join([f"Looking at {seen[1]}.", *lines])
+def look_at(name: str, index: int, seen: Seen | None) -> tuple[Tensor, str, int | None]:
+    """The image (1, C, H, W) to be classified, what it is, and its class if that is known: what was drawn, or a test image."""
+    if seen is not None:
+        return torch.tensor(seen[0])[None], seen[1], None
+    x, y = test_images(get_run(name))
+    row = int(index) % len(x)
+    return x[row : row + 1].cpu(), f"test image {row}, a {get_run(name).classes[int(y[row])]}", int(y[row])
 
 
-def build() -> gr.Blocks:
-    """The tab, filled with a test digit."""
-    begin = test_digit(FIRST, 3)
-    view, figure, verdict = judge(FIRST, SECOND, next(iter(METHODS)), begin)
-    with gr.Blocks() as tab:
-        gr.Markdown(
-            "No classifier was trained. **Which label would have made this image more likely?** "
-            "The flow is asked once, and the gradient answers for all classes."
+# --- what the flows say -----------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=512)
+def _classified(run: rl.Run, method: str, pixels: bytes, shape: tuple[int, ...]) -> Classification:
+    x = torch.frombuffer(bytearray(pixels), dtype=torch.float32).view(shape)
+    return rl.classify(run, x.to(run.device), method, steps=STEPS)
+
+
+def classified(run: rl.Run, method: str, x: Tensor) -> Classification:
+    """`rl.classify` of one image, asked once."""
+    return _classified(run, method, x.numpy().tobytes(), tuple(x.shape))
+
+
+def judge(run: str, other: str, seed: int, index: int, seen: Seen | None) -> Iterator[tuple[Any, ...]]:
+    """What the flow sees, the verdicts in words, the bars of one step, then those of Bayes' rule and the evidence by block."""
+    x, what, truth = look_at(run, index, seen)
+    runs = pair(run, other)
+    by_step = {name: classified(one, "gradient", x) for name, one in runs.items()}
+    shown = picture_table({what: {"": x[0]}}, what="what the flow sees")
+    classes = get_run(run).classes
+    bars = class_scores(by_step, classes, "gradient", what=what)
+    yield shown, _verdict(runs, what, truth, by_step), bars, gr.skip(), gr.skip()
+    by_bayes = {name: classified(one, "bayes", x) for name, one in runs.items()}
+    parts = {name: rl.evidence(one, x.to(one.device))[0].cpu() for name, one in runs.items()}
+    exact = class_scores(by_bayes, classes, "bayes", what=what)
+    yield gr.skip(), _verdict(runs, what, truth, by_step, by_bayes), gr.skip(), exact, evidence_map(parts, classes, what)
+
+
+def _verdict(
+    runs: dict[str, rl.Run], what: str, truth: int | None, by_step: dict[str, Classification],
+    by_bayes: dict[str, Classification] | None = None,
+) -> str:  # fmt: skip
+    lines = [f"Looking at {what}."]
+    for name, one in runs.items():
+        best, next_best = (int(k) for k in by_step[name].top(2).labels[0])
+        mark = "" if truth is None else " ✓" if best == truth else " ✗"
+        margin = float(by_step[name].margin[0])
+        line = f"- **{name}** says **{one.classes[best]}**{mark}, {margin:.2f} nats before {one.classes[next_best]}"
+        if by_bayes:
+            sure = by_bayes[name]
+            line += f"; Bayes' rule: {one.classes[int(sure.label[0])]}, {float(sure.probability[0].max()):.1%} sure"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def race(run: str, other: str, seed: int, step: int, index: int, seen: Seen | None) -> tuple[Any, Any]:
+    """The scores of the classes up to a step of gradient ascent, for each run."""
+    x, what, truth = look_at(run, index, seen)
+    plots: list[Any] = [
+        _named(class_race(classified(one, "iterated", x), one.classes, truth=truth, run=what, until=int(step)), name)
+        for name, one in pair(run, other).items()
+    ]
+    return plots[0], plots[1] if len(plots) > 1 else None
+
+
+def film() -> Iterator[int]:
+    """The steps of the ascent, PACE seconds apart."""
+    for step in range(STEPS + 1):
+        yield step
+        time.sleep(PACE)
+
+
+# --- the answers over the test split ----------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=32)
+def answers(run: rl.Run, method: str) -> ClassificationReport:
+    """`rl.classification_report` of the test split, its first TESTED images."""
+    return classification_report(run, method, limit=TESTED)
+
+
+def chosen(report: ClassificationReport, of: str, taken_for: str, mistakes: bool) -> list[int]:
+    """Rows of the test split by class and answer, least sure first."""
+    table = report.images
+    keep = (table["class"] == of) | (of == ANY)
+    keep &= (table["predicted"] == taken_for) | (taken_for == ANY)
+    if mistakes:
+        keep &= ~table["right"].astype(bool)
+    return [int(row) for row in table[keep].sort_values("margin")["image"]]
+
+
+def browse(run: str, other: str, seed: int, by: str, of: str, taken_for: str, mistakes: bool) -> tuple[Any, Any, Any, str]:
+    """The confusions of both runs, and the images of the first that were asked for."""
+    runs = pair(run, other)
+    reports = {name: answers(one, METHODS[by]) for name, one in runs.items()}
+    report, x = reports[run], test_images(get_run(run)).x
+    rows = chosen(report, of, taken_for, mistakes)
+    table = report.images.set_index("image")
+    items = [
+        (picture(x[row], scale=max(1, 96 // x.shape[-1])), f"{table['class'][row]} as {table['predicted'][row]}")
+        for row in rows[:MOST]
+    ]
+    plots = [_named(confusion(one), name) for name, one in reports.items()]
+    of_other = (
+        f"; {other} is wrong on {len(set(rows) & set(chosen(reports[other], ANY, ANY, True)))} of them" if len(runs) > 1 else ""
+    )
+    more = f", the {MOST} least sure shown" if len(rows) > MOST else ""
+    note = f"**{len(rows)} of {len(table)}** test images by {run} and {by}{of_other}{more}. Choose one to see it above."
+    return plots[0], plots[1] if len(plots) > 1 else None, gr.Gallery(items, selected_index=None), note
+
+
+def pick(run: str, by: str, of: str, taken_for: str, mistakes: bool, event: gr.SelectData) -> tuple[int, None]:
+    """The test image that was chosen in the gallery."""
+    return chosen(answers(get_run(run), METHODS[by]), of, taken_for, mistakes)[event.index], None
+
+
+def _named(figure: Any, name: str) -> Any:
+    """The figure with a run's name before its title, where two of a kind stand side by side."""
+    return figure.update_layout(title_text=f"{name}: {figure.layout.title.text[0].lower()}{figure.layout.title.text[1:]}")
+
+
+# --- the tab ----------------------------------------------------------------------------------------------------------
+
+
+def code(run: str, other: str, seed: int, index: int, seen: Seen | None) -> Code:
+    """The scores of the image, and those of the whole split by the command line."""
+    first, source = "", f'run.data("test").x[{int(index)}:{int(index) + 1}]'
+    if seen is not None:
+        first, source = "import torch\n", f"torch.tensor([{seen[0]}])  # {seen[1]}"
+    python = (
+        f'{first}import rrepa_lab as rl\n\nrun = rl.load("{run}")\nx = {source}\n'
+        'for method in ("gradient", "iterated", "bayes"):\n'
+        "    c = rl.classify(run, x, method)\n"
+        "    print(method, run.classes[c.label[0]], c.scores)\n"
+        "rl.evidence(run, x)  # by block\n"
+    )
+    return Code(f"rrepa-lab classify {run} --split test --method gradient", python)
+
+
+def fit(run: rl.Run, index: int) -> dict[str, Any]:
+    """The test images of another run."""
+    most = len(test_images(run).x) - 1
+    return {"image": gr.Slider(maximum=most, value=min(int(index), most))}
+
+
+def fit_browser(run: rl.Run, by: str, of: str, taken_for: str, mistakes: bool) -> dict[str, Any]:
+    """The classes of another run."""
+    choices = [ANY, *run.classes]
+    return {
+        key: gr.Dropdown(choices=choices, value=value if value in choices else ANY)
+        for key, value in (("of", of), ("said", taken_for))
+    }
+
+
+def build(bar: Bar) -> Sequence[Panel]:
+    """The tab."""
+    run = get_run(FIRST)
+    gr.Markdown(
+        "No classifier was trained. **Which label would have made this image more likely?** "
+        "The flow is asked once, and the gradient answers for all classes."
+    )
+    seen = gr.State(None)
+    with gr.Row():
+        with gr.Column(min_width=300), gr.Tabs():
+            with gr.Tab("Test digit"):
+                index = gr.Slider(
+                    0, len(test_images(run).x) - 1, 3, step=1, label="Test image", info="none of them was trained on",
+                    elem_id="index",
+                )  # fmt: skip
+            with gr.Tab("Draw"):
+                pad = gr.Sketchpad(
+                    show_label=False, placeholder="Take the pencil on the left, then draw a digit",
+                    canvas_size=(280, 280), fixed_canvas=True, height=400, layers=False,
+                    brush=gr.Brush(default_size=24, colors=["#000000"], color_mode="fixed"), elem_id="pad",
+                )  # fmt: skip
+                ask = gr.Button("Classify the drawing", variant="primary")
+            with gr.Tab("Upload"):
+                file = picture_field(sources=["upload", "clipboard"], label="Picture of one digit", height=240)
+        with gr.Column(scale=2, min_width=300), gr.Row():
+            shown = gr.HTML(elem_id="seen", min_height=150)
+            said = gr.Markdown(elem_id="verdict")
+    with gr.Row():
+        by_step, by_bayes = (
+            gr.Plot(show_label=False, label=words, elem_id=place, min_width=300)
+            for words, place in (("Scores by one gradient step", "by-step"), ("Scores by Bayes' rule", "by-bayes"))
         )
-        seen = gr.State(begin)
-        with gr.Row():
-            with gr.Column(min_width=300):
-                first = gr.Dropdown(run_names(), value=FIRST, label="Run")
-                second = gr.Dropdown(run_names(), value=SECOND, label="Compare with")
-                method = gr.Radio(
-                    list(METHODS), value=next(iter(METHODS)), label="Method", info="one pass, twenty, or one for each class"
-                )
-                with gr.Tabs():
-                    with gr.Tab("Test digit"):
-                        index = gr.Slider(0, 359, 3, step=1, label="Test image", info="none of them was trained on")
-                    with gr.Tab("Draw"):
-                        pad = gr.Sketchpad(
-                            show_label=False, placeholder="Take the pencil on the left, then draw a digit",
-                            canvas_size=(280, 280), fixed_canvas=True, height=400, layers=False,
-                            brush=gr.Brush(default_size=24, colors=["#000000"], color_mode="fixed"), elem_id="pad",
-                        )  # fmt: skip
-                        ask = gr.Button("Classify the drawing", variant="primary")
-                    with gr.Tab("Upload"):
-                        file = gr.Image(
-                            type="pil",
-                            image_mode="RGB",
-                            sources=["upload", "clipboard"],
-                            label="Picture of one digit",
-                            height=240,
-                        )
-            with gr.Column(scale=2, min_width=300):
-                with gr.Row():
-                    shown = gr.Image(
-                        view, alt_text="What the flow sees: the image at the flow's own size", format="png", show_label=False,
-                        interactive=False, height=190, width=190, min_width=190, scale=0, buttons=[],
-                    )  # fmt: skip
-                    said = gr.Markdown(verdict, elem_id="verdict")
-                plot = gr.Plot(figure, label="Scores", show_label=False)
-        outputs = [shown, plot, said]
-        quiet: dict[str, Any] = {"concurrency_id": MODEL, "api_visibility": "private", "show_progress": "hidden"}
-        for event, take, source in (
-            (index.change, test_digit, index), (ask.click, drawing, pad), (file.change, upload, file),
-        ):  # fmt: skip
-            taken = event(told(take), [first, source], seen, trigger_mode="always_last", **quiet)
-            taken.success(judge, [first, second, method, seen], outputs, **quiet)
-        gr.on([first.change, second.change, method.change], judge, [first, second, method, seen], outputs, **quiet)
-    return tab
+    evidence = gr.Plot(show_label=False, label="Evidence by block", elem_id="evidence")
+    gr.Markdown("### Step by step\nThe same gradient, followed for twenty steps: the soft label climbs towards a class.")
+    with gr.Row(equal_height=False):
+        step = gr.Slider(0, STEPS, STEPS, step=1, label="Gradient steps", elem_id="step")
+        play = gr.Button("Play", size="sm", scale=0, min_width=120)
+        stop = gr.Button("Stop", size="sm", scale=0, min_width=120)
+    with gr.Row():
+        races = [gr.Plot(show_label=False, label=f"Race {n}", elem_id=f"race-{n}", min_width=300) for n in (1, 2)]
+    gr.Markdown("### Where they are wrong\nThe whole test split, answer by answer.")
+    with gr.Row():
+        by = gr.Radio(list(METHODS), value=next(iter(METHODS)), label="Method", info="one pass, twenty, or one for each class")
+        of = gr.Dropdown([ANY, *run.classes], value=ANY, label="Images of class")
+        taken_for = gr.Dropdown([ANY, *run.classes], value=ANY, label="Taken for")
+        mistakes = gr.Checkbox(True, label="Show mistakes", info="only the wrong answers", elem_id="mistakes")
+    note = gr.Markdown(elem_id="browse-note")
+    gallery = gr.Gallery(
+        show_label=False, label="Test images", columns=8, height="auto", allow_preview=False, object_fit="contain",
+        interactive=False, buttons=[], elem_id="mistakes-gallery",
+    )  # fmt: skip
+    with gr.Row():
+        tables = [gr.Plot(show_label=False, label=f"Confusion {n}", elem_id=f"confusion-{n}", min_width=300) for n in (1, 2)]
+    for event, take, source in ((ask.click, drawing, pad), (file.upload, upload, file)):
+        event(computes(take), [bar.run, source], seen, **QUIET)
+    index.change(lambda: None, None, seen, queue=False, **HIDDEN)
+    gallery.select(told(pick), [bar.run, by, of, taken_for, mistakes], [index, seen], **HIDDEN)
+    playing = play.click(film, None, step, concurrency_id="film", concurrency_limit=8, **HIDDEN)
+    stop.click(None, cancels=playing)
+    return [
+        Panel({"image": index}, [shown, said, by_step, by_bayes, evidence], judge, code, fit, [seen]),
+        Panel({"step": step}, races, race, uses=[index, seen]),
+        Panel({"by": by, "of": of, "said": taken_for, "mistakes": mistakes}, [*tables, gallery, note], browse, fit=fit_browser),
+    ]
+
+
+if __name__ == "__main__":
+    serve([sys.modules[__name__]])

@@ -10,18 +10,32 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlencode
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 from gradio.components import Component
-from shell import FIRST, LARGEST_SEED, MODEL, NOTHING, QUIET, SECOND, computes, desk, get_run, parameters, run_names, scores_of
+from shell import (
+    FIRST,
+    HIDDEN,
+    LARGEST_SEED,
+    NOTHING,
+    QUIET,
+    SECOND,
+    computes,
+    desk,
+    get_run,
+    parameters,
+    run_names,
+    scores_of,
+    told,
+)
 
-import rrepa_lab as rl
 from rrepa_lab.errors import LabError
 from rrepa_lab.runs import pick_device
 
@@ -63,36 +77,47 @@ class Bar:
 
 @dataclass(frozen=True)
 class Panel:
-    """How a tab is drawn.
+    """A part of a tab that is drawn by itself.
 
-    controls: what the drawing depends on beside the sidebar; their names stand in links. draw: (run, other, seed, *controls)
-    -> one value for each of `outputs`, or a generator of such. code: (run, other, seed, *controls) -> Code. fit: (run,
-    *controls) -> updates, by name, of controls whose range depends on the run.
+    controls: what the drawing depends on beside the sidebar; their names stand in links. outputs: what is drawn.
+    draw: (run, other, seed, *controls, *uses) -> one value for each of `outputs`, or a generator of such.
+    code: with the same arguments -> Code; that of a tab's first panel is shown. fit: (run, *controls) -> updates, by name,
+    of controls whose range depends on the run. uses: what else the drawing depends on, and links leave out.
+    stop: a button that ends a long drawing.
     """
 
     controls: Mapping[str, Component]
     outputs: Sequence[Component]
     draw: Callable[..., Any]
-    code: Callable[..., Code]
+    code: Callable[..., Code] | None = None
     fit: Callable[..., Mapping[str, Any]] | None = None
+    uses: Sequence[Component] = ()
+    stop: gr.Button | None = None
+
+    @property
+    def inputs(self) -> list[Component]:
+        """Everything the drawing depends on beside the sidebar."""
+        return [*self.controls.values(), *self.uses]
 
 
 def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = None) -> gr.Blocks:
     """A page of these tabs, not launched; `more` may add what nobody sees."""
     with gr.Blocks(title="R-REPA lab", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
-        active, settled, query = gr.State(tabs[0].NAME), gr.State(""), gr.Textbox(visible="hidden", show_label=False)
+        active, settled = gr.State(tabs[0].NAME), gr.State("")
+        query = gr.Textbox(label="Query", elem_classes="unseen")
         with gr.Sidebar(width=300):
             bar, about = _sidebar()
             copy = gr.Button("Copy link", size="sm")
-            link = gr.Textbox(label="Link to this view", interactive=False, buttons=["copy"], visible="hidden", elem_id="link")
+            link = gr.Textbox(label="Link to this view", interactive=False, buttons=["copy"], visible=False, elem_id="link")
             as_code = gr.Button("Show as code", size="sm")
         gr.Markdown(INTRODUCTION)
-        panels = {}
+        panels: dict[str, list[Panel]] = {}
         with gr.Tabs(selected=tabs[0].NAME) as row:
             for tab in tabs:
                 with gr.Tab(tab.TITLE, id=tab.NAME) as one:
-                    panels[tab.NAME] = tab.build(bar)
-                one.select(_answer(tab.NAME), None, active, queue=False, api_visibility="private", show_progress="hidden")
+                    built = tab.build(bar)
+                panels[tab.NAME] = [built] if isinstance(built, Panel) else list(built)
+                one.select(_answer(tab.NAME), None, active, **HIDDEN)
         with gr.Accordion("This view as code", open=False, elem_id="code"):
             gr.Markdown("Gives the numbers of the tab that is open. Runs by name: bundled, or a folder in `runs`.")
             codes = [
@@ -102,33 +127,42 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
         if more:
             more()
         as_code.click(None, js=OPEN_CODE)
-        copy.click(None, query, link, js=COPY).then(lambda: gr.Textbox(visible=True), None, link, queue=False, **_HIDDEN)
+        copy.click(None, query, link, js=COPY).then(lambda: gr.Textbox(visible=True), None, link, queue=False, **HIDDEN)
         sides = [bar.run, bar.other, bar.seed]
-        for name, panel in panels.items():
-            controls = list(panel.controls.values())
+        turns = [active.change, settled.change, bar.other.change, bar.seed.change]
+        for name, parts in panels.items():
+            for panel in parts:
+                drawn = gr.on(
+                    [*turns, *(_changed(component) for component in panel.inputs)],
+                    _drawing(name, panel), [active, *sides, *panel.inputs], panel.outputs, trigger_mode="always_last", **QUIET,
+                )  # fmt: skip
+                if panel.stop:
+                    panel.stop.click(None, cancels=drawn)
+            inputs = [component for panel in parts for component in panel.inputs]
             gr.on(
-                [active.change, settled.change, bar.other.change, bar.seed.change, *(_changed(c) for c in controls)],
-                _drawing(name, panel), [active, *sides, *controls], [*panel.outputs, *codes, query],
-                trigger_mode="always_last", **QUIET,
+                [*turns, *map(_changed, inputs)], _describing(name, parts), [active, *sides, *inputs], [*codes, query],
+                trigger_mode="always_last", concurrency_id="describe", concurrency_limit=8, **HIDDEN,
             )  # fmt: skip
-        fitted = [(panel, list(panel.controls.values())) for panel in panels.values() if panel.fit]
-        fits = [control for _, controls in fitted for control in controls]
-        bar.run.change(_fitting([panel for panel, _ in fitted]), [bar.run, *fits], [about, settled, *fits], **QUIET)
-        everything = [control for panel in panels.values() for control in panel.controls.values()]
-        demo.load(_restoring(panels, bar, row, active, settled, about), None,
-                  [*sides, row, active, settled, about, *everything], **QUIET)  # fmt: skip
+        fitted = [panel for parts in panels.values() for panel in parts if panel.fit]
+        fits = [control for panel in fitted for control in panel.controls.values()]
+        bar.run.change(_fitting(fitted), [bar.run, *fits], [about, settled, *fits], **QUIET)
+        named = {
+            name: {key: control for panel in parts for key, control in panel.controls.items()} for name, parts in panels.items()
+        }
+        everything = [control for controls in named.values() for control in controls.values()]
+        demo.load(
+            _restoring(named, bar, row, active, settled, about), None, [*sides, row, active, settled, about, *everything],
+            **QUIET,
+        )  # fmt: skip
     return demo
 
 
-_HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-
-
-def _answer(value: str) -> Callable[[], str]:
+def _answer(value: Any) -> Callable[[], Any]:
     return lambda: value
 
 
-def _changed(control: Component) -> Any:
-    return control.change
+def _changed(component: Component) -> Any:
+    return cast(Any, component).change
 
 
 def _sidebar() -> tuple[Bar, gr.Markdown]:
@@ -174,25 +208,43 @@ def refreshed() -> tuple[Any, Any]:
 
 
 def _drawing(name: str, panel: Panel) -> Callable[..., Any]:
-    """Draw a panel if it is the one that is open, with its code and its link."""
+    """Draw a panel if its tab is the one that is open."""
 
     @computes
-    def draw(active: str, run: str, other: str, seed: int | None, *controls: Any) -> Any:
+    def draw(active: str, run: str, other: str, seed: int | None, *values: Any) -> Any:
         if active != name:
             yield gr.skip()
             return
-        if seed is None:
-            raise LabError("the seed is empty: give a whole number from 0 on")
-        values = (run, other or NOTHING, int(seed), *controls)
-        code = panel.code(*values)
-        facts = {"tab": name, "run": run, "compare": other or NO_OTHER, "seed": int(seed)}
-        facts |= {key: _to_text(value) for key, value in zip(panel.controls, controls, strict=True)}
-        beside = (code.shell or "# this view has no command: see Python", code.python, f"?{urlencode(facts)}")
-        made = panel.draw(*values)
-        for view in made if inspect.isgenerator(made) else [made]:
-            yield (*view, *beside)
+        made = panel.draw(run, other or NOTHING, checked_seed(seed), *values)
+        yield from made if inspect.isgenerator(made) else [made]
 
     return draw
+
+
+def _describing(name: str, panels: Sequence[Panel]) -> Callable[..., Any]:
+    """The view as code, and the query of its link."""
+    first = panels[0]
+
+    @told
+    def describe(active: str, run: str, other: str, seed: int | None, *values: Any) -> Any:
+        if active != name or seed is None:
+            return gr.skip()
+        facts = {"tab": name, "run": run, "compare": other or NO_OTHER, "seed": int(seed)}
+        rest = list(values)
+        for panel in panels:
+            mine, rest = rest[: len(panel.inputs)], rest[len(panel.inputs) :]
+            facts |= {key: _to_text(value) for key, value in zip(panel.controls, mine, strict=False)}
+        made = first.code(run, other or NOTHING, int(seed), *values[: len(first.inputs)]) if first.code else Code("", "")
+        return made.shell or "# there is no command for this view: see Python", made.python, f"?{urlencode(facts)}"
+
+    return describe
+
+
+def checked_seed(seed: float | None) -> int:
+    """The seed of the sidebar; LabError if its field is empty."""
+    if seed is None:
+        raise LabError("the seed is empty: give a whole number from 0 on")
+    return int(seed)
 
 
 def _to_text(value: Any) -> str:
@@ -200,7 +252,7 @@ def _to_text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return "|".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _fitting(panels: Sequence[Panel]) -> Callable[..., Any]:
@@ -219,8 +271,9 @@ def _fitting(panels: Sequence[Panel]) -> Callable[..., Any]:
 
 
 def _restoring(
-    panels: Mapping[str, Panel], bar: Bar, row: gr.Tabs, active: gr.State, settled: gr.State, about: gr.Markdown
-) -> Callable[..., Any]:
+    named: Mapping[str, Mapping[str, Component]], bar: Bar, row: gr.Tabs, active: gr.State, settled: gr.State,
+    about: gr.Markdown,
+) -> Callable[..., Any]:  # fmt: skip
     """Fill the page from the address it was opened with; what does not fit there is told, and left at its default."""
 
     def restore(request: gr.Request) -> dict[Any, Any]:
@@ -243,13 +296,13 @@ def _restoring(
                 updates[bar.other] = gr.Dropdown(choices=[(NO_OTHER, NOTHING), *names], value=second)
             else:
                 wrong.append(f"no run {second!r}")
-        controls = {"seed": bar.seed}
-        panel = panels.get(query.get("tab", ""))
-        if panel:
-            updates |= {row: gr.Tabs(selected=query["tab"]), active: query["tab"]}
-            controls |= panel.controls
+        controls: dict[str, Component] = {"seed": bar.seed}
+        tab = query.get("tab", "")
+        if tab in named:
+            updates |= {row: gr.Tabs(selected=tab), active: tab}
+            controls |= named[tab]
         elif "tab" in query:
-            wrong.append(f"no tab {query['tab']!r}")
+            wrong.append(f"no tab {tab!r}")
         for name, control in controls.items():
             if name in query:
                 try:
@@ -264,7 +317,7 @@ def _restoring(
 
 
 def _from_text(control: Component, text: str) -> Any:
-    """The value of a control that stands in a link, checked as if a visitor had set it; ValueError or gr.Error if it cannot be."""
+    """The value of a control from a link, checked as if a visitor had set it; ValueError or gr.Error where it cannot be."""
     value: Any = text
     if isinstance(control, gr.Checkbox):
         if text not in ("yes", "no"):
@@ -329,7 +382,7 @@ def serve(tabs: Sequence[ModuleType], more: Callable[[], None] | None = None) ->
         parser.error(str(error))
     if given.mcp:
         try:
-            import mcp  # noqa: F401
+            import_module("mcp")
         except ImportError:
             parser.error('--mcp needs one more package: pip install "gradio[mcp]"')
     open_to_others = given.share or given.host not in ("127.0.0.1", "localhost", "::1")

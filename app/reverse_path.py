@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 import torch
 from frame import Bar, Code, Panel, serve
-from shell import FIRST, SECOND, class_choices, get_run, label_of, pair, test_images, told
+from shell import FIRST, HIDDEN, SECOND, class_choices, get_run, label_of, pair, test_images, told
 from torch import Tensor
 
 import rrepa_lab as rl
@@ -90,7 +90,7 @@ def features(run: rl.Run, way: Way, tap: Tap) -> dict[str, dict[str, Tensor]]:
     """
     side = run.flow.config.side
     left = way.trace.images[Tap(1, "in").name if tap.block == 1 else Tap(tap.block - 1, "out").name]
-    rows = {f"images after block {tap.block}": left, f"features, {tap.name}": _paint({"": way.trace.states[tap.name]}, side)[""]}
+    rows = {f"images after block {tap.block}": left} | _paint({f"features, {tap.name}": way.trace.states[tap.name]}, side)
     if way.teacher is not None:
         seen = {"the teacher's, of the finished images": way.teacher}
         if tap.name in run.projectors.taps:
@@ -187,7 +187,17 @@ def code(
     return Code(shell, "\n".join(lines))
 
 
-def film(block: float, run: str) -> Iterator[int]:
+def step_back(block: int, run: str) -> int:
+    """The block before this one on the way from the noise."""
+    return min(int(block) + 1, get_run(run).flow.config.blocks)
+
+
+def step_forth(block: int) -> int:
+    """The block after this one on the way to the image."""
+    return max(int(block) - 1, 1)
+
+
+def film(run: str) -> Iterator[int]:
     """The numbers of the blocks in the order in which they generate, PACE seconds apart."""
     for number in range(get_run(run).flow.config.blocks, 0, -1):
         yield number
@@ -203,7 +213,9 @@ def build(bar: Bar) -> Panel:
     gr.Markdown("**How does an image come out of noise, and what does the flow know on the way?** Drag the block.")
     way = gr.HTML(strips, elem_id="way")
     with gr.Row(equal_height=False):
-        block = gr.Slider(1, blocks, start[5], step=1, label="Block", info="1 makes the image, the last one reads the noise", elem_id="block")
+        block = gr.Slider(
+            1, blocks, start[5], step=1, label="Block", info="1 makes the image, the last one reads the noise", elem_id="block"
+        )
         layer = gr.Slider(1, layers, start[6], step=1, label="Layer", info="of that block's Transformer", elem_id="layer")
         with gr.Column(min_width=180, scale=0):
             play = gr.Button("Play", size="sm", variant="primary", elem_id="play")
@@ -215,20 +227,21 @@ def build(bar: Bar) -> Panel:
     note = gr.Markdown(said, elem_id="way-note")
     with gr.Accordion("Where it starts, and how it is steered", open=False):
         with gr.Row():
-            source = gr.Radio([NOISE, IMAGE], value=start[0], label="Start from", info="an image is encoded first, and comes back")
+            source = gr.Radio([NOISE, IMAGE], value=NOISE, label="Start from", info="an image is encoded first, and comes back")
             choice = gr.Dropdown(class_choices(run), value=start[1], label="Class", info="what the flow is asked for")
-            image = gr.Slider(0, 359, start[2], step=1, label="Test image", info="of those never trained on")
+            image = gr.Slider(0, len(test_images(run).x) - 1, 0, step=1, label="Test image", info="of those never trained on")
         with gr.Row():
             guidance = gr.Slider(0, 5, start[3], step=0.1, label="Guidance", info="0 is none")
-            temperature = gr.Slider(0.2, 2, start[4], step=0.1, label="Temperature", info="of the unconditional branch, so only with guidance")
+            temperature = gr.Slider(
+                0.2, 2, start[4], step=0.1, label="Temperature", info="of the unconditional branch, so only with guidance"
+            )
     controls = {
         "start": source, "class": choice, "image": image, "guidance": guidance, "temperature": temperature,
         "block": block, "layer": layer,
     }  # fmt: skip
-    play.click(told(film), [block, bar.run], block, api_visibility="private", show_progress="hidden", concurrency_id="film")
-    ends = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-    back.click(None, block, block, js=f"(block) => Math.min(block + 1, {blocks})")
-    forth.click(None, block, block, js="(block) => Math.max(block - 1, 1)")
+    play.click(told(film), bar.run, block, concurrency_id="film", concurrency_limit=8, **HIDDEN)
+    back.click(told(step_back), [block, bar.run], block, queue=False, **HIDDEN)
+    forth.click(step_forth, block, block, queue=False, **HIDDEN)
     return Panel(controls, [way, *views, note], draw, code, fit)
 
 
@@ -242,7 +255,7 @@ def fit(
         "class": gr.Dropdown(choices=choices, value=choice if choice in choices else choices[0]),
         "image": gr.Slider(maximum=most, value=min(int(image), most)),
         "block": gr.Slider(maximum=run.flow.config.blocks, value=tap.block),
-        "layer": gr.Slider(maximum=run.flow.config.layers, value=tap.layer),
+        "layer": gr.Slider(maximum=run.flow.config.layers, value=int(tap.layer)),
     }
 
 

@@ -5,7 +5,8 @@ Needs the `dev` extra and a Chromium (its path in $CHROMIUM, /usr/bin/chromium b
 
 import os
 
-from demo import build_demo, launch
+from demo import build_demo
+from frame import launch
 from playwright.sync_api import sync_playwright
 
 from rrepa_lab.places import bundled

@@ -15,6 +15,7 @@ import pandas as pd
 
 import rrepa_lab as rl
 from rrepa_lab.data.datasets import Batch
+from rrepa_lab.data.pixels import read_picture
 from rrepa_lab.errors import LabError
 from rrepa_lab.places import assets, runs_root
 
@@ -23,8 +24,9 @@ FIRST, SECOND = "digits-reverse", "digits-none"
 NOTHING = ""  # the run to compare with, when there is none
 LARGEST_SEED = 2**31 - 1
 TESTED = 1000
-# of events that repaint the page
-QUIET: dict[str, Any] = {"concurrency_id": MODEL, "api_visibility": "private", "show_progress": "hidden"}
+# of events that belong to the page alone, and of those among them that compute
+HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+QUIET: dict[str, Any] = {"concurrency_id": MODEL, **HIDDEN}
 
 lock = RLock()
 
@@ -65,7 +67,7 @@ def get_run(name: str) -> rl.Run:
 
 
 @lru_cache(maxsize=8)
-def _loaded(folder: Path, stamp: int, device: str) -> rl.Run:  # noqa: ARG001
+def _loaded(folder: Path, stamp: int, device: str) -> rl.Run:
     return rl.load(folder, device)
 
 
@@ -150,6 +152,28 @@ def computes(handler: Callable[..., Any]) -> Callable[..., Any]:
             values.close()
 
     return told(generator if inspect.isgeneratorfunction(handler) else wrapper)
+
+
+# --- pictures from outside ---------------------------------------------------------------------------------------------
+
+
+def picture_field(**settings: Any) -> gr.Image:
+    """A field for a picture, whose files are read by `read_picture`: what is wrong with one is told in a line."""
+    field = gr.Image(type="pil", **settings)
+    inherited = field.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        if payload is None or payload.path is None:
+            return inherited(payload)
+        with notices():
+            try:
+                return read_picture(payload.path)
+            except LabError as error:
+                name = Path(payload.path).name
+                raise LabError(str(error).replace(name, payload.orig_name or name)) from None
+
+    field.preprocess = preprocess  # type: ignore[method-assign]
+    return field
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -269,7 +269,7 @@ def test_bench(capsys, tmp_path, monkeypatch):
         (["sample", "digits-none", "--out", "x.txt"], "a picture must be a .png, .webp or .jpg file, not x.txt"),
         (["sample", "digits-none", "--guidance", "-1", "--out", "x.png"], "guidance must be >= 0"),
         (["classify", "digits-none", "nothing.png"], "no picture at nothing.png"),
-        (["classify", "digits-none", __file__], "is not a picture that can be read"),
+        (["classify", "digits-none", __file__], "is not a picture: give a PNG"),
         (["classify", "digits-none"], "give picture files, or --split test"),
         (["classify", "digits-none", "--split", "test", "--blocks", "5"], "blocks [5] must be some of 1..4"),
         (["classify", "digits-none", "--split", "test", "--method", "guess"], "unknown classification method 'guess'"),

@@ -31,6 +31,7 @@ def register(commands: Any) -> None:
     sample.add_argument("--labels", help="classes: 3, or 0..9, or 1,4,7 (none: unconditional)")
     sample.add_argument("--seeds", default="0..15", help="seeds, spelled like labels")
     sample.add_argument("--guidance", type=float, default=0.0, help="classifier-free guidance weight")
+    sample.add_argument("--temperature", type=float, default=1.0, help="of the unconditional branch, so only with guidance")
     sample.add_argument("--no-denoise", action="store_true", help="leave out the last step along the score")
     sample.add_argument("--method", default="auto", help="decoding: auto, cached, sequential")
     sample.add_argument("--out", default="grid.png", help="picture to write")
@@ -127,6 +128,7 @@ def _sample(given: argparse.Namespace) -> int:
         [seed for _, seed in pairs],
         [label for label, _ in pairs],
         given.guidance,
+        temperature=given.temperature,
         denoise=not given.no_denoise,
         method=given.method,
     )

@@ -58,6 +58,7 @@ def _register_trace(commands: Any) -> None:
     trace.add_argument("--taps", default="block.*.layer.*", help="which states: names or patterns, separated by commas")
     trace.add_argument("--label", default="none", help="a class id for all, own (the split's labels), or none")
     trace.add_argument("--guidance", type=float, default=0.0, help="classifier-free guidance weight")
+    trace.add_argument("--temperature", type=float, default=1.0, help="of the unconditional branch, so only with guidance")
     trace.add_argument("--out", metavar="FILE", help="write states and path to a .safetensors file")
     trace.add_argument("--picture", metavar="FILE", help="write the path of every image as a picture")
     _add_csv(trace)
@@ -99,11 +100,12 @@ def _trace(given: argparse.Namespace) -> int:
     elif given.label != "none":
         y = torch.full((len(source),), integers("--label", given.label)[0])
     taps = words(given.taps)
-    result = trace(run, source, y, given.direction, taps, guidance=given.guidance)
+    steered = {"guidance": given.guidance, "temperature": given.temperature}
+    result = trace(run, source, y, given.direction, taps, **steered)
     other = None
     if source.ndim == 4:
         opposite = "forward" if result.direction == "reverse" else "reverse"
-        other = trace(run, source, y, opposite, taps, guidance=given.guidance, path=False, check=False)
+        other = trace(run, source, y, opposite, taps, **steered, path=False, check=False)
     lines = []
     for tap in run.flow.resolve(taps):
         state = result.states[tap.name]
@@ -112,7 +114,7 @@ def _trace(given: argparse.Namespace) -> int:
     table = pd.DataFrame(lines)
     error = float(result.error.max())
     table = table.assign(
-        round_trip_error=error, direction=result.direction, source=numbers, label=given.label, guidance=given.guidance,
+        round_trip_error=error, direction=result.direction, source=numbers, label=given.label, **steered,
         n=len(source), device=given.device,
     )  # fmt: skip
     write_csv(given.csv, table)
@@ -146,19 +148,11 @@ def _save_states(path: Path, states: dict[str, "Tensor"], images: dict[str, "Ten
 def _pictures(run: "Run", paths: list[str]) -> "Tensor":
     """Picture files at the flow's size, (B, C, H, W)."""
     import torch
-    from PIL import Image, UnidentifiedImageError
 
-    from rrepa_lab.data.pixels import from_picture
+    from rrepa_lab.data.pixels import from_picture, read_picture
 
-    images = []
-    for path in paths:
-        try:
-            with Image.open(path) as opened:
-                images.append(from_picture(opened, run.flow.config.channels, run.flow.config.image_size))
-        except (FileNotFoundError, IsADirectoryError):
-            raise LabError(f"no picture at {path}") from None
-        except (UnidentifiedImageError, OSError) as error:
-            raise LabError(f"{path} is not a picture that can be read ({type(error).__name__})") from None
+    config = run.flow.config
+    images = [from_picture(read_picture(path), config.channels, config.image_size) for path in paths]
     return torch.cat(images).to(run.device)
 
 

@@ -1,8 +1,11 @@
 """Pixel values: scaling to [-1, 1] and back, training noise, dequantization, pictures from outside."""
 
+import warnings
+from pathlib import Path
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,6 +41,42 @@ def training_noise(x: Tensor, kind: str, std: float, levels: int, generator: tor
 def to_uint8(x: Tensor) -> np.ndarray:
     """Images (B, C, H, W) in [-1, 1] -> (B, H, W, C) uint8; C is 1 or 3."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def read_picture(path: Path | str) -> Image.Image:
+    """A picture file as RGB, eight bits a channel: turned as its camera says, transparent parts on white, 16 bits scaled down.
+
+    Raises: LabError for a file that is missing, empty, no picture, broken off, or larger than 89 megapixels.
+    """
+    path = Path(path)
+    try:
+        if not path.stat().st_size:
+            raise LabError(f"{path.name} is empty: there is no picture in it")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                picture = opened if opened.getexif().get(0x0112, 1) == 1 else ImageOps.exif_transpose(opened)
+                return _eight_bits(picture)
+    except (FileNotFoundError, IsADirectoryError):
+        raise LabError(f"no picture at {path}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise LabError(f"{path.name} is too large: pictures may have up to 89 megapixels") from None
+    except UnidentifiedImageError:
+        raise LabError(f"{path.name} is not a picture: give a PNG, JPEG, WebP, GIF, BMP or TIFF file") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, LabError):
+            raise
+        raise LabError(f"{path.name} is a picture that cannot be read to its end ({type(error).__name__})") from None
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which PIL would clip at 255
+        values = np.asarray(picture).astype(np.float64)
+        picture = Image.fromarray((values * (255 / (65535 if values.max() > 255 else 255))).round().astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
 
 
 def from_picture(picture: Image.Image, channels: int, size: int) -> Tensor:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from torch import Tensor
 
 from rrepa_lab.analysis.classify import Classification
 from rrepa_lab.analysis.report import ClassificationReport
@@ -28,20 +30,28 @@ def class_scores(
 
 
 def class_race(
-    result: Classification, classes: Sequence[str], row: int = 0, truth: int | None = None, run: str = "", top: int = 10
+    result: Classification,
+    classes: Sequence[str],
+    row: int = 0,
+    truth: int | None = None,
+    run: str = "",
+    top: int = 10,
+    until: int | None = None,
 ) -> go.Figure:
     """The scores of one image's classes step by step (iterated) or draw by draw; the `top` best at the end are drawn.
 
-    `truth` is the class it belongs to, drawn with a thicker line.
+    `truth` is the class it belongs to, drawn with a thicker line. `until` ends the curves after that many steps, on the axes
+    of the whole race.
     """
     path = result.path[:, row].tolist()
+    shown = path if until is None else path[: until + 1]
     iterated = result.method == "iterated"
     steps = list(range(len(path))) if iterated else list(range(1, len(path) + 1))
     order = sorted(range(len(classes)), key=lambda k: -path[-1][k])[:top]
     figure = go.Figure()
     for place, k in enumerate(order):
         figure.add_scatter(
-            name=classes[k], x=steps, y=[scores[k] for scores in path], mode="lines+markers",
+            name=classes[k], x=steps[: len(shown)], y=[scores[k] for scores in shown], mode="lines+markers",
             line={"color": COLOURS[place % len(COLOURS)], "width": 4 if k == truth else 1.5},
             marker={"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 6},
         )  # fmt: skip
@@ -49,8 +59,36 @@ def class_race(
     figure.update_yaxes(title=_UNITS.get(result.method, "score"))
     right = "" if truth is None else f" (truth: {classes[truth]}, thick line)"
     caption = f"one image{right}, {len(order)} best of {len(classes)} classes, best first" + (f"; {run}" if run else "")
-    winner = classes[order[0]]
-    return styled(figure, f"Which class wins? {winner}, by {METHOD_NAMES[result.method]}", caption, height=350, legend=2)
+    if len(shown) < len(path):
+        low, high = min(map(min, path)), max(map(max, path))
+        figure.update_xaxes(range=[steps[0] - 0.5, steps[-1] + 0.5])
+        figure.update_yaxes(range=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
+    winner = classes[max(range(len(classes)), key=lambda k: shown[-1][k])]
+    title = f"Which class {'wins' if len(shown) == len(path) else 'leads'}? {winner}, by {METHOD_NAMES[result.method]}"
+    return styled(figure, title, caption, height=350, legend=2)
+
+
+def evidence_map(parts: Mapping[str, Tensor], classes: Sequence[str], what: str = "one image") -> go.Figure:
+    """Which block speaks for which class: one image's `rl.evidence` (N, K) of several runs, on one scale around zero."""
+    figure = make_subplots(1, len(parts), subplot_titles=list(parts), shared_yaxes=True, horizontal_spacing=0.04)
+    most = max(float(values.abs().max()) for values in parts.values())
+    for column, (name, values) in enumerate(parts.items(), start=1):
+        blocks = [str(number) for number in range(1, len(values) + 1)]
+        figure.add_heatmap(
+            z=values.numpy(), x=list(classes), y=blocks, coloraxis="coloraxis", xgap=1, ygap=2, name=name, row=1, col=column,
+            hovertemplate=f"{name}<br>block %{{y}}, class %{{x}}: %{{z:.3f}} nats per logit<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title="class", type="category")
+    figure.update_yaxes(type="category")
+    figure.update_yaxes(title="block that sees the label", col=1)
+    figure.update_layout(
+        coloraxis={
+            "colorscale": "PuOr", "cmin": -most, "cmax": most, "colorbar": {"thickness": 12, "title": {"text": "nats"}},
+        }
+    )  # fmt: skip
+    figure.update_annotations(font={"size": 12})
+    caption = f"{what}; the one-step score split by block, nats per logit; a column sums to the class's score"
+    return styled(figure, "Which block speaks for which class?", caption, height=260, legend=0)
 
 
 def confusion(report: ClassificationReport) -> go.Figure:
