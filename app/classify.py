@@ -170,7 +170,7 @@ def browse(run: str, other: str, seed: int, by: str, of: str, taken_for: str, mi
     )
     more = f", the {MOST} least sure shown" if len(rows) > MOST else ""
     note = f"**{len(rows)} of {len(table)}** test images by {run} and {by}{of_other}{more}. Choose one to see it above."
-    return plots[0], plots[1] if len(plots) > 1 else None, gr.Gallery(items, selected_index=None), note
+    return plots[0], plots[1] if len(plots) > 1 else None, gr.update(value=items, selected_index=None), note
 
 
 def pick(run: str, by: str, of: str, taken_for: str, mistakes: bool, event: gr.SelectData) -> tuple[int, None]:

@@ -7,12 +7,14 @@ from types import ModuleType
 
 import classify
 import endpoints
+import feature_map
 import frame
 import gradio as gr
 import reverse_path
 import samples
+import training
 
-TABS: list[ModuleType] = [reverse_path, classify, samples]
+TABS: list[ModuleType] = [reverse_path, classify, samples, feature_map, training]
 
 
 def build_demo() -> gr.Blocks:

@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
+import torch
 from gradio.components import Component
 from shell import (
     FIRST,
@@ -83,7 +84,7 @@ class Panel:
     draw: (run, other, seed, *controls, *uses) -> one value for each of `outputs`, or a generator of such.
     code: with the same arguments -> Code; that of a tab's first panel is shown. fit: (run, *controls) -> updates, by name,
     of controls whose range depends on the run. uses: what else the drawing depends on, and links leave out.
-    stop: a button that ends a long drawing.
+    stop: a button that ends a long drawing. locked: whether the drawing computes with a model, and so waits for its turn.
     """
 
     controls: Mapping[str, Component]
@@ -93,6 +94,7 @@ class Panel:
     fit: Callable[..., Mapping[str, Any]] | None = None
     uses: Sequence[Component] = ()
     stop: gr.Button | None = None
+    locked: bool = True
 
     @property
     def inputs(self) -> list[Component]:
@@ -107,6 +109,7 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
         query = gr.Textbox(label="Query", elem_classes="unseen")
         with gr.Sidebar(width=300):
             bar, about = _sidebar()
+            status = gr.Markdown(status_line(), elem_id="status")
             copy = gr.Button("Copy link", size="sm")
             link = gr.Textbox(label="Link to this view", interactive=False, buttons=["copy"], visible=False, elem_id="link")
             as_code = gr.Button("Show as code", size="sm")
@@ -129,12 +132,14 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
         as_code.click(None, js=OPEN_CODE)
         copy.click(None, query, link, js=COPY).then(lambda: gr.Textbox(visible=True), None, link, queue=False, **HIDDEN)
         sides = [bar.run, bar.other, bar.seed]
+        busy = QUIET | {"show_progress": "minimal", "show_progress_on": status}
         turns = [active.change, settled.change, bar.other.change, bar.seed.change]
         for name, parts in panels.items():
             for panel in parts:
                 drawn = gr.on(
                     [*turns, *(_changed(component) for component in panel.inputs)],
-                    _drawing(name, panel), [active, *sides, *panel.inputs], panel.outputs, trigger_mode="always_last", **QUIET,
+                    _drawing(name, panel), [active, *sides, *panel.inputs], panel.outputs, trigger_mode="always_last",
+                    **busy,
                 )  # fmt: skip
                 if panel.stop:
                     panel.stop.click(None, cancels=drawn)
@@ -177,6 +182,13 @@ def _sidebar() -> tuple[Bar, gr.Markdown]:
     return Bar(run, other, seed), about
 
 
+def status_line() -> str:
+    """What computes here; while it is at work the page shows seconds, and its place in the queue, in this line."""
+    if desk.device != "cpu":
+        return f"Ready. GPU: {torch.cuda.get_device_name(torch.device(desk.device))}"
+    return f"Ready. CPU, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}"
+
+
 def about_run(name: str) -> str:
     """What a run is, in a few lines: strategy, data, step, scores, device."""
     run = get_run(name)
@@ -210,15 +222,17 @@ def refreshed() -> tuple[Any, Any]:
 def _drawing(name: str, panel: Panel) -> Callable[..., Any]:
     """Draw a panel if its tab is the one that is open."""
 
-    @computes
     def draw(active: str, run: str, other: str, seed: int | None, *values: Any) -> Any:
         if active != name:
-            yield gr.skip()
-            return
-        made = panel.draw(run, other or NOTHING, checked_seed(seed), *values)
-        yield from made if inspect.isgenerator(made) else [made]
+            return gr.skip()
+        return panel.draw(run, other or NOTHING, checked_seed(seed), *values)
 
-    return draw
+    def stream(active: str, run: str, other: str, seed: int | None, *values: Any) -> Any:
+        if active == name:
+            yield from panel.draw(run, other or NOTHING, checked_seed(seed), *values)
+
+    drawing = stream if inspect.isgeneratorfunction(panel.draw) else draw
+    return computes(drawing) if panel.locked else told(drawing)
 
 
 def _describing(name: str, panels: Sequence[Panel]) -> Callable[..., Any]:

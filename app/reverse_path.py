@@ -154,7 +154,7 @@ def draw(
     )
     strips = picture_table(paths, caption, f"after block {int(block)}", "from noise to image")
     note = "Colours are the first three principal components, fitted to the six images of a row (the two last rows share them)."
-    second = views[1] if len(views) > 1 else gr.HTML(visible=False)
+    second = gr.update(value=views[1], visible=True) if len(views) > 1 else gr.update(visible=False)
     return strips, views[0], second, "  \n".join([*lines, note])
 
 
@@ -223,7 +223,10 @@ def build(bar: Bar) -> Panel:
                 back = gr.Button("◀ noise", size="sm", min_width=70, elem_id="step-back")
                 forth = gr.Button("image ▶", size="sm", min_width=70, elem_id="step-forth")
     with gr.Row(equal_height=False):
-        views = [gr.HTML(left, elem_id="features"), gr.HTML(right, elem_id="features-other")]
+        views = []
+        for made, place in ((left, "features"), (right["value"], "features-other")):
+            with gr.Column(min_width=320):  # beside one another where there is room
+                views.append(gr.HTML(made, elem_id=place))
     note = gr.Markdown(said, elem_id="way-note")
     with gr.Accordion("Where it starts, and how it is steered", open=False):
         with gr.Row():

@@ -91,7 +91,7 @@ def _view(
         count = len(drawn[0].images)
         what = _words(choice, runs[name])
         alt = f"{len(drawn) * count} samples of {what} from {name}"
-        sheets.append((f"**{name}**", gr.Image(sheet(drawn, len(wanted[name])), alt_text=alt, visible=True)))
+        sheets.append((f"**{name}**", gr.update(value=sheet(drawn, len(wanted[name])), alt_text=alt, visible=True)))
         seconds, error = sum(part.seconds for part in drawn), max(part.error for part in drawn)
         costs.append(f"{name} {seconds:.2f} s, back at its noise within {error:.1e}")
     name, one = next(iter(runs.items()))
@@ -103,7 +103,7 @@ def _view(
         f"Demo size: a flow of {parameters(one)} on {one.flow.config.image_size}x{one.flow.config.image_size} "
         f"{one.config.data.name}."
     )
-    second = sheets[1] if len(sheets) > 1 else ("", gr.Image(visible=False))
+    second = sheets[1] if len(sheets) > 1 else ("", gr.update(visible=False))
     return *sheets[0], *second, caption[0].upper() + caption[1:]
 
 

@@ -39,6 +39,8 @@ def bench(which: str = "classify", repeats: int = 7, threads: int = 2, device: s
         which: "classify": one gradient step and Bayes' rule for 10, 100 and 1,000 classes. "decode": the ways to invert
             a flow, on the bundled digits-reverse; see `decoding`, whose columns seconds_per_image and error it has too.
             "strategies": a training step under every alignment strategy; see `step_costs`, whose column kept_mib it has.
+            "page": from the start of the page to its first picture, and from a key to the repaint, in a headless Chromium
+            (a row's ratio is then empty).
         repeats: rounds; each round runs every case once, in turn.
         threads: of torch, on a CPU.
 
@@ -100,7 +102,16 @@ def _strategies(repeats: int, device: str) -> pd.DataFrame:
     ).drop(columns=["strategy", "refinements"])  # fmt: skip
 
 
-BENCHES: dict[str, Callable[[int, str], pd.DataFrame]] = {"classify": _classify, "decode": _decode, "strategies": _strategies}
+def _page(repeats: int, device: str) -> pd.DataFrame:
+    """Seconds until the page answers, in a headless Chromium."""
+    from rrepa_lab.bench_page import page_times
+
+    return page_times(repeats, torch.get_num_threads(), device).assign(ratio=float("nan"), reference="", images=1)
+
+
+BENCHES: dict[str, Callable[[int, str], pd.DataFrame]] = {
+    "classify": _classify, "decode": _decode, "strategies": _strategies, "page": _page,
+}  # fmt: skip
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from rrepa_lab.places import bundled
 # under pytest-xdist the workers share the cores, with the kernels and commands they start
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 # small, and different in everything that can differ
 CONFIGS = {
@@ -93,45 +93,66 @@ def page_runs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def page(page_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of `python app/demo.py`, started as a person starts it, from another folder."""
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("elsewhere")
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def served(command: list[str], address: str, folder: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that answers at its address, started in `folder` and ended afterwards."""
     log = folder / "log"
-    command = [sys.executable, str(bundled("app") / "demo.py"), "--port", str(port), "--run-dir", str(page_runs)]
     with log.open("w") as stream:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-        )
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(900):
-        with contextlib.suppress(OSError), urllib.request.urlopen(address) as answer:
-            if answer.status == 200:
+        process = subprocess.Popen(command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | env)
+    end = time.monotonic() + 90
+    try:
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=2):
                 break
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.1)
-    yield address
-    process.terminate()
-    process.wait(10)
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, f"no answer from {address}"
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@contextlib.contextmanager
+def chromium(width: int = 1280, height: int = 1000) -> Iterator[Any]:
+    """A page of a headless Chromium that goes nowhere by itself."""
+    sync = pytest.importorskip("playwright.sync_api")
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    with sync.sync_playwright() as player:
+        browser = player.chromium.launch(
+            executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=["--no-sandbox", *quiet]
+        )
+        yield browser.new_page(viewport={"width": width, "height": height})
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def page_server(page_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """Address and process id of `python app/demo.py`, started as a person starts it, from another folder."""
+    port = free_port()
+    command = [sys.executable, str(bundled("app") / "demo.py"), "--port", str(port), "--run-dir", str(page_runs)]
+    address = f"http://127.0.0.1:{port}"
+    with served(command, address, tmp_path_factory.mktemp("elsewhere"), HF_HUB_OFFLINE="1") as process:
+        yield address, process.pid
+
+
+@pytest.fixture(scope="session")
+def page(page_server: tuple[str, int]) -> str:
+    """The address of the page."""
+    return page_server[0]
 
 
 @pytest.fixture
 def view(page: str) -> Iterator[Any]:
-    """The page in a headless Chromium; `view.errors` are what its console complained of, `view.strays` requests to elsewhere."""
-    sync = pytest.importorskip("playwright.sync_api")
-    quiet = [
-        "--no-sandbox",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--no-first-run",
-    ]
-    with sync.sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=quiet)
-        opened = browser.new_page(viewport={"width": 1280, "height": 1000})
+    """The page in a browser; `view.errors` is what its console complained of, `view.strays` are requests to elsewhere."""
+    with chromium() as opened:
         opened.errors, opened.strays = [], []
         opened.on("console", lambda message: opened.errors.append(message.text) if message.type == "error" else None)
         opened.on("pageerror", lambda error: opened.errors.append(str(error)))
@@ -139,4 +160,3 @@ def view(page: str) -> Iterator[Any]:
         opened.goto(page)
         opened.wait_for_selector("#way img")
         yield opened
-        browser.close()

@@ -1,14 +1,11 @@
-"""The page: handlers without a browser, endpoints through gradio's own client, and a real browser under `-m browser`."""
+"""The page without a browser: handlers as plain functions, the frame, and what is read from outside."""
 
-import contextlib
+import io
 import json
-import os
-import socket
+import shlex
 import subprocess
 import sys
-import time
-import urllib.request
-from pathlib import Path
+import zipfile
 
 import numpy as np
 import pytest
@@ -16,53 +13,249 @@ import torch
 from PIL import Image
 
 import rrepa_lab as rl
-from rrepa_lab.data.pixels import from_picture
+from rrepa_lab.cli import main
+from rrepa_lab.data.pixels import from_picture, read_picture
 from rrepa_lab.places import bundled
+from rrepa_lab.sampling.sample import noise
+from rrepa_lab.viz.html import picture_table
 from rrepa_lab.viz.images import picture
 
 gr = pytest.importorskip("gradio")
+PAIR = ("digits-reverse", "digits-none")
 
 
-# --- handlers ---------------------------------------------------------------------------------------------------------
+def run_code(code):
+    """What a snippet of the page leaves behind."""
+    left: dict = {}
+    exec(compile(code.python, "view", "exec"), left)
+    return left
+
+
+# --- reverse path -----------------------------------------------------------------------------------------------------
+
+START = ("fresh noise", "3", 0, 1.5, 0.8, 3, 2)
+
+
+def test_the_way_is_the_trace_of_the_library():
+    import reverse_path
+
+    run = rl.load("digits-reverse")
+    way = reverse_path.way_of(run, *START[:1], 17, *START[2:3], "3", 1.5, 0.8, "block.3.layer.2")
+    expected = rl.trace(run, noise(run.flow, range(17, 23)), 3, "reverse", "block.*.layer.*", guidance=1.5, temperature=0.8)
+    assert torch.equal(way.trace.states["block.3.layer.2"], expected.states["block.3.layer.2"])
+    assert torch.equal(way.trace.error, expected.error)
+    made = rl.sample(run, range(17, 23), 3, 1.5, temperature=0.8)
+    assert torch.allclose(way.finished, made.images, atol=1e-5)
+    stages = reverse_path.strip(way, 3)
+    assert list(stages) == ["noise", "after block 4", "after block 3", "after block 2", "after block 1", "finished"]
+    assert torch.equal(stages["after block 1"], expected.images["block.1.in"][0])
+
+
+def test_the_strip_shows_both_runs_and_marks_the_block():
+    import reverse_path
+
+    strips, left, right, said = reverse_path.draw(*PAIR, 0, *START)
+    assert strips.count("<img") == 12
+    assert strips.count('class="marked"') == 2
+    assert 'alt="from noise to image, digits-none, seed 0, after block 3"' in strips
+    assert "features through the projector" in left
+    assert "features through the projector" not in right["value"], "digits-none is not aligned"
+    assert "blocks.2.transformer.layers.1" in said
+    one, _, nothing, _ = reverse_path.draw("digits-none", "", 0, *START)
+    assert one.count("<img") == 6
+    assert nothing == gr.update(visible=False)
+
+
+def test_the_cosine_of_the_way_is_that_of_the_alignment():
+    """On test images the reverse features are the forward ones, so `rl.alignment` must say the same."""
+    import reverse_path
+
+    run = rl.load("digits-reverse")
+    tap = "block.3.layer.2"
+    way = reverse_path.way_of(run, reverse_path.IMAGE, 0, 40, "any (no label)", 0.0, 1.0, tap)
+    x = run.data("test").x[40:46]
+    expected = rl.alignment(run, x, None, "forward", [tap]).similarity[tap]
+    said = reverse_path.facts("digits-reverse", run, way, reverse_path.Tap.parse(tap))
+    assert f"projector {expected:.3f}" in said
+
+
+def test_other_blocks_and_classes_than_the_sliders_know_are_brought_into_range(trained):
+    import reverse_path
+
+    run = rl.load(trained)  # 2 blocks x 2 layers
+    assert reverse_path.tap_in(run, 4, 4).name == "block.2.layer.2"
+    updates = reverse_path.fit(run, "fresh noise", "eleven", 999, 0.0, 1.0, 4, 4)
+    assert (updates["block"].maximum, updates["block"].value) == (2, 2)
+    assert updates["class"].value == "any (no label)"
+    assert updates["image"].value == 359
+
+
+def test_the_film_goes_from_the_noise_to_the_image(monkeypatch):
+    import reverse_path
+
+    monkeypatch.setattr(reverse_path, "PACE", 0)
+    assert list(reverse_path.film("digits-none")) == [4, 3, 2, 1]
+    assert reverse_path.step_back(4, "digits-none") == 4
+    assert reverse_path.step_forth(2) == 1
+
+
+@pytest.mark.parametrize("start", ["fresh noise", "test image"])
+def test_code_of_the_way_gives_its_numbers(start, tmp_path, monkeypatch):
+    import reverse_path
+
+    values = (*PAIR, 5, start, "3", 2, 1.0, 0.9, 4, 1)
+    code = reverse_path.code(*values)
+    way = reverse_path.way_of(rl.load("digits-reverse"), start, 5, 2, "3", 1.0, 0.9, "block.4.layer.1")
+    made = run_code(code)["t"]
+    assert torch.equal(made.states["block.4.layer.1"], way.trace.states["block.4.layer.1"])
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(code.shell)[1:]) == 0
+    from safetensors.torch import load_file
+
+    stored = load_file("states.safetensors")["block.4.layer.1"]
+    assert torch.equal(stored, way.trace.states["block.4.layer.1"])
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
 
 
 def test_sheets_show_the_samples_of_the_library():
-    from tabs import samples
+    import samples
 
-    left, right, caption = samples.sheets("digits-reverse", "digits-none", 4, 7, 2.0, True)
-    made = rl.sample(rl.load("digits-reverse"), range(7, 23), 3, 2.0)
-    shown = from_picture(left["value"].crop((10, 10, 90, 90)), 1, 8)
+    *_, last = samples.draw(*PAIR, 7, "3", 4, 2.0, 1.0, True, "auto")
+    made = rl.sample(rl.load("digits-reverse"), range(7, 11), 3, 2.0)
+    heading, sheet, other, _, caption = last
+    scale = samples.SHEET // 32
+    shown = from_picture(sheet["value"].crop((scale, scale, 9 * scale, 9 * scale)), 1, 8)
     assert (shown[0] - made.images[0]).abs().max() < 0.01
-    assert left["alt_text"] == "16 samples of class 3 from digits-reverse"
-    assert right["label"] == "digits-none"
-    assert "seeds 7 to 22" in caption
+    assert heading == "**digits-reverse**"
+    assert other == "**digits-none**"
+    assert sheet["alt_text"] == "4 samples of class 3 from digits-reverse"
+    assert "seeds 7 to 10" in caption
     assert "Demo size" in caption
 
 
-def test_no_label_is_a_choice():
-    from tabs import samples
+def test_sheets_fill_row_by_row(monkeypatch):
+    import samples
 
-    left, _, caption = samples.sheets("digits-reverse", "digits-none", 0, 0, 0.0, False)
-    assert "any class" in caption
-    assert "as generated" in caption
-    assert left["value"].size[0] > 300
+    monkeypatch.setattr(samples, "BREATH", 0)
+    views = list(samples.draw(*PAIR, 3, samples.EVERY, 2, 0.0, 1.0, True, "cached"))
+    assert len(views) == 10
+    assert "2 samples" in views[0][1]["alt_text"]
+    assert "20 samples" in views[-1][1]["alt_text"]
+    assert len({view[1]["value"].size for view in views}) == 1, "room is kept for what is to come"
+
+
+def test_the_decoding_error_is_measured():
+    import samples
+
+    run = rl.load("digits-none")
+    for method in ("cached", "sequential"):
+        drawn = samples.row(run, 3, 0, 4, 1.0, 1.0, True, method)
+        assert 0 < drawn.error < 1e-4
+        assert torch.allclose(drawn.images, rl.sample(run, range(4), 3, 1.0, method=method).images)
+
+
+def test_code_of_the_samples_gives_their_images(tmp_path, monkeypatch):
+    import samples
+
+    controls = (samples.EVERY, 2, 1.0, 0.9, True, "auto")
+    code = samples.code(*PAIR, 3, *controls)
+    made = run_code(code)["s"]
+    run = rl.load("digits-reverse")
+    rows = torch.cat([samples.row(run, label, 3, *controls[1:]).images for label in range(10)])
+    assert torch.allclose(made.images, rows, atol=1e-5)
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(code.shell)[1:]) == 0
+    with Image.open("grid.png") as opened:
+        assert opened.size == (2 * 9 * 8 + 8, 10 * 9 * 8 + 8)
+        first = from_picture(opened.crop((8, 8, 72, 72)), 1, 8)
+    assert (first[0] - rows[0]).abs().max() < 0.01
+
+
+def test_the_zip_holds_every_image_and_says_how_it_was_made():
+    import samples
+
+    path = samples.pack(*PAIR, 5, "7", 3, 0.0, 1.0, False, "auto")
+    with zipfile.ZipFile(path) as archive:
+        about = json.loads(archive.read("metadata.json"))
+        assert [entry["seed"] for entry in about["images"] if entry["run"] == "digits-none"] == [5, 6, 7]
+        assert about["denoise"] is False
+        files = {entry["file"] for entry in about["images"]}
+        assert files | {"metadata.json", "digits-none.png", "digits-reverse.png"} == set(archive.namelist())
+        with Image.open(io.BytesIO(archive.read("digits-none/label-7-seed-6.png"))) as opened:
+            x = from_picture(opened, 1, 8)
+    expected = rl.sample(rl.load("digits-none"), [6], 7, denoise=False).images
+    assert (x - expected).abs().max() < 0.01
+
+
+# --- classify ---------------------------------------------------------------------------------------------------------
 
 
 def test_judge_says_what_the_library_says():
-    from tabs import classify
+    import classify
 
-    seen = classify.test_digit("digits-reverse", 5)
-    run = rl.load("digits-reverse")
-    x = run.data("test").x[5:6]
-    for words, method in classify.METHODS.items():
-        _, figure, verdict = classify.judge("digits-reverse", "digits-none", words, seen)
-        expected = rl.classify(run, x, method)
-        assert np.allclose(figure.data[0].y, expected.scores[0].tolist())
-        assert f"**digits-reverse** says **{int(expected.label)}**" in verdict
+    runs = {name: rl.load(name) for name in PAIR}
+    x, y = runs["digits-none"].data("test")
+    first, last = classify.judge(*PAIR, 0, 5, None)
+    expected = {name: rl.classify(run, x[5:6]) for name, run in runs.items()}
+    for trace in first[2].data:
+        assert np.allclose(trace.y, expected[trace.name].scores[0].tolist())
+        assert f"**{trace.name}** says **{int(expected[trace.name].label)}**" in first[1]
+    assert f"a {int(y[5])}" in first[1]
+    for trace in last[3].data:
+        bayes = rl.classify(runs[trace.name], x[5:6], "bayes")
+        assert np.allclose(trace.y, bayes.scores[0].tolist(), atol=1e-3)
+        assert f"{float(bayes.probability.max()):.1%} sure" in last[1]
+    for trace in last[4].data:
+        assert np.allclose(trace.z, rl.evidence(runs[trace.name], x[5:6])[0])
+
+
+def test_the_race_stops_at_the_step_on_the_axes_of_the_whole():
+    import classify
+
+    x = rl.load("digits-none").data("test").x[8:9]
+    path = rl.classify(rl.load("digits-none"), x, "iterated").path
+    _, figure = classify.race(*PAIR, 0, 6, 8, None)
+    assert len(figure.data[0].y) == 7
+    best = next(trace for trace in figure.data if trace.name == str(int(path[-1].argmax())))
+    assert np.allclose(best.y, path[:7, 0, int(path[-1].argmax())])
+    _, whole = classify.race(*PAIR, 0, 20, 8, None)
+    assert figure.layout.xaxis.range[1] == len(whole.data[0].y) - 0.5
+
+
+def test_mistakes_are_those_of_the_report():
+    import classify
+
+    run = rl.load("digits-none")
+    report = rl.classification_report(run)
+    wrong = {int(row) for row in report.images.loc[~report.images["right"].astype(bool), "image"]}
+    first, second, gallery, note = classify.browse("digits-none", "digits-reverse", 0, "one gradient step", "any", "any", True)
+    assert set(classify.chosen(report, "any", "any", True)) == wrong
+    assert len(gallery["value"]) == len(wrong)
+    assert f"**{len(wrong)} of 360**" in note
+    assert first.layout.title.text.startswith("digits-none:")
+    assert np.array(first.data[0].text).sum() == np.array(second.data[0].text).sum() == 360
+    eights = classify.chosen(report, "8", "any", False)
+    assert len(eights) == int((run.data("test").y == 8).sum())
+    event = gr.SelectData(None, {"index": 2, "value": None})
+    assert classify.pick("digits-none", "one gradient step", "8", "any", False, event)[0] == eights[2]
+
+
+def test_code_of_the_classification_gives_its_scores(capsys):
+    import classify
+
+    code = classify.code(*PAIR, 0, 11, None)
+    left = run_code(code)
+    assert torch.equal(left["c"].scores, rl.classify(rl.load("digits-reverse"), left["x"], "bayes").scores)
+    drawn = classify.code(*PAIR, 0, 11, ([[[0.5] * 8] * 8], "your drawing"))
+    assert run_code(drawn)["x"].shape == (1, 1, 8, 8)
+    assert main(shlex.split(code.shell)[1:]) == 0
+    assert "gradient_accuracy" in capsys.readouterr().out
 
 
 def test_uploads_are_turned_to_light_on_dark():
-    from tabs import classify
+    import classify
 
     x = rl.load("digits-none").data("test").x[0]
     light_on_dark = classify.upload("digits-none", picture(x, scale=10))
@@ -71,192 +264,183 @@ def test_uploads_are_turned_to_light_on_dark():
     assert "turned" in dark_on_light[1]
 
 
-def test_mistakes_become_notices():
-    from shell import told
-    from tabs import classify, samples
+# --- shell and frame --------------------------------------------------------------------------------------------------
 
+
+def test_mistakes_become_notices(page_runs, monkeypatch):
+    import classify
+    from shell import computes, get_run, told
+
+    monkeypatch.setenv("RREPA_RUNS", str(page_runs))
     with pytest.raises(gr.Error, match="the drawing is empty"):
         told(classify.drawing)("digits-none", {"layers": [np.zeros((280, 280, 4), np.uint8)]})
     with pytest.raises(gr.Error, match="no picture yet"):
         told(classify.upload)("digits-none", None)
-    with pytest.raises(gr.Error, match="no run '../../etc'"):
-        samples.compare("../../etc", "digits-none", 1, 0, 1.0, True)
+    for name in ("../../etc", "/etc", "", str(bundled("assets") / "runs" / "digits-none")):
+        with pytest.raises(gr.Error, match="no run"):
+            computes(get_run)(name)
+    with pytest.raises(gr.Error, match="damaged or no safetensors file"):
+        computes(get_run)("damaged")
+
+    @computes
+    def slowly():
+        yield 1
+        raise rl.LabError("half way")
+
+    values = slowly()
+    assert next(values) == 1
+    with pytest.raises(gr.Error, match="half way"):
+        next(values)
 
 
-# --- a served page ----------------------------------------------------------------------------------------------------
+def test_a_run_is_kept_until_its_weights_change(trained, tmp_path, monkeypatch):
+    import os
+    import shutil
+
+    from shell import get_run
+
+    monkeypatch.setenv("RREPA_RUNS", str(tmp_path))
+    shutil.copytree(trained, tmp_path / "mine")
+    first = get_run("mine")
+    assert get_run("mine") is first
+    weights = tmp_path / "mine" / "model.safetensors"
+    os.utime(weights, ns=(1, 1))
+    assert get_run("mine") is not first
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory):
-    """The address of `python app/demo.py`, started as a person starts it, from another folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("elsewhere")
-    log = (folder / "log").open("w")
-    command = [sys.executable, str(bundled("app") / "demo.py"), "--port", str(port)]
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(600):
-        with contextlib.suppress(OSError), urllib.request.urlopen(address) as answer:
-            if answer.status == 200:
-                break
-        assert process.poll() is None, Path(log.name).read_text()
-        time.sleep(0.1)
-    yield address
-    process.terminate()
-    process.wait(10)
-    log.close()
+def test_the_lock_is_free_while_a_value_is_shown():
+    import threading
+
+    from shell import computes, lock
+
+    @computes
+    def values():
+        yield "first"
+        yield "second"
+
+    shown = values()
+    next(shown)
+    taken = []
+    other = threading.Thread(target=lambda: taken.append(lock.acquire(timeout=5)))
+    other.start()
+    other.join()
+    assert taken == [True]
 
 
-@pytest.fixture(scope="module")
-def client(page: str):
-    from gradio_client import Client
+def test_controls_are_read_back_from_a_link():
+    from frame import _from_text, _to_text
 
-    connected = Client(page, verbose=False)
-    yield connected
-    connected.close()
-
-
-def test_endpoint_sample(client):
-    path, facts = client.predict(run="digits-reverse", label=3, seed=17, guidance=2.0, api_name="/sample")
-    expected = rl.sample(rl.load("digits-reverse"), [17], 3, 2.0).images[0]
-    assert torch.allclose(torch.tensor(facts["values"]), expected, atol=1e-5)
-    with Image.open(path) as opened:
-        assert opened.size == (64, 64)
+    slider, box = gr.Slider(0, 5, 1, step=0.1), gr.Checkbox()
+    choice, several = gr.Dropdown(["a b", "c"]), gr.CheckboxGroup(["x", "y"])
+    for control, value in ((slider, 2.5), (slider, 3), (box, True), (box, False), (choice, "a b"), (several, ["x", "y"])):
+        assert _from_text(control, _to_text(value)) == value
+    for control, text in ((slider, "9"), (slider, "much"), (box, "on"), (choice, "../d"), (several, "x|z")):
+        with pytest.raises((ValueError, gr.Error)):
+            _from_text(control, text)
 
 
-def test_endpoint_classify(client, tmp_path):
-    from gradio_client import handle_file
+def test_pictures_in_a_table_are_described_and_escaped():
+    x = torch.zeros(1, 8, 8)
+    table = picture_table({"<b>": {"first": x, "second": x}}, "a & b", "second", "image")
+    assert 'alt="image, &lt;b&gt;, first"' in table
+    assert "a &amp; b" in table
+    assert table.count("marked") == 1
+    with pytest.raises(rl.LabError, match="no pictures"):
+        picture_table({})
 
-    run = rl.load("digits-none")
-    picture(run.data("test").x[2], scale=4).save(tmp_path / "digit.png")
-    answer = client.predict(
-        run="digits-none", image=handle_file(str(tmp_path / "digit.png")), method="bayes", api_name="/classify"
-    )
-    with Image.open(tmp_path / "digit.png") as opened:
-        expected = rl.classify(run, from_picture(opened, 1, 8), "bayes")
-    assert answer["label"] == str(int(expected.label))
-    assert [answer["scores"][k] for k in run.classes] == pytest.approx(expected.scores[0].tolist(), abs=1e-3)
+
+def launch_tab(tab, *flags):
+    command = [sys.executable, str(bundled("app") / f"{tab}.py"), *flags]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("tab", ["reverse_path", "layers", "classify", "samples", "feature_map", "training"])
+def test_every_tab_launches_alone(tab):
+    """Its file builds a page of its own: shown by the help of its command line, which comes after all imports."""
+    made = launch_tab(tab, "--help")
+    assert made.returncode == 0, made.stderr
+    assert "--run-dir" in made.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("flags", "message"),
     [
-        ({"run": "digits-nobody", "label": 3, "seed": 0, "guidance": 0.0}, "digits-nobody"),
-        ({"run": "digits-none", "label": 11, "seed": 0, "guidance": 0.0}, "label 11 is out of range"),
-        ({"run": "digits-none", "label": 1, "seed": -5, "guidance": 0.0}, "-5"),
+        (["--run-dir", "nowhere"], "is no folder"),
+        (["--device", "tpu"], "unknown device"),
+        (["--auth", "me"], "USER:PASSWORD"),
     ],
 )
-def test_endpoint_mistakes_are_explained(client, arguments, message):
-    with pytest.raises(Exception, match=message):
-        client.predict(**arguments, api_name="/sample")
+def test_flags_that_cannot_be_are_refused(flags, message):
+    made = launch_tab("samples", *flags)
+    assert made.returncode == 2
+    assert message in made.stderr
 
 
-def test_endpoint_refuses_what_is_no_picture(client, tmp_path):
-    from gradio_client import handle_file
-
-    (tmp_path / "x.png").write_text("no picture")
-    with pytest.raises(Exception, match=r"(?i)image|error"):
-        client.predict(run="digits-none", image=handle_file(str(tmp_path / "x.png")), method="bayes", api_name="/classify")
+# --- pictures from outside --------------------------------------------------------------------------------------------
 
 
-def test_only_the_endpoints_are_public(page):
-    with urllib.request.urlopen(f"{page}/gradio_api/info") as answer:
-        named = json.load(answer)["named_endpoints"]
-    assert set(named) == {"/sample", "/classify"}
-    assert [p["parameter_name"] for p in named["/sample"]["parameters"]] == ["run", "label", "seed", "guidance"]
+def digit(size=80):
+    return picture(rl.load("digits-none").data("test").x[2], scale=size // 8)
 
 
-def test_files_of_the_machine_are_not_served(page):
-    for path in ("/etc/hostname", str(bundled("app") / "demo.py")):
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(f"{page}/gradio_api/file={path}")
-        with caught.value as answer:
-            assert answer.code in (403, 404)
+def save(path, image, **more):
+    image.save(path, **more)
+    return path
 
 
-# --- a real browser ---------------------------------------------------------------------------------------------------
+def test_pictures_of_every_kind_are_read_alike(tmp_path):
+    plain = digit()
+    x = from_picture(plain, 1, 8)
+    sixteen = Image.fromarray((np.asarray(plain).astype(np.uint16)) * 257)
+    clear = plain.convert("RGBA")
+    clear.putalpha(Image.fromarray((np.asarray(plain) < 128).astype(np.uint8) * 255))  # light parts transparent: white
+    kinds = {
+        "grey.png": plain, "sixteen.png": sixteen, "sixteen.tiff": sixteen, "cmyk.jpg": plain.convert("CMYK"),
+        "palette.png": plain.convert("P"), "picture.webp": plain.convert("RGB"), "one.gif": plain,
+    }  # fmt: skip
+    for name, image in kinds.items():
+        lossless = {"lossless": True} if name.endswith("webp") else {}
+        read = read_picture(save(tmp_path / name, image, **lossless))
+        assert read.mode == "RGB"
+        assert (from_picture(read, 1, 8) - x).abs().max() < 0.04, name
+    read = np.asarray(read_picture(save(tmp_path / "clear.png", clear)))
+    assert read[np.asarray(plain) >= 128].min() == 255
 
 
-@pytest.fixture
-def tab(page: str):
-    """A browser page that collects what went wrong and where requests went."""
-    sync = pytest.importorskip("playwright.sync_api")
-    quiet = [
-        "--no-sandbox",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--no-first-run",
-    ]
-    with sync.sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=quiet)
-        opened = browser.new_page(viewport={"width": 1280, "height": 1000})
-        opened.errors, opened.strays = [], []
-        opened.on("console", lambda message: opened.errors.append(message.text) if message.type == "error" else None)
-        opened.on("pageerror", lambda error: opened.errors.append(str(error)))
-        opened.on("request", lambda r: opened.strays.append(r.url) if not r.url.startswith((page, "data:", "blob:")) else None)
-        opened.goto(page)
-        opened.wait_for_selector("img[alt='16 samples of class 3 from digits-reverse']")
-        yield opened
-        browser.close()
+def test_a_camera_s_turn_is_undone(tmp_path):
+    turned = digit().rotate(90, expand=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / "photo.jpg", turned, exif=exif, quality=95)
+    x = from_picture(read_picture(path), 1, 8)
+    assert (x - from_picture(digit(), 1, 8)).abs().max() < 0.1
 
 
-@pytest.mark.browser
-def test_page_opens_filled_and_stays_at_home(tab):
-    assert tab.locator("img[alt^='16 samples']").count() == 2
-    tab.get_by_role("tab", name="Classify").click()
-    tab.wait_for_selector(".js-plotly-plot .bars path")
-    assert tab.locator(".js-plotly-plot .bars path").count() == 20
-    assert tab.errors == []
-    assert tab.strays == []
+def test_a_photo_of_twenty_megapixels_is_read(tmp_path):
+    path = save(tmp_path / "photo.jpg", digit().resize((5000, 4000)), quality=80)
+    assert from_picture(read_picture(path), 1, 8).shape == (1, 1, 8, 8)
 
 
-@pytest.mark.browser
-def test_controls_repaint(tab):
-    tab.get_by_label("Class", exact=True).click()
-    tab.get_by_role("option", name="7").click()
-    tab.wait_for_selector("img[alt='16 samples of class 7 from digits-none']")
-    tab.get_by_role("slider", name="Guidance").first.focus()
-    tab.keyboard.press("ArrowRight")
-    tab.wait_for_function("document.querySelector('#samples-note').innerText.includes('guidance 2.1')")
-    assert tab.errors == []
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"just text, whatever its name", "is not a picture"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "cannot be read|is not a picture"),
+    ],
+)
+def test_files_that_are_no_pictures_are_told(content, message, tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(content)
+    with pytest.raises(rl.LabError, match=f"x.png {message}"):
+        read_picture(path)
 
 
-@pytest.mark.browser
-def test_a_digit_drawn_with_the_mouse_is_classified(tab):
-    tab.get_by_role("tab", name="Classify").click()
-    tab.get_by_role("tab", name="Draw").click()
-    tab.get_by_role("button", name="Brush").click()
-    box = tab.locator("#pad canvas").last.bounding_box()
-    at = [(box["x"] + box["width"] * fx, box["y"] + box["height"] * fy) for fx, fy in ((0.5, 0.2), (0.5, 0.5), (0.5, 0.8))]
-    tab.mouse.move(*at[0])
-    tab.mouse.down()
-    for point in at[1:]:
-        tab.mouse.move(*point, steps=10)
-    tab.mouse.up()
-    tab.get_by_role("button", name="Classify the drawing").click()
-    tab.wait_for_function("document.querySelector('#verdict').innerText.includes('your drawing')")
-    assert "says" in tab.locator("#verdict").inner_text()
-    assert tab.errors == []
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("name", ["digits-forward", "digits-detach"])
-def test_every_bundled_run_can_be_picked(tab, name):
-    tab.get_by_label("Run", exact=True).first.click()
-    tab.get_by_role("option", name=name).click()
-    tab.wait_for_selector(f"img[alt='16 samples of class 3 from {name}']")
-    assert tab.errors == []
-
-
-@pytest.mark.browser
-def test_phone_width_and_dark_mode(tab, page):
-    tab.set_viewport_size({"width": 390, "height": 844})
-    tab.goto(f"{page}?__theme=dark")
-    tab.wait_for_selector("img[alt='16 samples of class 3 from digits-reverse']")
-    assert tab.evaluate("document.body.classList.contains('dark')")
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 390, "the page can be pushed sideways"
+def test_a_broken_off_picture_and_a_bomb_are_told(tmp_path, monkeypatch):
+    whole = save(tmp_path / "whole.png", digit(800)).read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(rl.LabError, match="half.png is a picture that cannot be read to its end"):
+        read_picture(tmp_path / "half.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(rl.LabError, match="whole.png is too large"):
+        read_picture(tmp_path / "whole.png")

@@ -2,13 +2,10 @@
 
 import os
 import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 
 import pytest
+from conftest import chromium, free_port, served
 
 from rrepa_lab.places import bundled
 
@@ -19,44 +16,20 @@ pytestmark = [pytest.mark.notebooks, pytest.mark.filterwarnings("ignore")]
 def lab(tmp_path):
     """The address of a JupyterLab over a copy of the notebooks."""
     shutil.copytree(bundled("notebooks"), tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*", "runs"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     places = {
         name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")
     }
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
                "--IdentityProvider.token=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
                "--LabApp.news_url=", "--LabApp.extension_manager=readonly"]  # fmt: skip
-    with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(command, cwd=tmp_path / "notebooks", stdout=log, stderr=log, env=os.environ | places)
-        address = f"http://127.0.0.1:{port}/lab"
-        try:
-            _wait_for(address, server)
-            yield address
-        finally:
-            server.terminate()
-            server.wait(20)
-
-
-def _wait_for(address, server, seconds=90):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            with urllib.request.urlopen(address, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError("JupyterLab did not come up")
+    address = f"http://127.0.0.1:{port}/lab"
+    with served(command, address, tmp_path / "notebooks", **places):
+        yield address
 
 
 def test_a_slider_dragged_in_jupyterlab_changes_its_figure(lab):
-    sync = pytest.importorskip("playwright.sync_api")
-    with sync.sync_playwright() as player:
-        browser = player.chromium.launch(
-            executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=["--no-sandbox", "--disable-sync"]
-        )
-        page = browser.new_page(viewport={"width": 1280, "height": 1600})
+    with chromium(height=1600) as page:
         page.set_default_timeout(120_000)
         page.goto(f"{lab}/tree/00_start_here.ipynb")
         page.locator(".jp-Notebook .jp-Cell").first.wait_for()
@@ -86,4 +59,3 @@ def test_a_slider_dragged_in_jupyterlab_changes_its_figure(lab):
             page.screenshot(path=picture)
         assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
         assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
-        browser.close()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rrepa_lab.analysis.features import Reading, check_spread, together
+from rrepa_lab.analysis.features import Read, Reading, check_spread, together
 from rrepa_lab.analysis.tables import about, place
 from rrepa_lab.data.datasets import Batch, ImageSet
 from rrepa_lab.errors import LabError, unknown
@@ -65,18 +65,26 @@ def embed(
     how = Reading(direction, pool, noise_std, feed_label, guidance, samples, seed, batch)
     wanted = run.flow.resolve(taps)
     read = together(how.batches(run, [tap.name for tap in wanted], split, data, limit), keep_images=False)
-    first = 0 if direction == "forward" else seed
+    return lay_out(run, read, how, taps, method, components, neighbours, min_dist)
+
+
+def lay_out(
+    run: Run, read: Read, how: Reading, taps: Taps, method: str = "pca", components: int = 2, neighbours: int = 15,
+    min_dist: float = 0.1,
+) -> pd.DataFrame:  # fmt: skip
+    """The table of `embed`, of features that were read `how` it says; UMAP takes the seed of the reading."""
+    first = 0 if how.direction == "forward" else how.seed
     labels = [run.classes[k] if k >= 0 else "" for k in read.y.tolist()]
     images = pd.DataFrame({"image": range(first, first + len(labels)), "label": labels})
     tables = []
-    for tap in wanted:
+    for tap in run.flow.resolve(taps):
         features = read.features[tap.name]
         check_spread(features, f"{tap.name} over {len(features)} images")
         explained = float("nan")
         if method == "pca":
             at, explained = pca(features, components)
         else:
-            at = umap(features, components, neighbours, min_dist, seed)
+            at = umap(features, components, neighbours, min_dist, how.seed)
         axes = {f"c{axis + 1}": at[:, axis].numpy() for axis in range(components)}
         tables.append(images.assign(**axes, **about(run), **place(tap), explained=explained))
     return pd.concat(tables, ignore_index=True).assign(method=method, **how.columns(run), n=len(labels))

@@ -32,7 +32,7 @@ def register(commands: Any) -> None:
         "which",
         nargs="?",
         default="classify",
-        help="classify (time against the number of classes), decode, or strategies (a training step)",
+        help="classify (time against the number of classes), decode, strategies (a training step), or page (in a Chromium)",
     )
     bench.add_argument("--repeats", type=int, default=7, help="rounds")
     bench.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
@@ -342,7 +342,8 @@ def _bench(given: argparse.Namespace) -> int:
     if given.json:
         print_rows(table.to_dict("records"), True)
         return 0
-    columns = ["case", "classes", "seconds", "fastest", "slowest", "ratio", "reference"]
+    columns = ["case", "classes", "seconds", "fastest", "slowest"]
+    columns += ["ratio", "reference"] if table["ratio"].notna().any() else []
     if "error" in table:  # of decoding: many powers of ten below the rest
         print_rows(table[[*columns, "error"]].to_dict("records"), False, ".4g")
     else:

@@ -2,20 +2,38 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from html import escape
 
+from PIL.Image import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from rrepa_lab.errors import LabError
-from rrepa_lab.viz.images import picture
+from rrepa_lab.viz.images import grid, picture
+
+THUMBNAIL = 32  # pixels across at most
 
 
 def data_uri(image: Tensor) -> str:
     """One image (C, H, W) in [-1, 1] as a PNG in a `data:` address, a pixel a pixel; values outside are clipped."""
+    return _address(picture(image), "PNG")
+
+
+def sheet_uri(images: Tensor, columns: int) -> str:
+    """Thumbnails of images (B, C, H, W) in [-1, 1] side by side without gaps, in one `data:` address.
+
+    Images of more than THUMBNAIL pixels are brought to that size; tiny ones stay exact, larger ones are a JPEG.
+    """
+    if max(images.shape[2:]) > THUMBNAIL:
+        images = F.interpolate(images, size=(THUMBNAIL, THUMBNAIL), mode="area")
+    return _address(grid(images, columns, scale=1, gap=0), "PNG" if images.shape[-1] < THUMBNAIL else "JPEG")
+
+
+def _address(image: Image, form: str) -> str:
     stream = io.BytesIO()
-    picture(image).save(stream, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    image.save(stream, format=form)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def image_tag(image: Tensor, alt: str) -> str:
@@ -24,12 +42,12 @@ def image_tag(image: Tensor, alt: str) -> str:
 
 
 def picture_table(
-    rows: Mapping[str, Mapping[str, Tensor]], caption: str = "", marked: str | None = None, what: str = "image"
+    rows: Mapping[str, Mapping[str, Tensor]], caption: str = "", marked: str | Collection[str] = (), what: str = "image"
 ) -> str:
     """Images (C, H, W) in [-1, 1] by row name and column name, as `spaces.tiles` takes them: a strip for each row.
 
     Args:
-        marked: the column that is pointed at.
+        marked: the column that is pointed at, as the present one of several stages; or columns to put into a frame.
         what: begins the description of every picture, "image, digits-none, after block 3".
 
     Raises: LabError for nothing to show.
@@ -40,10 +58,13 @@ def picture_table(
     for name, row in rows.items():
         frames = []
         for column, image in row.items():
-            here = ' class="marked" aria-current="step"' if column == marked else ""
-            frames.append(
-                f"<figure{here}>{image_tag(image, f'{what}, {name}, {column}')}<figcaption>{escape(column)}</figcaption></figure>"
-            )
+            here = ""
+            if column == marked:
+                here = ' class="marked" aria-current="step"'
+            elif not isinstance(marked, str) and column in marked:
+                here = ' class="marked"'
+            shown = image_tag(image, f"{what}, {name}, {column}")
+            frames.append(f"<figure{here}>{shown}<figcaption>{escape(column)}</figcaption></figure>")
         strips.append(f'<section><h4>{escape(name)}</h4><div class="strip">{"".join(frames)}</div></section>')
     note = f'<p class="caption">{escape(caption)}</p>' if caption else ""
     return f'<div class="pictures">{"".join(strips)}{note}</div>'

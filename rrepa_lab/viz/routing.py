@@ -30,7 +30,7 @@ def atlas(table: pd.DataFrame, tap: str) -> go.Figure:
     figure.update_xaxes(type="category", tickangle=-60)
     figure.update_yaxes(type="category", autorange="reversed", automargin=True)
     caption = f"alignment loss at {tap}, empty where no gradient arrives; n = {one_of(rows['n'])} test images, seed "
-    title = "Which parameters does each strategy teach?"
+    title = "What does each strategy teach?"
     return styled(figure, title, caption + one_of(rows["seed"]), 90 + 34 * len(strategies), legend=0, below=110)
 
 

@@ -1,5 +1,6 @@
 """Inner states become pictures: the way of an image, features as colours, and maps of many images."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -100,11 +101,11 @@ def embedding(table: pd.DataFrame, highlight: int | None = None) -> go.Figure:
     if highlight is not None and not deep:
         one = table[table["image"] == highlight]
         figure.add_scatter(
-            x=one["c1"], y=one["c2"], mode="markers", name=f"image {highlight}", hoverinfo="skip",
+            x=one["c1"], y=one["c2"], mode="markers", name=f"image {highlight}", hoverinfo="skip", showlegend=False,
             marker={"symbol": "circle-open", "size": 18, "color": COLOURS[1], "line": {"width": 3}},
         )  # fmt: skip
     method = one_of(table["method"])
-    unit = f" ({float(table['explained'].iloc[0]):.0%} of the variance in all axes shown)" if method == "pca" else " (no unit)"
+    unit = f" ({float(table['explained'].iloc[0]):.0%} of the variance in both)" if method == "pca" else " (no unit)"
     figure.update_xaxes(title="axis 1" + unit)
     figure.update_yaxes(title="axis 2")
     what = "real images" if one_of(table["direction"]) == "forward" else "generated from fresh noise"
@@ -113,4 +114,9 @@ def embedding(table: pd.DataFrame, highlight: int | None = None) -> go.Figure:
         f"{'no label' if one_of(table['label_fed']) == 'none' else 'label'} fed, seed {one_of(table['seed'])}, "
         f"training seed {one_of(table['train_seed'])}"
     )
-    return styled(figure, f"{method.upper()} of the features, by class", caption, height=460, legend=2)
+    if highlight is not None and not deep:
+        caption += f", image {highlight} ringed"
+    names = [str(label) for label in table["label"].unique()]
+    in_a_line = max(1, 360 // (50 + 7 * max(map(len, names))))  # entries of the legend, on half a page or a phone
+    title = f"{method.upper()} of the features, by class"
+    return styled(figure, title, caption, height=460, legend=math.ceil(len(names) / in_a_line))

@@ -1,39 +1,73 @@
-"""metrics.jsonl becomes curves."""
+"""metrics.jsonl becomes curves, run by run or as means over seeds."""
 
+import math
 from collections.abc import Mapping
+from typing import Literal
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from rrepa_lab.viz.theme import COLOURS, SYMBOLS, styled
+from rrepa_lab.errors import LabError
+from rrepa_lab.flow.likelihood import HALF_LOG_2PI
+from rrepa_lab.viz.theme import COLOURS, SYMBOLS, one_of, styled
+
+# what curves may be drawn against, by the column of the table that holds it
+AXES = {"step": "step", "images": "training images seen", "seconds": "seconds of training"}
 
 
-def loss_curves(metrics: Mapping[str, pd.DataFrame], caption: str = "") -> go.Figure:
+def loss_curves(
+    metrics: Mapping[str, pd.DataFrame], caption: str = "", x: str = "step", unit: Literal["nats/dim", "bits/dim"] = "nats/dim"
+) -> go.Figure:
     """Nats/dim against steps: training images as a thin line, held-out images (of averaged weights) as marks; a colour a run.
 
-    `metrics` are tables of `training.records.Records`, by the name to be shown.
+    `metrics` are tables of `training.records.Records`, by the name to be shown; `x` is one of AXES. Bits/dim are those of
+    the noised images, nats/dim divided by ln 2.
     """
-    figure = go.Figure()
+    figure, scale = go.Figure(), 1.0 if unit == "nats/dim" else 1 / math.log(2)
     for place, (name, table) in enumerate(metrics.items()):
         colour = COLOURS[place % len(COLOURS)]
         if table.empty:
             continue
         figure.add_scatter(
-            x=table["step"], y=table["nats_per_dim"], name=f"{name}, training", mode="lines", legendgroup=name, opacity=0.55,
-            line={"color": colour, "width": 1.5}, hovertemplate=f"{name}, step %{{x}}: %{{y:.4f}}<extra></extra>",
+            x=table[x], y=table["nats_per_dim"] * scale, name=f"{name}, training", mode="lines", legendgroup=name, opacity=0.55,
+            line={"color": colour, "width": 1.5}, hovertemplate=f"{name}, {x} %{{x}}: %{{y:.4f}}<extra></extra>",
         )  # fmt: skip
-        looked = table.dropna(subset=["held_out_nats_per_dim"])
+        looked = _known(table, "held_out_nats_per_dim")
         figure.add_scatter(
-            x=looked["step"], y=looked["held_out_nats_per_dim"], name=f"{name}, held out", mode="lines+markers",
+            x=looked[x], y=looked["held_out_nats_per_dim"] * scale, name=f"{name}, held out", mode="lines+markers",
             legendgroup=name, line={"color": colour, "width": 2}, marker={"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8},
-            hovertemplate=f"{name}, held out, step %{{x}}: %{{y:.4f}}<extra></extra>",
+            hovertemplate=f"{name}, held out, {x} %{{x}}: %{{y:.4f}}<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(title="step")
-    figure.update_yaxes(title="nats/dim under the training noise")
+    figure.update_xaxes(title=AXES[x])
+    figure.update_yaxes(title=f"{unit} under the training noise")
     return styled(figure, "How well are images explained?", caption, legend=len(metrics))
 
 
-def similarity_curves(metrics: Mapping[str, pd.DataFrame], caption: str = "") -> go.Figure:
+def loss_parts(metrics: Mapping[str, pd.DataFrame], caption: str = "", x: str = "step") -> go.Figure:
+    """What training minimises, and its parts: L_nf + lambda * L_align as a line, L_nf dashed, L_align dotted; a colour a run.
+
+    L_align is minus the mean similarity over the aligned taps. Of an unaligned run there is L_nf alone.
+    """
+    figure = go.Figure()
+    for place, (name, table) in enumerate(metrics.items()):
+        if table.empty:
+            continue
+        parts = {"L_nf": ("dash", table["nats_per_dim"] - HALF_LOG_2PI)}
+        taps = [column for column in table.columns if column.startswith("similarity.")]
+        if taps:
+            parts = {"total": ("solid", table["loss"])} | parts | {"L_align": ("dot", -table[taps].mean(axis=1))}
+        for part, (dash, y) in parts.items():
+            figure.add_scatter(
+                x=table[x], y=y, name=f"{name}, {part}", mode="lines", legendgroup=name,
+                line={"color": COLOURS[place % len(COLOURS)], "dash": dash},
+                hovertemplate=f"{name}, {part}, {x} %{{x}}: %{{y:.4f}}<extra></extra>",
+            )  # fmt: skip
+    figure.update_xaxes(title=AXES[x])
+    figure.update_yaxes(title="loss: nats/dim less 0.92, or cosine")
+    return styled(figure, "What is minimised?", caption, legend=len(figure.data))
+
+
+def similarity_curves(metrics: Mapping[str, pd.DataFrame], caption: str = "", x: str = "step") -> go.Figure:
     """Mean cosine of the aligned features with the encoder's against steps, one curve for each run and tap."""
     figure = go.Figure()
     for place, (name, table) in enumerate(metrics.items()):
@@ -41,10 +75,75 @@ def similarity_curves(metrics: Mapping[str, pd.DataFrame], caption: str = "") ->
         for column, dash in zip(taps, ("solid", "dash", "dot", "dashdot") * len(taps), strict=False):
             tap = column.removeprefix("similarity.")
             figure.add_scatter(
-                x=table["step"], y=table[column], name=f"{name}, {tap}", mode="lines",
+                x=table[x], y=table[column], name=f"{name}, {tap}", mode="lines",
                 line={"color": COLOURS[place % len(COLOURS)], "dash": dash},
-                hovertemplate=f"{name}, {tap}, step %{{x}}: %{{y:.3f}}<extra></extra>",
+                hovertemplate=f"{name}, {tap}, {x} %{{x}}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
-    figure.update_xaxes(title="step")
+    figure.update_xaxes(title=AXES[x])
     figure.update_yaxes(title="cosine with the encoder", range=[-0.05, 1])
     return styled(figure, "How near do the aligned features come to the encoder's?", caption, legend=len(figure.data))
+
+
+def accuracy_curves(metrics: Mapping[str, pd.DataFrame], caption: str = "", x: str = "step") -> go.Figure:
+    """Accuracy of one gradient step on held-out images, one curve a run; runs that did not record it are left out."""
+    figure = go.Figure()
+    for place, (name, table) in enumerate(metrics.items()):
+        looked = _known(table, "held_out_accuracy")
+        if looked.empty:
+            continue
+        figure.add_scatter(
+            x=looked[x], y=looked["held_out_accuracy"], name=name, mode="lines+markers",
+            line={"color": COLOURS[place % len(COLOURS)]}, marker={"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8},
+            hovertemplate=f"{name}, {x} %{{x}}: %{{y:.1%}}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title=AXES[x])
+    figure.update_yaxes(title="one-step accuracy, held-out images", range=[0, 1], tickformat=".0%")
+    return styled(figure, "When can the class be read off?", caption, legend=len(figure.data))
+
+
+def _known(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    return table.dropna(subset=[column]) if column in table else table.iloc[:0].assign(**{column: []})
+
+
+_CURVES = {
+    "nats_per_dim": ("How likely are training images?", "nats/dim under the training noise"),
+    "held_out_nats_per_dim": ("How likely are held-out images?", "nats/dim under the training noise"),
+    "held_out_accuracy": ("When can the class be read off?", "one-step accuracy on held-out images"),
+    "similarity": ("How near to the encoder?", "cosine with the encoder, aligned taps"),
+}
+
+
+def setting_curves(table: pd.DataFrame, metric: str) -> go.Figure:
+    """One metric against steps for every setting of a study, the mean over training seeds with a band of one sd.
+
+    `table` is one of `studies.alignment.curves_of`; a setting without this metric keeps its colour for other figures.
+    """
+    if metric not in set(table["metric"]):
+        raise LabError(f"no training recorded {metric!r}; recorded: {', '.join(dict.fromkeys(table['metric']))}")
+    figure = go.Figure()
+    runs = list(dict.fromkeys(table["run"]))
+    rows = table[table["metric"] == metric]
+    for place, run in enumerate(runs):
+        part = rows[rows["run"] == run].sort_values("step")
+        if part.empty:
+            continue
+        colour = COLOURS[place % len(COLOURS)]
+        x = part["step"].tolist()
+        if part["sd"].notna().all():
+            low, high = (part["value"] - part["sd"]).tolist(), (part["value"] + part["sd"]).tolist()
+            figure.add_scatter(
+                x=[*x, *x[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=colour, opacity=0.18, line={"width": 0},
+                hoverinfo="skip", showlegend=False, legendgroup=run, mode="lines",
+            )  # fmt: skip
+        marks = {"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8}
+        figure.add_scatter(
+            x=x, y=part["value"], name=run, legendgroup=run, mode="lines+markers" if len(x) <= 20 else "lines",
+            line={"color": colour, "width": 2}, marker=marks, customdata=part["sd"],
+            hovertemplate=f"{run}, step %{{x}}: %{{y:.4f}} ± %{{customdata:.4f}}<extra></extra>",
+        )  # fmt: skip
+    title, what = _CURVES.get(metric, (metric, metric))
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(title=what)
+    seeds = one_of(rows["train_seeds"])
+    caption = "one training seed" if seeds == "1" else f"{seeds} training seeds, mean ± sd"
+    return styled(figure, title, caption, legend=len(runs))

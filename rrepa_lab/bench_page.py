@@ -1,0 +1,110 @@
+"""How fast the page answers in a real browser: from its start to the first picture, and from a key to the repaint."""
+
+import contextlib
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from rrepa_lab.errors import LabError
+from rrepa_lab.places import bundled
+
+CHROMIUM = "/usr/bin/chromium"
+# case -> tab, slider, what is watched: text that a repaint changes
+SLIDERS = {
+    "block slider": ("Reverse path", "Block", "#way-note"),
+    "layer slider": ("Reverse path", "Layer", "#way-note"),
+    "gradient prediction": ("Classify", "Test image", "#verdict"),
+}
+
+
+def page_times(repeats: int, threads: int, device: str) -> pd.DataFrame:
+    """One row a case: start to the first picture, first picture of an open page, and each of SLIDERS; seconds.
+
+    Raises: LabError without playwright or a Chromium.
+    """
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError:
+        raise LabError('the benchmark of the page drives a browser: pip install "rrepa_lab[dev]"') from None
+    rows = []
+    with sync_playwright() as player:
+        try:
+            browser = player.chromium.launch(
+                executable_path=os.environ.get("CHROMIUM", CHROMIUM), args=["--no-sandbox", "--disable-background-networking"]
+            )
+        except Error as error:
+            raise LabError(
+                f"no Chromium at {os.environ.get('CHROMIUM', CHROMIUM)}: set $CHROMIUM ({type(error).__name__})"
+            ) from None
+        began = time.perf_counter()
+        with _page(threads, device) as address:
+            view = browser.new_page(viewport={"width": 1280, "height": 1000})
+            view.goto(address)
+            view.wait_for_selector("#way img")
+            rows.append(_row("python app/demo.py to the first picture", [time.perf_counter() - began]))
+            again = []
+            for _ in range(repeats):
+                started = time.perf_counter()
+                view.goto(address)
+                view.wait_for_selector("#way img")
+                again.append(time.perf_counter() - started)
+            rows.append(_row("an open page to the first picture", again))
+            for case, (tab, slider, watched) in SLIDERS.items():
+                view.get_by_role("tab", name=tab).click()
+                view.wait_for_function(f"(document.querySelector('{watched}') || {{innerText: ''}}).innerText.length > 20")
+                view.wait_for_timeout(3000)  # all of the tab is drawn
+                rows.append(_row(case, _repaints(view, slider, watched, repeats)))
+        browser.close()
+    return pd.DataFrame(rows)
+
+
+def _repaints(view: Any, slider: str, watched: str, repeats: int) -> list[float]:
+    """Seconds from an arrow key to the change of what is watched; the keys go to and fro."""
+    view.get_by_role("slider", name=slider).first.focus()
+    seconds = []
+    for turn in range(repeats):
+        before = view.locator(watched).inner_text()
+        began = time.perf_counter()
+        view.keyboard.press("ArrowLeft" if turn % 2 else "ArrowRight")
+        view.wait_for_function(
+            f"before => document.querySelector('{watched}').innerText != before", arg=before, polling=10, timeout=10_000
+        )
+        seconds.append(time.perf_counter() - began)
+        view.wait_for_timeout(300)
+    return seconds
+
+
+def _row(case: str, seconds: Sequence[float]) -> dict[str, Any]:
+    spread = {"seconds": statistics.median(seconds), "fastest": min(seconds), "slowest": max(seconds)}
+    return {"bench": "page", "case": case, "classes": 10, **spread, "flow": "digits-reverse beside digits-none"}
+
+
+@contextlib.contextmanager
+def _page(threads: int, device: str) -> Iterator[str]:
+    """The address of a page of its own, which has answered once."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(bundled("app") / "demo.py"), "--port", str(port), "--device", device]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        while process.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=2):
+                break
+            time.sleep(0.05)
+        else:
+            raise LabError("the page did not start: try python app/demo.py")
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)

@@ -1,0 +1,201 @@
+"""The page in a headless Chromium, as a visitor meets it: `pytest -m browser`."""
+
+import re
+import statistics
+import time
+
+import pytest
+
+from rrepa_lab.presets import ALIGNED
+from rrepa_lab.viz.images import picture
+
+pytestmark = pytest.mark.browser
+TABS = {
+    "Reverse path": "#way img", "Layers": "#panel-layers .js-plotly-plot .heatmaplayer image",
+    "Classify": "#by-step .bars path", "Samples": "#sheet img", "Map": "#map .scatterlayer .point",
+    "Training": "#panel-training .js-plotly-plot .scatterlayer path",
+}  # fmt: skip
+
+
+def quiet(view):
+    """Nothing went wrong in the console, and nobody else was asked for anything."""
+    assert view.errors == []
+    assert view.strays == []
+
+
+def open_tab(view, name):
+    view.get_by_role("tab", name=name, exact=True).click()
+    view.wait_for_selector(TABS[name])
+
+
+def pick_run(view, name, label="Run"):
+    view.get_by_label(label, exact=True).first.click()
+    view.get_by_role("option", name=name, exact=True).click()
+
+
+def repaints(view, slider, watched, presses):
+    """Seconds from an arrow key on a slider to a change of what is watched, for each press."""
+    seconds = []
+    view.get_by_role("slider", name=slider).first.focus()
+    for key in presses:
+        before = view.locator(watched).inner_text()
+        began = time.perf_counter()
+        view.keyboard.press(key)
+        view.wait_for_function(f"before => document.querySelector('{watched}').innerText != before", arg=before)
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def test_the_page_opens_filled(view):
+    assert view.locator("#way img").count() == 12
+    assert "from noise to image" in view.locator("#way img").first.get_attribute("alt")
+    quiet(view)
+
+
+@pytest.mark.parametrize("name", list(TABS))
+def test_every_tab_draws(view, name):
+    open_tab(view, name)
+    quiet(view)
+
+
+@pytest.mark.parametrize("run", [*(f"digits-{strategy}" for strategy in ALIGNED), "small"])
+def test_every_tab_draws_with_every_run(view, run):
+    pick_run(view, run)
+    view.wait_for_function(f"document.querySelector('#way').innerText.includes('{run}, seed 0')")
+    for name in TABS:
+        open_tab(view, name)
+    quiet(view)
+
+
+def test_a_damaged_run_is_told_and_the_page_lives_on(view):
+    pick_run(view, "damaged")
+    view.get_by_text("damaged or no safetensors file").first.wait_for()
+    pick_run(view, "digits-detach")
+    view.wait_for_function("document.querySelector('#way').innerText.includes('digits-detach, seed 0')")
+
+
+def test_the_block_slider_moves_the_mark_and_the_features(view):
+    seconds = repaints(view, "Block", "#way-note", ["ArrowLeft", "ArrowLeft", "ArrowRight", "ArrowRight", "ArrowRight"])
+    assert view.locator("#way figure.marked figcaption").first.inner_text() == "after block 4"
+    assert "block.4.layer.2" in view.locator("#features").inner_text()
+    seconds += repaints(view, "Layer", "#way-note", ["ArrowLeft", "ArrowRight", "ArrowRight", "ArrowRight"][:3])
+    print(f"\nslider to repaint: median {statistics.median(seconds):.3f} s of {len(seconds)}")
+    quiet(view)
+
+
+def test_the_film_plays_to_the_image(view):
+    view.get_by_role("button", name="Play").first.click()
+    marked = "document.querySelector('#way figure.marked figcaption').innerText"
+    view.wait_for_function(f"{marked} == 'after block 4'")
+    view.wait_for_function(f"{marked} == 'after block 1'")
+    view.get_by_role("button", name="◀ noise").click()
+    view.wait_for_function(f"{marked} == 'after block 2'")
+    quiet(view)
+
+
+def test_a_gradient_prediction_is_quick(view):
+    open_tab(view, "Classify")
+    seconds = repaints(view, "Test image", "#verdict", ["ArrowRight"] * 5)
+    print(f"\nnext image to verdict: median {statistics.median(seconds):.3f} s of {len(seconds)}")
+    quiet(view)
+
+
+def test_a_digit_drawn_with_the_mouse_is_classified(view):
+    open_tab(view, "Classify")
+    view.get_by_role("tab", name="Draw").click()
+    view.get_by_role("button", name="Brush").click()
+    box = view.locator("#pad canvas").last.bounding_box()
+    at = [(box["x"] + box["width"] * fx, box["y"] + box["height"] * fy) for fx, fy in ((0.5, 0.2), (0.5, 0.5), (0.5, 0.8))]
+    view.mouse.move(*at[0])
+    view.mouse.down()
+    for point in at[1:]:
+        view.mouse.move(*point, steps=10)
+    view.mouse.up()
+    view.get_by_role("button", name="Classify the drawing").click()
+    view.wait_for_function("document.querySelector('#verdict').innerText.includes('your drawing')")
+    assert "says" in view.locator("#verdict").inner_text()
+    quiet(view)
+
+
+def test_uploads_are_classified_or_explained(view, digits, tmp_path):
+    open_tab(view, "Classify")
+    view.get_by_role("tab", name="Upload").click()
+    picture(digits[0][2], scale=10).save(tmp_path / "digit.png")
+    (tmp_path / "text.png").write_text("no picture")
+    field = view.locator("input[type=file]").first
+    field.set_input_files(tmp_path / "digit.png")
+    view.wait_for_function("document.querySelector('#verdict').innerText.includes('your picture')")
+    view.get_by_label("Remove Image").or_(view.get_by_label("Clear")).first.click()
+    field.set_input_files(tmp_path / "text.png")
+    view.get_by_text("text.png is not a picture").first.wait_for()
+
+
+def test_mistakes_are_shown_and_can_be_looked_at(view):
+    open_tab(view, "Classify")
+    first = view.locator("#mistakes-gallery button img").first
+    first.wait_for()
+    assert "of 360" in view.locator("#browse-note").inner_text()
+    before = view.locator("#verdict").inner_text()
+    view.locator("#mistakes-gallery button:has(img)").first.press("Enter")
+    view.wait_for_function("before => document.querySelector('#verdict').innerText != before", arg=before)
+    assert "✗" in view.locator("#verdict").inner_text()
+    quiet(view)
+
+
+def test_samples_can_be_taken_away(view):
+    open_tab(view, "Samples")
+    view.wait_for_selector("img[alt='80 samples of every class from digits-none']")
+    with view.expect_download() as download:
+        view.get_by_role("button", name="Download all as zip").click()
+    assert download.value.suggested_filename == "samples.zip"
+    quiet(view)
+
+
+def test_a_link_brings_the_view_back(view, page):
+    open_tab(view, "Samples")
+    pick_run(view, "digits-detach")
+    view.get_by_role("slider", name="Guidance").last.focus()
+    for _ in range(3):
+        view.keyboard.press("ArrowRight")
+    view.wait_for_function("document.querySelector('#samples-note').innerText.includes('guidance 0.3')")
+    view.get_by_role("button", name="Copy link").click()
+    view.wait_for_function("(document.querySelector('#link textarea') || {value: ''}).value.includes('guidance=0.3')")
+    link = view.locator("#link textarea").input_value()
+    assert "run=digits-detach" in link
+    view.goto(link)
+    view.wait_for_function("(document.querySelector('#samples-note') || {innerText: ''}).innerText.includes('guidance 0.3')")
+    view.wait_for_selector("img[alt='80 samples of every class from digits-detach']")
+    view.goto(f"{page}/?tab=samples&run=nobody&guidance=99&count=4")
+    view.get_by_text("The link asks for what is not there").first.wait_for()
+    view.wait_for_selector("img[alt='40 samples of every class from digits-reverse']")
+    quiet(view)
+
+
+def test_the_view_as_code(view):
+    view.get_by_role("button", name="Show as code").click()
+    view.wait_for_function("document.querySelector('#code').innerText.includes('rrepa-lab trace digits-reverse')")
+    quiet(view)
+
+
+def test_every_control_can_be_reached_by_the_tab_key(view):
+    reached = []
+    for _ in range(40):
+        view.keyboard.press("Tab")
+        reached.append(
+            view.evaluate("(e => e.getAttribute('aria-label') || e.innerText || e.id || e.tagName)(document.activeElement)")
+        )
+    order = " | ".join(reached)
+    wanted = ["Run", "Compare with", "Seed", "Copy link", "Reverse path", "Block", "Layer", "Play"]
+    places = [next((k for k, name in enumerate(reached) if re.search(rf"\b{want}\b", name)), None) for want in wanted]
+    assert None not in places, f"{wanted} in {order}"
+    assert places == sorted(places), order
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_phone_width(view, page, dark):
+    view.set_viewport_size({"width": 390, "height": 844})
+    view.goto(f"{page}/?__theme={'dark' if dark else 'light'}")
+    view.wait_for_selector("#way img")
+    assert view.evaluate("document.body.classList.contains('dark')") == dark
+    assert view.evaluate("document.documentElement.scrollWidth") <= 390, "the page can be pushed sideways"
+    quiet(view)
