@@ -10,11 +10,12 @@ import endpoints
 import feature_map
 import frame
 import gradio as gr
+import layers
 import reverse_path
 import samples
 import training
 
-TABS: list[ModuleType] = [reverse_path, classify, samples, feature_map, training]
+TABS: list[ModuleType] = [reverse_path, layers, classify, samples, feature_map, training]
 
 
 def build_demo() -> gr.Blocks:

@@ -113,7 +113,15 @@ def notices() -> Iterator[None]:
     try:
         yield
     except LabError as error:
-        raise gr.Error(str(error), title="That did not work", print_exception=False) from None
+        raise gr.Error(without_folders(error), title="That did not work", print_exception=False) from None
+
+
+def without_folders(error: LabError | str) -> str:
+    """A message with runs by name: where they lie on this machine is nobody else's business."""
+    text = str(error)
+    for root in (runs_root().resolve(), assets() / "runs", assets()):
+        text = text.replace(f"{root}/", "")
+    return text
 
 
 def told(handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,9 +11,9 @@ from rrepa_lab.viz.images import picture
 
 pytestmark = pytest.mark.browser
 TABS = {
-    "Reverse path": "#way img", "Layers": "#panel-layers .js-plotly-plot .heatmaplayer image",
-    "Classify": "#by-step .bars path", "Samples": "#sheet img", "Map": "#map .scatterlayer .point",
-    "Training": "#panel-training .js-plotly-plot .scatterlayer path",
+    "Reverse path": "#way img", "Layers": "#layer-map .heatmaplayer image",
+    "Classify": "#by-step .bars path", "Samples": "#sheet img", "Map": "#map-here .scatterlayer .point",
+    "Training": "#curves .scatterlayer path",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from rrepa_lab.analysis.compare import settings_of
+from rrepa_lab.analysis.compare import as_text, settings_of
 from rrepa_lab.analysis.probe import probe
 from rrepa_lab.analysis.similarity import similarity
 from rrepa_lab.errors import LabError
@@ -32,6 +32,19 @@ from rrepa_lab.training.records import Records
 BUNDLED = "digits-layer-alignment"
 MEASURES = "measurements.csv"
 ALIGNED = ("align.strategy", "align.blocks", "align.layers")
+_NEEDED = (
+    "run",
+    "tap",
+    "block",
+    "layer",
+    "module_path",
+    "metric",
+    "direction",
+    "label_fed",
+    "guidance",
+    "value",
+    "train_seeds",
+)
 SEEN = ("nats_per_dim", "held_out_nats_per_dim", "held_out_accuracy", "similarity")
 
 
@@ -67,7 +80,13 @@ def setting_name(setting: dict[str, str]) -> str:
 
 
 def _told(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return str(as_text(list(value) if isinstance(value, tuple) else value))
+
+
+def study_settings(folder: Path) -> pd.DataFrame:
+    """One row a setting of the runs in a batch's folder: `run`, its name, and the columns of `name_settings`."""
+    configs = [config_file(path / "config.json") for path in run_folders(folder)]
+    return pd.DataFrame(name_settings(configs)).drop_duplicates(ignore_index=True)
 
 
 def measure_layers(folder: Path, setting: dict[str, Any]) -> pd.DataFrame:
@@ -100,11 +119,15 @@ def curves_of(folder: Path) -> pd.DataFrame:
     rows = []
     for path, config, setting in zip(folders, configs, name_settings(configs), strict=True):
         table = Records(path).table()
+        if table.empty:
+            continue
         taps = [column for column in table.columns if column.startswith("similarity.")]
         wide = table.assign(similarity=table[taps].mean(axis=1) if taps else float("nan"))
         seen = [name for name in SEEN if name in wide]
         long = wide.melt(id_vars="step", value_vars=seen, var_name="metric").dropna(subset=["value"])
         rows.append(long.assign(**setting, train_seed=config.train.seed))
+    if not rows:
+        raise LabError(f"no run in {folder} has a metrics.jsonl: it must be the folder of a batch that trained some")
     return over_seeds(pd.concat(rows, ignore_index=True))
 
 
@@ -112,8 +135,28 @@ def load_study_tables(folder: Path | None = None) -> tuple[pd.DataFrame | None, 
     """Layers (None if they were not measured yet) and curves of a study: the bundled one, or that in a folder."""
     if folder is None:
         return load_table(f"{BUNDLED}-layers"), load_table(f"{BUNDLED}-curves")
-    layers = folder / "layers.csv"
-    return read_table(layers) if layers.is_file() else None, curves_of(folder)
+    return layers_in(folder), curves_of(folder)
+
+
+def layers_in(folder: Path) -> pd.DataFrame | None:
+    """The layers.csv that this file wrote into a study's folder, None if there is none; LabError for a damaged one."""
+    path = folder / "layers.csv"
+    if not path.is_file():
+        return None
+    try:
+        table = read_table(path)
+        return table[table[list(_NEEDED)].notna().all(axis=1)]
+    except (ValueError, KeyError):  # no CSV, or without these columns
+        raise LabError(f"{path} is damaged: write it again by python -m rrepa_lab.studies.alignment {folder}") from None
+
+
+def unguided(table: pd.DataFrame, metric: str, direction: str = "forward") -> pd.DataFrame:
+    """The rows of one metric under the plainest protocol: no guidance, and no label fed to the flow.
+
+    Beside an accuracy of probes stands that of one gradient step where the table has it, as a level for `layer_curves`.
+    """
+    kept = table[(table["direction"] == direction) & (table["label_fed"] == "none") & (table["guidance"] == 0)]
+    return kept[kept["metric"].isin([metric, "gradient_accuracy"] if metric.endswith("_accuracy") else [metric])]
 
 
 def main() -> None:

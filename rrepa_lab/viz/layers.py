@@ -1,6 +1,7 @@
 """Tables of measurements by layer become heat maps and curves; means over seeds are the only thing computed."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -16,21 +17,33 @@ _NAMES = {
 }  # fmt: skip
 
 
-def layer_map(table: pd.DataFrame, metric: str = "linear_accuracy") -> go.Figure:
+def layer_map(
+    table: pd.DataFrame,
+    metric: str = "linear_accuracy",
+    title: str = "",
+    outlined: Mapping[str, Iterable[tuple[int, int]]] | None = None,
+) -> go.Figure:
     """Block x layer heat maps of one metric, one for each run, on one colour scale; a run's best layer is marked by a star.
 
     Several seeds of a run are averaged. `table` is one of `rl.probe` or `rl.similarity`, several put together, or a mean
-    over seeds with columns `sd` and `train_seeds`.
+    over seeds with columns `sd` and `train_seeds`. `title` stands instead of the metric, which then begins the caption;
+    `outlined` are, by run, the (block, layer) that were aligned.
     """
     rows = _layers(table, metric)
     runs = list(dict.fromkeys(rows["run"]))
     across, down = min(2, len(runs)), -(-len(runs) // 2)  # two side by side fit a phone
+    blocks, layers = (sorted(set(rows[name].astype(int))) for name in ("block", "layer"))
+    tall = 42 * len(blocks)
+    names = ["<br>".join(textwrap.wrap(run, 16)) for run in runs]
     figure = make_subplots(
-        down, across, subplot_titles=runs, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.22 / down
+        down, across, subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=50 / (down * tall + 50)
     )
     for number, run in enumerate(runs):
         cells = _cells(rows[rows["run"] == run])
-        wide, paths = (cells.pivot(index="block", columns="layer", values=name) for name in ("mean", "module_path"))
+        wide, paths = (
+            cells.pivot(index="block", columns="layer", values=name).reindex(index=blocks, columns=layers)
+            for name in ("mean", "module_path")
+        )
         best = cells.iloc[int(cells["mean"].argmax())]
         text = wide.map(lambda value: "" if pd.isna(value) else f"{value:.3f}")
         text.loc[best["block"], best["layer"]] += " ★"
@@ -43,25 +56,34 @@ def layer_map(table: pd.DataFrame, metric: str = "linear_accuracy") -> go.Figure
             ),
             row=number // 2 + 1, col=number % 2 + 1,
         )  # fmt: skip
+        for block, layer in (outlined or {}).get(run, ()):
+            if block in blocks and layer in layers:
+                x, y = layers.index(layer), blocks.index(block)
+                figure.add_shape(
+                    type="rect", x0=x - 0.47, x1=x + 0.47, y0=y - 0.45, y1=y + 0.45, line={"color": COLOURS[1], "width": 4},
+                    row=number // 2 + 1, col=number % 2 + 1,
+                )  # fmt: skip
     figure.update_xaxes(type="category")
     figure.update_xaxes(title="layer", row=down)
     figure.update_yaxes(type="category", autorange="reversed")
     figure.update_yaxes(title="block", col=1)
     figure.update_layout(coloraxis={"colorscale": SCALE, "colorbar": {"title": {"text": ""}, "thickness": 12}})
     figure.update_annotations(font={"size": 12})
-    height = 120 + down * (40 + 42 * rows["block"].nunique())
-    caption = f"blocks and layers count from 1 at the image; ★ best layer; {_caption(rows)}"
-    return styled(figure, f"{_name(metric)}, block by layer", caption, height, legend=0)
+    height = 120 + down * (40 + tall)
+    marks = "★ best layer; outlined where it was aligned" if outlined else "★ best layer"
+    caption = f"blocks and layers count from 1 at the image; {marks}; {_caption(rows)}"
+    title, caption = _headed(title, f"{_name(metric)}, block by layer", metric, caption)
+    return styled(figure, title, caption, height, legend=max(name.count("<br>") for name in names))
 
 
 def layer_curves(
-    table: pd.DataFrame, metric: str = "linear_accuracy", levels: Sequence[str] = ("gradient_accuracy",)
+    table: pd.DataFrame, metric: str = "linear_accuracy", levels: Sequence[str] = ("gradient_accuracy",), title: str = ""
 ) -> go.Figure:
     """One curve over all layers for each run, with a band of one standard deviation over its seeds.
 
     Beside an accuracy, rows of classifiers (tap "", as `rl.probe(classifiers=["gradient"])` adds them) become dashed levels
     in the run's colour, and those of the baselines levels in grey. With "gradient" this is Figure 4 of R-REPA
-    (arXiv 2511.22345).
+    (arXiv 2511.22345). `title` stands instead of the metric.
     """
     rows = _layers(table, metric)
     figure = go.Figure()
@@ -93,9 +115,16 @@ def layer_curves(
         _level(figure, x, value, str(baseline), INK, "dot" if pixels else "solid", f"{baseline} {value:.3f}", left=pixels)
     notes = [f"{_name(name).lower()} without a probe, dashed: {', '.join(parts)}" for name, parts in values.items()]
     caption = "; ".join([*notes, _caption(rows)])
-    figure.update_xaxes(title="block.layer, from the image to the noise", type="category")
+    order = [f"{block}.{layer}" for block, layer in sorted(set(zip(rows["block"], rows["layer"], strict=True)))]
+    figure.update_xaxes(
+        title="block.layer, from the image to the noise", type="category", categoryorder="array", categoryarray=order
+    )
     figure.update_yaxes(title=_name(metric))
-    return styled(figure, f"{_name(metric)}, layer by layer", caption, height=400, legend=-(-len(runs) // 2))
+    title, caption = _headed(title, f"{_name(metric)}, layer by layer", metric, caption)
+    # on a phone two short names share a line
+    lines = len(runs) if max(map(len, runs)) > 16 else min(len(runs), 1 - (-len(runs) // 2))
+    # and the names of the layers stand upright
+    return styled(figure, title, caption, height=400, legend=lines, below=65)
 
 
 def pair_map(table: pd.DataFrame, metric: str = "cka") -> go.Figure:
@@ -135,6 +164,11 @@ def _layers(table: pd.DataFrame, metric: str) -> pd.DataFrame:
         if column in rows and rows[column].nunique() > 1:
             raise LabError(f"the table mixes {column} {one_of(rows[column])} for {metric}: choose one")
     return rows
+
+
+def _headed(title: str, otherwise: str, metric: str, caption: str) -> tuple[str, str]:
+    """Title and caption: a title of one's own leaves the name of the metric to the caption."""
+    return (title, f"{_name(metric)}; {caption}") if title else (otherwise, caption)
 
 
 def _name(metric: str) -> str:

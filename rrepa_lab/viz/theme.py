@@ -22,7 +22,7 @@ def styled(figure: go.Figure, title: str, caption: str = "", height: int = 320, 
     `legend` is the number expected there. `below` are the pixels from the plot to its caption: room for what stands under
     the axis.
     """
-    lines = textwrap.wrap(caption, 54)
+    lines = textwrap.wrap(caption, 48)
     figure.update_layout(
         title={
             "text": title, "font": {"size": 15}, "x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top",
