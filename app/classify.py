@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from frame import Bar, Code, Panel, serve
 from PIL import Image
-from shell import FIRST, HIDDEN, QUIET, TESTED, computes, get_run, pair, picture_field, test_images, told
+from shell import FIRST, HIDDEN, QUIET, TESTED, computes, get_run, lock, pair, picture_field, test_images, told
 from torch import Tensor
 
 import rrepa_lab as rl
@@ -27,6 +27,7 @@ NAME, TITLE = "classify", "Classify"
 METHODS = {"one gradient step": "gradient", "twenty steps": "iterated", "Bayes' rule": "bayes"}
 STEPS = 20
 PACE = 0.25  # seconds a step of the film
+AFTER = 0.4  # seconds by which the twenty steps let the one go first
 MOST = 60  # images shown in the browser of answers
 ANY = "any"
 Seen = tuple[list[Any], str]  # an image as nested lists, and where it came from: what a visitor's session keeps
@@ -76,8 +77,20 @@ def look_at(name: str, index: int, seen: Seen | None) -> tuple[Tensor, str, int 
 
 @lru_cache(maxsize=512)
 def _classified(run: rl.Run, method: str, pixels: bytes, shape: tuple[int, ...]) -> Classification:
-    x = torch.frombuffer(bytearray(pixels), dtype=torch.float32).view(shape)
-    return rl.classify(run, x.to(run.device), method, steps=STEPS)
+    x = torch.frombuffer(bytearray(pixels), dtype=torch.float32).view(shape).to(run.device)
+    if method != "iterated":
+        with lock:
+            return rl.classify(run, x, method)
+    time.sleep(AFTER)
+    path: list[Tensor] = []
+    steps = rl.classify_steps(run, x, steps=STEPS)
+    while True:  # many steps: whoever asks for one only comes between
+        with lock:
+            taken = next(steps, None)
+        if taken is None:
+            return Classification(path[-1], path[-1].argmax(dim=1), method, torch.stack(path))
+        path.append(taken.scores)
+        time.sleep(0.001)
 
 
 def classified(run: rl.Run, method: str, x: Tensor) -> Classification:
@@ -92,8 +105,8 @@ def judge(run: str, other: str, seed: int, index: int, seen: Seen | None) -> Ite
     by_step = {name: classified(one, "gradient", x) for name, one in runs.items()}
     shown = picture_table({what: {"": x[0]}}, what="what the flow sees")
     classes = get_run(run).classes
-    bars = class_scores(by_step, classes, "gradient", what=what)
-    yield shown, _verdict(runs, what, truth, by_step), bars, gr.skip(), gr.skip()
+    yield shown, _verdict(runs, what, truth, by_step), gr.skip(), gr.skip(), gr.skip()
+    yield gr.skip(), gr.skip(), class_scores(by_step, classes, "gradient", what=what), gr.skip(), gr.skip()
     by_bayes = {name: classified(one, "bayes", x) for name, one in runs.items()}
     parts = {name: rl.evidence(one, x.to(one.device))[0].cpu() for name, one in runs.items()}
     exact = class_scores(by_bayes, classes, "bayes", what=what)
@@ -120,10 +133,10 @@ def _verdict(
 def race(run: str, other: str, seed: int, step: int, index: int, seen: Seen | None) -> tuple[Any, Any]:
     """The scores of the classes up to a step of gradient ascent, for each run."""
     x, what, truth = look_at(run, index, seen)
-    plots: list[Any] = [
-        _named(class_race(classified(one, "iterated", x), one.classes, truth=truth, run=what, until=int(step)), name)
-        for name, one in pair(run, other).items()
-    ]
+    plots = []
+    for name, one in pair(run, other).items():
+        result = classified(one, "iterated", x)
+        plots.append(_named(class_race(result, one.classes, truth=truth, run=what, until=int(step)), name))
     return plots[0], plots[1] if len(plots) > 1 else None
 
 
@@ -180,7 +193,8 @@ def pick(run: str, by: str, of: str, taken_for: str, mistakes: bool, event: gr.S
 
 def _named(figure: Any, name: str) -> Any:
     """The figure with a run's name before its title, where two of a kind stand side by side."""
-    return figure.update_layout(title_text=f"{name}: {figure.layout.title.text[0].lower()}{figure.layout.title.text[1:]}")
+    title = figure.layout.title.text.split(", by")[0]
+    return figure.update_layout(title_text=f"{name}: {title[0].lower()}{title[1:]}", title_font_size=14)
 
 
 # --- the tab ----------------------------------------------------------------------------------------------------------
@@ -228,7 +242,7 @@ def build(bar: Bar) -> Sequence[Panel]:
         with gr.Column(min_width=300), gr.Tabs():
             with gr.Tab("Test digit"):
                 index = gr.Slider(
-                    0, len(test_images(run).x) - 1, 3, step=1, label="Test image", info="none of them was trained on",
+                    0, TESTED - 1, 3, step=1, label="Test image", info="none of them was trained on",
                     elem_id="index",
                 )  # fmt: skip
             with gr.Tab("Draw"):
@@ -277,7 +291,7 @@ def build(bar: Bar) -> Sequence[Panel]:
     stop.click(None, cancels=playing)
     return [
         Panel({"image": index}, [shown, said, by_step, by_bayes, evidence], judge, code, fit, [seen]),
-        Panel({"step": step}, races, race, uses=[index, seen]),
+        Panel({"step": step}, races, race, uses=[index, seen], locked=False),
         Panel({"by": by, "of": of, "said": taken_for, "mistakes": mistakes}, [*tables, gallery, note], browse, fit=fit_browser),
     ]
 

@@ -256,7 +256,7 @@ def way_of(spot: Spot, row: int) -> Way:
     labels = torch.tensor([label], device=run.device) if run.flow.config.classes else None
     trace = rl.trace(run, x if spot.what == REAL else noise(run.flow, [spot.seed + row]), labels, "reverse", ())
     finished = trace.images["block.1.in"].clamp(-1, 1).cpu() if spot.what == REAL else x
-    return Way(trace, finished, None, [spot.words(row)])
+    return Way(trace, finished, [spot.words(row)])
 
 
 def picked(spot: Spot, row: int) -> str:
@@ -277,7 +277,7 @@ def picked(spot: Spot, row: int) -> str:
     return "".join([
         picture_table({words: {"": x[row]}}, what=f"picked, {spot.name}"),
         picture_table({f"{spot.name}: nearest by cosine{share}": columns}, marked=same, what=f"neighbour of {words}"),
-        picture_table({f"{spot.name}: {words}, {how}": strip(way_of(spot, row), spot.tap.block)}, marked=block),
+        picture_table({f"{spot.name}: {words}, {how}": strip(way_of(spot, row))}, marked=block),
     ])  # fmt: skip
 
 
@@ -370,7 +370,7 @@ def build(bar: Bar) -> list[Panel]:
         there = gr.Plot(label="Map of the other run", show_label=False, min_width=320, elem_id="map-other")
     note = gr.Markdown(elem_id="map-note")
     image = gr.Slider(
-        0, most(run), 0, step=1, label="Image", elem_id="map-image",
+        0, TESTED - 1, 0, step=1, label="Image", elem_id="map-image",
         info="row of the test split, or which of the samples: their seeds go on from the seed of the sidebar",
     )  # fmt: skip
     with gr.Row(equal_height=False):

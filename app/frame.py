@@ -35,6 +35,7 @@ from shell import (
     run_names,
     scores_of,
     told,
+    without_folders,
 )
 
 from rrepa_lab.errors import LabError
@@ -52,6 +53,8 @@ COPY = """(query) => {
     history.replaceState(null, '', query);
     return link;
 }"""
+# on a phone the sidebar lies over the page: it begins closed there
+CLOSE_SIDEBAR = "() => { if (innerWidth < 768) document.querySelector('.sidebar.open .toggle-button')?.click(); }"
 OPEN_CODE = """() => {
     const fold = document.querySelector('#code');
     const head = fold.querySelector('button');
@@ -82,7 +85,7 @@ class Panel:
 
     controls: what the drawing depends on beside the sidebar; their names stand in links. outputs: what is drawn.
     draw: (run, other, seed, *controls, *uses) -> one value for each of `outputs`, or a generator of such.
-    code: with the same arguments -> Code; that of a tab's first panel is shown. fit: (run, *controls) -> updates, by name,
+    code: with the same arguments -> Code; the first of a tab is shown. fit: (run, *controls) -> updates, by name,
     of controls whose range depends on the run. uses: what else the drawing depends on, and links leave out.
     stop: a button that ends a long drawing. locked: whether the drawing computes with a model, and so waits for its turn.
     """
@@ -145,18 +148,16 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
                     panel.stop.click(None, cancels=drawn)
             inputs = [component for panel in parts for component in panel.inputs]
             gr.on(
-                [*turns, *map(_changed, inputs)], _describing(name, parts), [active, *sides, *inputs], [*codes, query],
+                [active.change], _describing(name, parts), [active, *sides, *inputs], [*codes, query],
                 trigger_mode="always_last", concurrency_id="describe", concurrency_limit=8, **HIDDEN,
             )  # fmt: skip
         fitted = [panel for parts in panels.values() for panel in parts if panel.fit]
         fits = [control for panel in fitted for control in panel.controls.values()]
         bar.run.change(_fitting(fitted), [bar.run, *fits], [about, settled, *fits], **QUIET)
-        named = {
-            name: {key: control for panel in parts for key, control in panel.controls.items()} for name, parts in panels.items()
-        }
-        everything = [control for controls in named.values() for control in controls.values()]
+        everything = [control for parts in panels.values() for panel in parts for control in panel.controls.values()]
+        demo.load(None, js=CLOSE_SIDEBAR)
         demo.load(
-            _restoring(named, bar, row, active, settled, about), None, [*sides, row, active, settled, about, *everything],
+            _restoring(panels, bar, row, active, settled, about), None, [*sides, row, active, settled, about, *everything],
             **QUIET,
         )  # fmt: skip
     return demo
@@ -171,10 +172,9 @@ def _changed(component: Component) -> Any:
 
 
 def _sidebar() -> tuple[Bar, gr.Markdown]:
-    names = run_names()
-    run = gr.Dropdown(names, value=FIRST, label="Run")
+    run = gr.Dropdown(run_names(), value=FIRST, label="Run")
     about = gr.Markdown(about_run(FIRST), elem_id="about")
-    other = gr.Dropdown([(NO_OTHER, NOTHING), *names], value=SECOND, label="Compare with", info="on the same seed")
+    other = gr.Dropdown(other_choices(), value=SECOND, label="Compare with", info="on the same seed")
     with gr.Row():
         seed = gr.Number(0, precision=0, minimum=0, maximum=LARGEST_SEED, label="Seed", min_width=120)
         roll = gr.Button("Roll", min_width=60, size="sm", elem_id="roll")
@@ -213,10 +213,14 @@ def about_run(name: str) -> str:
     return "\n".join(lines)
 
 
+def other_choices() -> list[Any]:
+    """What a run can be compared with."""
+    return [(NO_OTHER, NOTHING), *run_names()]
+
+
 def refreshed() -> tuple[Any, Any]:
     """The pickers of the sidebar with all runs there are now."""
-    names = run_names()
-    return gr.Dropdown(choices=names), gr.Dropdown(choices=[(NO_OTHER, NOTHING), *names])
+    return gr.Dropdown(choices=run_names()), gr.Dropdown(choices=other_choices())
 
 
 def _drawing(name: str, panel: Panel) -> Callable[..., Any]:
@@ -237,7 +241,8 @@ def _drawing(name: str, panel: Panel) -> Callable[..., Any]:
 
 def _describing(name: str, panels: Sequence[Panel]) -> Callable[..., Any]:
     """The view as code, and the query of its link."""
-    first = panels[0]
+    place, shown = next(((k, panel) for k, panel in enumerate(panels) if panel.code), (0, panels[0]))
+    skipped = sum(len(panel.inputs) for panel in panels[:place])
 
     @told
     def describe(active: str, run: str, other: str, seed: int | None, *values: Any) -> Any:
@@ -246,9 +251,10 @@ def _describing(name: str, panels: Sequence[Panel]) -> Callable[..., Any]:
         facts = {"tab": name, "run": run, "compare": other or NO_OTHER, "seed": int(seed)}
         rest = list(values)
         for panel in panels:
-            mine, rest = rest[: len(panel.inputs)], rest[len(panel.inputs) :]
-            facts |= {key: _to_text(value) for key, value in zip(panel.controls, mine, strict=False)}
-        made = first.code(run, other or NOTHING, int(seed), *values[: len(first.inputs)]) if first.code else Code("", "")
+            facts |= {key: _to_text(value) for key, value in zip(panel.controls, rest, strict=False)}
+            rest = rest[len(panel.inputs) :]
+        mine = values[skipped : skipped + len(shown.inputs)]
+        made = shown.code(run, other or NOTHING, int(seed), *mine) if shown.code else Code("", "")
         return made.shell or "# there is no command for this view: see Python", made.python, f"?{urlencode(facts)}"
 
     return describe
@@ -285,44 +291,47 @@ def _fitting(panels: Sequence[Panel]) -> Callable[..., Any]:
 
 
 def _restoring(
-    named: Mapping[str, Mapping[str, Component]], bar: Bar, row: gr.Tabs, active: gr.State, settled: gr.State,
-    about: gr.Markdown,
-) -> Callable[..., Any]:  # fmt: skip
+    panels: Mapping[str, Sequence[Panel]], bar: Bar, row: gr.Tabs, active: gr.State, settled: gr.State, about: gr.Markdown
+) -> Callable[..., Any]:
     """Fill the page from the address it was opened with; what does not fit there is told, and left at its default."""
 
+    @computes
     def restore(request: gr.Request) -> dict[Any, Any]:
-        query = dict(request.query_params)
+        query, names, wrong = dict(request.query_params), run_names(), []
         run, other = refreshed()
-        run_name = query.get("run", FIRST)
-        updates: dict[Any, Any] = {bar.run: run, bar.other: other, settled: FIRST}
-        wrong = []
-        names = run_names()
-        if run_name in names:
-            try:
-                updates |= {bar.run: gr.Dropdown(choices=names, value=run_name), about: about_run(run_name), settled: run_name}
-            except LabError as error:
-                wrong.append(str(error))
+        updates: dict[Any, Any] = {bar.run: run, bar.other: other}
+        name, second = query.get("run", FIRST), query.get("compare", SECOND)
+        try:
+            loaded = get_run(name)
+        except LabError as error:
+            wrong.append(without_folders(error))
+            name, loaded = FIRST, get_run(FIRST)
+        updates |= {bar.run: gr.Dropdown(choices=names, value=name), about: about_run(name), settled: name}
+        second = NOTHING if second == NO_OTHER else second
+        if second in (NOTHING, *names):
+            updates[bar.other] = gr.Dropdown(choices=other_choices(), value=second)
         else:
-            wrong.append(f"no run {run_name!r}")
-        if "compare" in query:
-            second = NOTHING if query["compare"] == NO_OTHER else query["compare"]
-            if second in (NOTHING, *names):
-                updates[bar.other] = gr.Dropdown(choices=[(NO_OTHER, NOTHING), *names], value=second)
-            else:
-                wrong.append(f"no run {second!r}")
-        controls: dict[str, Component] = {"seed": bar.seed}
-        tab = query.get("tab", "")
-        if tab in named:
+            wrong.append(f"no run {second!r}")
+        tab, controls = query.get("tab", ""), dict[str, Component]({"seed": bar.seed})
+        if tab in panels:
             updates |= {row: gr.Tabs(selected=tab), active: tab}
-            controls |= named[tab]
-        elif "tab" in query:
+            controls |= {key: control for panel in panels[tab] for key, control in panel.controls.items()}
+        elif tab:
             wrong.append(f"no tab {tab!r}")
-        for name, control in controls.items():
-            if name in query:
+        fitted = [panel for parts in panels.values() for panel in parts if panel.fit]
+        ranged = [control for panel in fitted for control in panel.controls.values()]
+        asked = {}
+        for key, control in controls.items():
+            if key in query:
                 try:
-                    updates[control] = _from_text(control, query[name])
+                    asked[control] = _from_text(control, query[key], control not in ranged)
                 except (ValueError, gr.Error):
-                    wrong.append(f"{name} cannot be {query[name]!r}")
+                    wrong.append(f"{key} cannot be {query[key]!r}")
+        for panel in fitted:  # in the range of this run
+            values = {key: asked.get(control, control.value) for key, control in panel.controls.items()}
+            made = panel.fit(loaded, *values.values()) if panel.fit else {}
+            updates |= {panel.controls[key]: update for key, update in (values | dict(made)).items()}
+        updates |= {control: value for control, value in asked.items() if control not in ranged}
         if wrong:
             gr.Warning(f"The link asks for what is not there: {'; '.join(wrong)}.", title="Part of the link was left out")
         return updates
@@ -330,7 +339,7 @@ def _restoring(
     return restore
 
 
-def _from_text(control: Component, text: str) -> Any:
+def _from_text(control: Component, text: str, check: bool = True) -> Any:
     """The value of a control from a link, checked as if a visitor had set it; ValueError or gr.Error where it cannot be."""
     value: Any = text
     if isinstance(control, gr.Checkbox):
@@ -343,7 +352,8 @@ def _from_text(control: Component, text: str) -> Any:
             value = int(value)
     elif isinstance(control, gr.CheckboxGroup) or getattr(control, "multiselect", False):
         value = text.split("|") if text else []
-    control.preprocess(value)
+    if check:
+        control.preprocess(value)
     return value
 
 

@@ -2,14 +2,15 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 import torch
 from frame import Bar, Code, Panel, serve
-from shell import FIRST, HIDDEN, SECOND, class_choices, get_run, label_of, pair, test_images, told
+from shell import FIRST, HIDDEN, SECOND, TESTED, class_choices, get_run, label_of, pair, test_images, told
 from torch import Tensor
 
 import rrepa_lab as rl
@@ -28,12 +29,12 @@ HELD = 2**26  # numbers of inner states that may be kept for a view; above, only
 PACE = 0.5  # seconds a step of the film
 
 
-class Way(NamedTuple):
-    """The way of COMPANY images through a run."""
+@dataclass(frozen=True, eq=False)
+class Way:
+    """The way of some images through a run."""
 
     trace: rl.Trace
     finished: Tensor  # (B, C, H, W) in [-1, 1], denoised
-    teacher: Tensor | None  # (B, T, E) features of the finished images, None for a run without an encoder
     columns: list[str]  # what each image is
 
 
@@ -54,19 +55,24 @@ def travel(
     trace = rl.trace(run, source, labels, "reverse", taps, guidance=guidance, temperature=temperature)
     made = trace.images["block.1.in"].to(run.device)
     finished = (denoise_step(flow, made, labels) if start == NOISE else made).clamp(-1, 1)
-    teacher = None
-    if run.config.encoder is not None:
-        encoder = run.encoder()
-        teacher = match_grid(encoder(finished), encoder.grid, flow.config.side).cpu()
-    return Way(trace, finished.cpu(), teacher, columns)
+    return Way(trace, finished.cpu(), columns)
 
 
-def way_of(run: rl.Run, start: str, seed: int, image: int, choice: str, guidance: float, temperature: float, tap: str) -> Way:
-    """`travel` with all layers of a small flow, so that moving a slider needs no other pass, else with the one looked at."""
+def way_of(run: rl.Run, start: str, seed: int, image: int, choice: str, guidance: float, temperature: float, *taps: str) -> Way:
+    """`travel` with all layers of a small flow, so that moving a slider needs no other pass, else with those asked for."""
     config = run.flow.config
-    small = COMPANY * config.tokens * config.width * config.blocks * config.layers <= HELD
-    taps = ("block.*.layer.*",) if small else (tap,)
-    return travel(run, start, seed, image, label_of(choice, run), guidance, temperature, taps)
+    if COMPANY * config.tokens * config.width * config.blocks * config.layers <= HELD:
+        taps = ("block.*.layer.*",)
+    return travel(run, start, seed, int(image), label_of(choice, run), guidance, temperature, taps)
+
+
+@lru_cache(maxsize=16)
+def teacher_of(run: rl.Run, way: Way) -> Tensor | None:
+    """The encoder's features (B, T, E) of the finished images; None for a run without an encoder."""
+    if run.config.encoder is None:
+        return None
+    encoder = run.encoder()
+    return match_grid(encoder(way.finished.to(run.device)), encoder.grid, run.flow.config.side).cpu()
 
 
 def tap_in(run: rl.Run, block: float, layer: float) -> Tap:
@@ -75,8 +81,8 @@ def tap_in(run: rl.Run, block: float, layer: float) -> Tap:
     return Tap(min(int(block), config.blocks), min(int(layer), config.layers))
 
 
-def strip(way: Way, block: int) -> dict[str, Tensor]:
-    """The first image's stages by caption, from the noise on; `block` of the captions is the one that made the stage."""
+def strip(way: Way) -> dict[str, Tensor]:
+    """The first image's stages by caption, from the noise on."""
     blocks = len(way.trace.images) - 1
     captions = ["noise", *(f"after block {number}" for number in range(blocks, 0, -1))]
     stages = {caption: image[0] for caption, image in zip(captions, way.trace.images.values(), strict=True)}
@@ -91,8 +97,9 @@ def features(run: rl.Run, way: Way, tap: Tap) -> dict[str, dict[str, Tensor]]:
     side = run.flow.config.side
     left = way.trace.images[Tap(1, "in").name if tap.block == 1 else Tap(tap.block - 1, "out").name]
     rows = {f"images after block {tap.block}": left} | _paint({f"features, {tap.name}": way.trace.states[tap.name]}, side)
-    if way.teacher is not None:
-        seen = {"the teacher's, of the finished images": way.teacher}
+    teacher = teacher_of(run, way)
+    if teacher is not None:
+        seen = {"the teacher's, of the finished images": teacher}
         if tap.name in run.projectors.taps:
             seen = {"features through the projector": project(run, way, tap)} | seen
         rows |= _paint(seen, side)
@@ -112,8 +119,9 @@ def project(run: rl.Run, way: Way, tap: Tap) -> Tensor:
 def facts(name: str, run: rl.Run, way: Way, tap: Tap) -> str:
     """What was measured on the way, in a line."""
     parts = [f"comes back to its source within {float(way.trace.error.max()):.1e}"]
-    if way.teacher is not None and tap.name in run.projectors.taps:
-        near = float(similarity(project(run, way, tap), way.teacher).mean())
+    teacher = teacher_of(run, way)
+    if teacher is not None and tap.name in run.projectors.taps:
+        near = float(similarity(project(run, way, tap), teacher).mean())
         parts.append(f"cosine with the teacher through the projector {near:.3f}")
     known = shipped_cka(name, tap.name)
     if known is not None:
@@ -135,32 +143,41 @@ def layers_table() -> Any:
     return table[(table["metric"] == "cka") & (table["direction"] == "forward") & (table["label_fed"] == "none")]
 
 
-def draw(
-    run: str, other: str, seed: int, start: str, choice: str, image: int, guidance: float, temperature: float,
-    block: int, layer: int,
-) -> tuple[str, str, Any, str]:  # fmt: skip
-    """The strips of both runs, the features of each, and what was measured."""
-    paths, views, lines = {}, [], []
+def draw_way(
+    run: str, other: str, seed: int, start: str, choice: str, image: int, guidance: float, temperature: float, block: int
+) -> str:
+    """The strips of both runs."""
+    strips = {}
+    for name, one in pair(run, other).items():
+        way = way_of(one, start, seed, image, choice, guidance, temperature)
+        strips[f"{name}, {way.columns[0]}"] = strip(way)
+    asked = f"class {choice}" if label_of(choice, get_run(run)) >= 0 else "no label"
+    finish = ", and denoised by one step along the score" if start == NOISE else ""
+    caption = (
+        f"{start}, {asked}, guidance {guidance:g}, temperature {temperature:g}; the last picture is clipped to -1..1{finish}."
+    )
+    return picture_table(strips, caption, f"after block {int(block)}", "from noise to image")
+
+
+def draw_features(
+    run: str, other: str, seed: int, layer: int, start: str, choice: str, image: int, guidance: float, temperature: float,
+    block: int,
+) -> tuple[str, Any, str]:  # fmt: skip
+    """The features of each run at the layer, and what was measured."""
+    views, lines = [], []
     for name, one in pair(run, other).items():
         tap = tap_in(one, block, layer)
-        way = way_of(one, start, seed, int(image), choice, guidance, temperature, tap.name)
-        paths[f"{name}, {way.columns[0]}"] = strip(way, tap.block)
+        way = way_of(one, start, seed, image, choice, guidance, temperature, tap.name)
         views.append(picture_table({f"{name}: {row}": pictures for row, pictures in features(one, way, tap).items()}))
         lines.append(facts(name, one, way, tap))
-    asked = f"class {choice}" if label_of(choice, get_run(run)) >= 0 else "no label"
-    how = f"{start}, {asked}, guidance {guidance:g}, temperature {temperature:g}"
-    caption = (
-        f"{how}; the last picture is clipped to -1..1{', and denoised by one step along the score' if start == NOISE else ''}."
-    )
-    strips = picture_table(paths, caption, f"after block {int(block)}", "from noise to image")
     note = "Colours are the first three principal components, fitted to the six images of a row (the two last rows share them)."
     second = gr.update(value=views[1], visible=True) if len(views) > 1 else gr.update(visible=False)
-    return strips, views[0], second, "  \n".join([*lines, note])
+    return views[0], second, "  \n".join([*lines, note])
 
 
 def code(
-    run: str, other: str, seed: int, start: str, choice: str, image: int, guidance: float, temperature: float,
-    block: int, layer: int,
+    run: str, other: str, seed: int, layer: int, start: str, choice: str, image: int, guidance: float, temperature: float,
+    block: int,
 ) -> Code:  # fmt: skip
     """The trace of the first run."""
     loaded = get_run(run)
@@ -204,19 +221,18 @@ def film(run: str) -> Iterator[int]:
         time.sleep(PACE)
 
 
-def build(bar: Bar) -> Panel:
+def build(bar: Bar) -> Sequence[Panel]:
     """The tab, filled with a three on its way."""
     run = get_run(FIRST)
     blocks, layers = run.flow.config.blocks, run.flow.config.layers
-    start = (NOISE, class_choices(run)[4], 0, 0.0, 1.0, 3, 2)
-    strips, left, right, said = draw(FIRST, SECOND, 0, *start)
+    three = class_choices(run)[4]
     gr.Markdown("**How does an image come out of noise, and what does the flow know on the way?** Drag the block.")
-    way = gr.HTML(strips, elem_id="way")
+    way = gr.HTML(draw_way(FIRST, SECOND, 0, NOISE, three, 0, 0.0, 1.0, 3), elem_id="way")
     with gr.Row(equal_height=False):
         block = gr.Slider(
-            1, blocks, start[5], step=1, label="Block", info="1 makes the image, the last one reads the noise", elem_id="block"
+            1, blocks, 3, step=1, label="Block", info="1 makes the image, the last one reads the noise", elem_id="block"
         )
-        layer = gr.Slider(1, layers, start[6], step=1, label="Layer", info="of that block's Transformer", elem_id="layer")
+        layer = gr.Slider(1, layers, 2, step=1, label="Layer", info="of that block's Transformer", elem_id="layer")
         with gr.Column(min_width=180, scale=0):
             play = gr.Button("Play", size="sm", variant="primary", elem_id="play")
             with gr.Row():
@@ -224,42 +240,46 @@ def build(bar: Bar) -> Panel:
                 forth = gr.Button("image ▶", size="sm", min_width=70, elem_id="step-forth")
     with gr.Row(equal_height=False):
         views = []
-        for made, place in ((left, "features"), (right["value"], "features-other")):
+        for place in ("features", "features-other"):
             with gr.Column(min_width=320):  # beside one another where there is room
-                views.append(gr.HTML(made, elem_id=place))
-    note = gr.Markdown(said, elem_id="way-note")
+                views.append(gr.HTML(elem_id=place))
+    note = gr.Markdown(elem_id="way-note")
     with gr.Accordion("Where it starts, and how it is steered", open=False):
         with gr.Row():
             source = gr.Radio([NOISE, IMAGE], value=NOISE, label="Start from", info="an image is encoded first, and comes back")
-            choice = gr.Dropdown(class_choices(run), value=start[1], label="Class", info="what the flow is asked for")
-            image = gr.Slider(0, len(test_images(run).x) - 1, 0, step=1, label="Test image", info="of those never trained on")
+            choice = gr.Dropdown(class_choices(run), value=three, label="Class", info="what the flow is asked for")
+            image = gr.Slider(0, TESTED - 1, 0, step=1, label="Test image", info="of those never trained on")
         with gr.Row():
-            guidance = gr.Slider(0, 5, start[3], step=0.1, label="Guidance", info="0 is none")
+            guidance = gr.Slider(0, 5, 0.0, step=0.1, label="Guidance", info="0 is none")
             temperature = gr.Slider(
-                0.2, 2, start[4], step=0.1, label="Temperature", info="of the unconditional branch, so only with guidance"
+                0.2, 2, 1.0, step=0.1, label="Temperature", info="of the unconditional branch, so only with guidance"
             )
-    controls = {
-        "start": source, "class": choice, "image": image, "guidance": guidance, "temperature": temperature,
-        "block": block, "layer": layer,
-    }  # fmt: skip
     play.click(told(film), bar.run, block, concurrency_id="film", concurrency_limit=8, **HIDDEN)
     back.click(told(step_back), [block, bar.run], block, queue=False, **HIDDEN)
     forth.click(step_forth, block, block, queue=False, **HIDDEN)
-    return Panel(controls, [way, *views, note], draw, code, fit)
+    controls = {
+        "start": source, "class": choice, "image": image, "guidance": guidance, "temperature": temperature, "block": block,
+    }  # fmt: skip
+    return [
+        Panel(controls, [way], draw_way, fit=fit),
+        Panel({"layer": layer}, [*views, note], draw_features, code, fit_layer, list(controls.values())),
+    ]
 
 
-def fit(
-    run: rl.Run, start: str, choice: str, image: int, guidance: float, temperature: float, block: int, layer: int
-) -> dict[str, Any]:
-    """Blocks, layers, classes and test images of another run."""
-    tap, choices = tap_in(run, block, layer), class_choices(run)
-    most = len(test_images(run).x) - 1
+def fit(run: rl.Run, start: str, choice: str, image: int, guidance: float, temperature: float, block: int) -> dict[str, Any]:
+    """Blocks, classes and test images of another run."""
+    choices, most = class_choices(run), len(test_images(run).x) - 1
     return {
         "class": gr.Dropdown(choices=choices, value=choice if choice in choices else choices[0]),
         "image": gr.Slider(maximum=most, value=min(int(image), most)),
-        "block": gr.Slider(maximum=run.flow.config.blocks, value=tap.block),
-        "layer": gr.Slider(maximum=run.flow.config.layers, value=int(tap.layer)),
+        "block": gr.Slider(maximum=run.flow.config.blocks, value=tap_in(run, block, 1).block),
     }
+
+
+def fit_layer(run: rl.Run, layer: int) -> dict[str, Any]:
+    """Layers of another run."""
+    most = run.flow.config.layers
+    return {"layer": gr.Slider(maximum=most, value=min(int(layer), most))}
 
 
 if __name__ == "__main__":

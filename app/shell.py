@@ -19,7 +19,7 @@ from rrepa_lab.data.pixels import read_picture
 from rrepa_lab.errors import LabError
 from rrepa_lab.places import assets, runs_root
 
-MODEL = "model"  # concurrency group of every event that computes: one at a time, in one queue
+MODEL = "model"  # concurrency group of the events that compute: they wait in one queue, and the lock lets in one at a time
 FIRST, SECOND = "digits-reverse", "digits-none"
 NOTHING = ""  # the run to compare with, when there is none
 LARGEST_SEED = 2**31 - 1

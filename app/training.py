@@ -23,6 +23,8 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.places import assets, runs_root
 from rrepa_lab.presets import ALIGNED
+from rrepa_lab.studies.digits import ACCURACY
+from rrepa_lab.studies.reading import load_table
 from rrepa_lab.training.loop import config_file
 from rrepa_lab.training.records import Records
 from rrepa_lab.viz.html import picture_table
@@ -30,13 +32,18 @@ from rrepa_lab.viz.routing import atlas
 from rrepa_lab.viz.training import accuracy_curves, loss_curves, loss_parts, similarity_curves
 
 NAME, TITLE = "training", "Training"
+ACCURATE = "held_out_accuracy"
+RETRAINED = (
+    "not recorded when the bundled weights were trained. Shown is another training under the same settings and seed "
+    "(`python -m rrepa_lab.studies.digits accuracy`), which on another machine led to other weights."
+)
 # what can be shown: the figure, and the column of metrics.jsonl (or how one begins) that it needs
 SHOWN: dict[str, tuple[Callable[..., go.Figure], str]] = {
     "nats/dim": (partial(loss_curves, unit="nats/dim"), "held_out_nats_per_dim"),
     "bits/dim": (partial(loss_curves, unit="bits/dim"), "held_out_nats_per_dim"),
     "loss parts": (loss_parts, "loss"),
     "similarity": (similarity_curves, "similarity."),
-    "accuracy": (accuracy_curves, "held_out_accuracy"),
+    "accuracy": (accuracy_curves, ACCURATE),
 }
 ALONG = {"steps": "step", "images": "images", "seconds": "seconds"}
 PRESETS = [f"digits-{strategy}" for strategy in ALIGNED]
@@ -77,7 +84,17 @@ def metrics_of(name: str) -> pd.DataFrame:
         return table
     seconds = table["seconds"]
     before = seconds.shift(fill_value=0.0).where(seconds.diff() < 0, 0.0).cumsum()
-    return table.assign(images=table["step"] * config_of(name).train.batch, seconds=seconds + before)
+    table = table.assign(images=table["step"] * config_of(name).train.batch, seconds=seconds + before)
+    again = retrained(name)
+    return table if ACCURATE in table or again.empty else table.merge(again[["step", ACCURATE]], how="left", on="step")
+
+
+def retrained(name: str) -> pd.DataFrame:
+    """Accuracy against steps of a bundled run whose training did not record it, from a training under the same settings."""
+    if run_folder(name).parent != assets() / "runs":
+        return pd.DataFrame()
+    table = load_table(ACCURACY)
+    return table[table["run"] == name]
 
 
 def differences(names: list[str]) -> pd.DataFrame:
@@ -103,6 +120,9 @@ def draw_curves(run: str, other: str, seed: int, more: list[str], show: str, axi
     figure = make(tables, _caption(configs), x=ALONG[axis])
     table = differences(names)
     lines = [_explained(configs, show)]
+    anew = [name for name in names if ACCURATE not in Records(run_folder(name)).table() and not retrained(name).empty]
+    if show == "accuracy" and anew:
+        lines.append(f"{', '.join(f'`{name}`' for name in anew)}: {RETRAINED}")
     lacking = [name for name in names if not _has(tables[name], column)]
     if lacking:
         lines.append(f"Not recorded for {', '.join(f'`{name}`' for name in lacking)}: {_why(show)}.")

@@ -33,20 +33,20 @@ def run_code(code):
 
 # --- reverse path -----------------------------------------------------------------------------------------------------
 
-START = ("fresh noise", "3", 0, 1.5, 0.8, 3, 2)
+START = ("fresh noise", "3", 0, 1.5, 0.8, 3)
 
 
 def test_the_way_is_the_trace_of_the_library():
     import reverse_path
 
     run = rl.load("digits-reverse")
-    way = reverse_path.way_of(run, *START[:1], 17, *START[2:3], "3", 1.5, 0.8, "block.3.layer.2")
+    way = reverse_path.way_of(run, "fresh noise", 17, 0, "3", 1.5, 0.8, "block.3.layer.2")
     expected = rl.trace(run, noise(run.flow, range(17, 23)), 3, "reverse", "block.*.layer.*", guidance=1.5, temperature=0.8)
     assert torch.equal(way.trace.states["block.3.layer.2"], expected.states["block.3.layer.2"])
     assert torch.equal(way.trace.error, expected.error)
     made = rl.sample(run, range(17, 23), 3, 1.5, temperature=0.8)
     assert torch.allclose(way.finished, made.images, atol=1e-5)
-    stages = reverse_path.strip(way, 3)
+    stages = reverse_path.strip(way)
     assert list(stages) == ["noise", "after block 4", "after block 3", "after block 2", "after block 1", "finished"]
     assert torch.equal(stages["after block 1"], expected.images["block.1.in"][0])
 
@@ -54,15 +54,16 @@ def test_the_way_is_the_trace_of_the_library():
 def test_the_strip_shows_both_runs_and_marks_the_block():
     import reverse_path
 
-    strips, left, right, said = reverse_path.draw(*PAIR, 0, *START)
+    strips = reverse_path.draw_way(*PAIR, 0, *START)
+    left, right, said = reverse_path.draw_features(*PAIR, 0, 2, *START)
     assert strips.count("<img") == 12
     assert strips.count('class="marked"') == 2
     assert 'alt="from noise to image, digits-none, seed 0, after block 3"' in strips
     assert "features through the projector" in left
     assert "features through the projector" not in right["value"], "digits-none is not aligned"
     assert "blocks.2.transformer.layers.1" in said
-    one, _, nothing, _ = reverse_path.draw("digits-none", "", 0, *START)
-    assert one.count("<img") == 6
+    assert reverse_path.draw_way("digits-none", "", 0, *START).count("<img") == 6
+    _, nothing, _ = reverse_path.draw_features("digits-none", "", 0, 2, *START)
     assert nothing == gr.update(visible=False)
 
 
@@ -84,7 +85,8 @@ def test_other_blocks_and_classes_than_the_sliders_know_are_brought_into_range(t
 
     run = rl.load(trained)  # 2 blocks x 2 layers
     assert reverse_path.tap_in(run, 4, 4).name == "block.2.layer.2"
-    updates = reverse_path.fit(run, "fresh noise", "eleven", 999, 0.0, 1.0, 4, 4)
+    updates = reverse_path.fit(run, "fresh noise", "eleven", 999, 0.0, 1.0, 4)
+    assert reverse_path.fit_layer(run, 4)["layer"].value == 2
     assert (updates["block"].maximum, updates["block"].value) == (2, 2)
     assert updates["class"].value == "any (no label)"
     assert updates["image"].value == 359
@@ -103,7 +105,7 @@ def test_the_film_goes_from_the_noise_to_the_image(monkeypatch):
 def test_code_of_the_way_gives_its_numbers(start, tmp_path, monkeypatch):
     import reverse_path
 
-    values = (*PAIR, 5, start, "3", 2, 1.0, 0.9, 4, 1)
+    values = (*PAIR, 5, 1, start, "3", 2, 1.0, 0.9, 4)
     code = reverse_path.code(*values)
     way = reverse_path.way_of(rl.load("digits-reverse"), start, 5, 2, "3", 1.0, 0.9, "block.4.layer.1")
     made = run_code(code)["t"]

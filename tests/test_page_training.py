@@ -14,6 +14,7 @@ import pytest
 import rrepa_lab as rl
 from rrepa_lab.cli import main
 from rrepa_lab.errors import LabError
+from rrepa_lab.studies.reading import load_table
 from rrepa_lab.training.loop import config_file
 from rrepa_lab.training.records import Records
 
@@ -345,3 +346,17 @@ def test_a_run_is_trained_from_the_page(view, page_runs):
     assert "learned-here" in " ".join(view.get_by_role("option").all_inner_texts())
     assert view.errors == []
     assert view.strays == []
+
+
+def test_accuracy_of_bundled_runs_is_that_of_a_retraining_and_said_so():
+    import training
+
+    figure, words, _ = training.draw_curves("digits-reverse", "digits-none", 0, [], "accuracy", "steps")
+    table = load_table("digits-accuracy-curves")
+    for trace in figure.data:
+        rows = table[table["run"] == trace.name]
+        assert list(trace.y) == rows["held_out_accuracy"].tolist()
+        assert list(trace.x) == rows["step"].tolist()
+    assert "`digits-reverse`, `digits-none`: not recorded" in words
+    _, words, _ = training.draw_curves("digits-reverse", "digits-none", 0, [], "nats/dim", "steps")
+    assert "not recorded" not in words

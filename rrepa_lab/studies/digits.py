@@ -3,6 +3,8 @@
     python -m rrepa_lab.studies.digits search --out runs/search     settings, on a validation split
     python -m rrepa_lab.studies.digits study  --out runs/digits     four strategies x three seeds, on the test split
     python -m rrepa_lab.studies.digits bundle --out runs/digits     seed 0 becomes assets/runs; tables to assets/studies
+    python -m rrepa_lab.studies.digits accuracy --out runs/again    seed 0 of the study retrained where its accuracy while it
+                                                                    learns was not recorded: digits-accuracy-curves.csv
     python -m rrepa_lab.studies.digits evaluator                    the judge of samples, assets/evaluators/digits
 
 The encoder they all align with comes from `rrepa-lab encoder train`.
@@ -29,8 +31,10 @@ from rrepa_lab.presets import ALIGNED, digits
 from rrepa_lab.runs import RunConfig, load
 from rrepa_lab.training.card import save_scores
 from rrepa_lab.training.loop import train
+from rrepa_lab.training.records import Records
 
 SEEDS = (0, 1, 2)
+ACCURACY = "digits-accuracy-curves"
 
 # one change at a time against the centre of the search; a change of the flow itself is tried without alignment too
 CENTRE: dict[str, Any] = {
@@ -95,6 +99,24 @@ def study(out: Path, workers: int) -> pd.DataFrame:
     return run_all(jobs, "test", workers)
 
 
+def accuracy_curves(out: Path, workers: int) -> pd.DataFrame:
+    """Held-out accuracy of one gradient step, and nats/dim, against steps for the presets with seed 0, to assets/studies.
+
+    The runs are trained anew (or found finished in `out`): under the settings and the seed of the bundled ones, but on other
+    machines rounding leads to other weights.
+    """
+    jobs = [
+        (digits(strategy).override({"train.seed": SEEDS[0]}), out / f"digits-{strategy}-{SEEDS[0]}") for strategy in ALIGNED
+    ]
+    run_all(jobs, "test", workers)
+    columns = ["step", "held_out_nats_per_dim", "held_out_accuracy"]
+    tables = [Records(folder).table()[columns].dropna().assign(run=config.name) for config, folder in jobs]
+    table = pd.concat(tables, ignore_index=True)[["run", *columns]]
+    write_text(assets() / "studies" / f"{ACCURACY}.csv", table.to_csv(index=False, float_format="%.5g"))
+    write_sums()
+    return table
+
+
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over seeds, one row a run name, one column a metric."""
     cells = table.groupby(["run", "metric"], sort=False)["value"].agg(["mean", "std", "count"]).reset_index()
@@ -137,7 +159,7 @@ def write_sums() -> None:
 def main() -> None:
     """Command line of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("search", "study", "bundle", "evaluator"))
+    parser.add_argument("what", choices=("search", "study", "bundle", "accuracy", "evaluator"))
     parser.add_argument("--out", type=Path, default=Path("runs/digits"))
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     given = parser.parse_args()
@@ -146,6 +168,9 @@ def main() -> None:
             pass
         write_sums()
         print(f"accuracy on the test split: {accuracy(load_evaluator(DataConfig()), DataConfig()):.4f}")
+        return
+    if given.what == "accuracy":
+        print(accuracy_curves(given.out, given.workers).groupby("run").tail(1).to_markdown(index=False))
         return
     if given.what == "bundle":
         print("\n".join(str(folder) for folder in bundle(given.out)))

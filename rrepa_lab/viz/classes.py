@@ -112,7 +112,7 @@ def confusion(report: ClassificationReport) -> go.Figure:
         f"{_who(report)}, {accuracy['n']} images, accuracy "
         f"{accuracy['value']:.3f} ± {accuracy['standard_error']:.3f} (binomial)"
     )
-    return styled(figure, "What is taken for what?", caption, height=420, legend=0)
+    return styled(figure, "Class against answer", caption, height=420, legend=0)
 
 
 def calibration(report: ClassificationReport) -> go.Figure:
