@@ -292,7 +292,13 @@ def build(bar: Bar) -> Sequence[Panel]:
     return [
         Panel({"image": index}, [shown, said, by_step, by_bayes, evidence], judge, code, fit, [seen]),
         Panel({"step": step}, races, race, uses=[index, seen], locked=False),
-        Panel({"by": by, "of": of, "said": taken_for, "mistakes": mistakes}, [*tables, gallery, note], browse, fit=fit_browser),
+        Panel(
+            {"by": by, "of": of, "said": taken_for, "mistakes": mistakes},
+            [*tables, gallery, note],
+            browse,
+            fit=fit_browser,
+            slow=True,
+        ),
     ]
 
 

@@ -392,7 +392,7 @@ def build(bar: Bar) -> list[Panel]:
         "read": what, "method": method, "block": block, "layer": layer, "image": image, "neighbours": neighbours,
         "distance": distance,
     }  # fmt: skip
-    maps = Panel(controls, [bridge, here, there, note, due], draw, code, fit, uses=[fitted])
+    maps = Panel(controls, [bridge, here, there, note, due], draw, code, fit, uses=[fitted], slow=True)
     return [maps, Panel({}, [left, right], draw_picked, uses=[what, block, layer, image])]
 
 

@@ -55,6 +55,13 @@ COPY = """(query) => {
 }"""
 # on a phone the sidebar lies over the page: it begins closed there
 CLOSE_SIDEBAR = "() => { if (innerWidth < 768) document.querySelector('.sidebar.open .toggle-button')?.click(); }"
+# the first computation imports much; it begins once the picture is there, else it would slow down the loading of the page
+WHEN_PAINTED = """() => new Promise(done => {
+    const began = Date.now();
+    const look = () => document.querySelector('#way img') || Date.now() - began > 1000
+        ? setTimeout(() => done([]), 200) : setTimeout(look, 50);
+    look();
+})"""
 OPEN_CODE = """() => {
     const fold = document.querySelector('#code');
     const head = fold.querySelector('button');
@@ -88,6 +95,7 @@ class Panel:
     code: with the same arguments -> Code; the first of a tab is shown. fit: (run, *controls) -> updates, by name,
     of controls whose range depends on the run. uses: what else the drawing depends on, and links leave out.
     stop: a button that ends a long drawing. locked: whether the drawing computes with a model, and so waits for its turn.
+    slow: whether it may take more than a second; the status line then shows how long (which itself takes a tenth of one).
     """
 
     controls: Mapping[str, Component]
@@ -98,6 +106,7 @@ class Panel:
     uses: Sequence[Component] = ()
     stop: gr.Button | None = None
     locked: bool = True
+    slow: bool = False
 
     @property
     def inputs(self) -> list[Component]:
@@ -135,14 +144,14 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
         as_code.click(None, js=OPEN_CODE)
         copy.click(None, query, link, js=COPY).then(lambda: gr.Textbox(visible=True), None, link, queue=False, **HIDDEN)
         sides = [bar.run, bar.other, bar.seed]
-        busy = QUIET | {"show_progress": "minimal", "show_progress_on": status}
+        busy = {"show_progress": "minimal", "show_progress_on": status}
         turns = [active.change, settled.change, bar.other.change, bar.seed.change]
         for name, parts in panels.items():
             for panel in parts:
                 drawn = gr.on(
                     [*turns, *(_changed(component) for component in panel.inputs)],
                     _drawing(name, panel), [active, *sides, *panel.inputs], panel.outputs, trigger_mode="always_last",
-                    **busy,
+                    **(QUIET | (busy if panel.slow else {})),
                 )  # fmt: skip
                 if panel.stop:
                     panel.stop.click(None, cancels=drawn)
@@ -158,7 +167,7 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
         demo.load(None, js=CLOSE_SIDEBAR)
         demo.load(
             _restoring(panels, bar, row, active, settled, about), None, [*sides, row, active, settled, about, *everything],
-            **QUIET,
+            js=WHEN_PAINTED, **QUIET,
         )  # fmt: skip
     return demo
 

@@ -623,8 +623,14 @@ def build(bar: Bar) -> list[Panel]:
     words = [note, download, compared_words, scores, compared_download]
     return [
         Panel(controls, words, draw_words, code, uses=[counter]),
-        Panel({}, known, draw_known, uses=[metric, direction, source, strategies, counter]),
-        Panel({}, [pair_map, pair_curves, held_out, near, accuracy], draw_compared, uses=[metric, direction, study, *boxes]),
+        Panel({}, known, draw_known, uses=[metric, direction, source, strategies, counter], slow=True),
+        Panel(
+            {},
+            [pair_map, pair_curves, held_out, near, accuracy],
+            draw_compared,
+            uses=[metric, direction, study, *boxes],
+            slow=True,
+        ),
     ]
 
 

@@ -201,7 +201,7 @@ def build(bar: Bar) -> Panel:
     }  # fmt: skip
     packed = zipped.click(pack, [bar.run, bar.other, bar.seed, *controls.values()], file, **QUIET)
     packed.success(None, js=SAVE_ZIP)
-    return Panel(controls, [*sheets, note], draw, code, fit, stop=stop)
+    return Panel(controls, [*sheets, note], draw, code, fit, stop=stop, slow=True)
 
 
 if __name__ == "__main__":
