@@ -1,4 +1,4 @@
-"""Make the README's pictures: `python app/pictures.py` photographs the page and a figure in a headless Chromium.
+"""Make the README's pictures: `python app/screenshots.py` photographs tabs of the page and a figure in a headless Chromium.
 
 Needs the `dev` extra and a Chromium (its path in $CHROMIUM, /usr/bin/chromium by default).
 """
@@ -13,9 +13,16 @@ from rrepa_lab.places import bundled
 from rrepa_lab.studies.reading import LAYERS, load_table
 from rrepa_lab.viz.layers import layer_curves
 
+# picture -> tab, what must be there, and the part of the page to show, in pixels
+VIEWS = {
+    "page": ("Reverse path", "#features-other img", 1010),
+    "page-layers": ("Layers", "#pair-map .heatmaplayer image", 800),
+    "page-classify": ("Classify", "#evidence .heatmaplayer image", 1040),
+}
+
 
 def main() -> None:
-    """Write assets/pictures: page.png, once the page has its samples, and layers.png, from the shipped table over seeds."""
+    """Write assets/pictures: VIEWS of the page, and layers.png, from the shipped table over seeds."""
     out = bundled("assets") / "pictures"
     out.mkdir(exist_ok=True)
     page = build_demo()
@@ -24,11 +31,15 @@ def main() -> None:
     figure = layer_curves(table[table["direction"] == "forward"])
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=["--no-sandbox"])
-        view = browser.new_page(viewport={"width": 1200, "height": 900})
-        view.goto(address)
-        view.wait_for_selector("img[alt^='16 samples']")
-        view.wait_for_timeout(1000)  # fonts and shadows settle
-        view.screenshot(path=out / "page.png", full_page=True)
+        view = browser.new_page(viewport={"width": 1200, "height": 1000})
+        for name, (tab, wanted, height) in VIEWS.items():
+            view.set_viewport_size({"width": 1200, "height": height})
+            view.goto(address)
+            view.wait_for_selector("#way img")
+            view.get_by_role("tab", name=tab, exact=True).click()
+            view.wait_for_selector(wanted, state="attached")
+            view.wait_for_timeout(3000)  # all of the tab is drawn, fonts and shadows settle
+            view.screenshot(path=out / f"{name}.png")
         view.set_viewport_size({"width": 900, "height": int(figure.layout.height) + 10})
         view.set_content(figure.to_html(include_plotlyjs=True))
         view.wait_for_selector(".scatterlayer .trace")

@@ -2,14 +2,17 @@
 
 import io
 import json
+import re
 import shlex
-import subprocess
 import sys
+import urllib.request
 import zipfile
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
+from conftest import free_port, served
 from PIL import Image
 
 import rrepa_lab as rl
@@ -199,9 +202,9 @@ def test_judge_says_what_the_library_says():
 
     runs = {name: rl.load(name) for name in PAIR}
     x, y = runs["digits-none"].data("test")
-    first, last = classify.judge(*PAIR, 0, 5, None)
+    first, second, last = classify.judge(*PAIR, 0, 5, None)
     expected = {name: rl.classify(run, x[5:6]) for name, run in runs.items()}
-    for trace in first[2].data:
+    for trace in second[2].data:
         assert np.allclose(trace.y, expected[trace.name].scores[0].tolist())
         assert f"**{trace.name}** says **{int(expected[trace.name].label)}**" in first[1]
     assert f"a {int(y[5])}" in first[1]
@@ -351,17 +354,18 @@ def test_pictures_in_a_table_are_described_and_escaped():
         picture_table({})
 
 
-def launch_tab(tab, *flags):
-    command = [sys.executable, str(bundled("app") / f"{tab}.py"), *flags]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("tab", ["reverse_path", "layers", "classify", "samples", "feature_map", "training"])
-def test_every_tab_launches_alone(tab):
-    """Its file builds a page of its own: shown by the help of its command line, which comes after all imports."""
-    made = launch_tab(tab, "--help")
-    assert made.returncode == 0, made.stderr
-    assert "--run-dir" in made.stdout
+def test_every_tab_launches_alone(tab, tmp_path):
+    port = free_port()
+    command = [sys.executable, str(bundled("app") / f"{tab}.py"), "--port", str(port)]
+    with (
+        served(command, f"http://127.0.0.1:{port}", tmp_path),
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/config") as page,
+    ):
+        tabs = [part["props"]["id"] for part in json.load(page)["components"] if part["type"] == "tabitem"]
+    assert import_module(tab).NAME in tabs
+    assert len([name for name in tabs if name]) == 1
 
 
 @pytest.mark.parametrize(
@@ -370,12 +374,19 @@ def test_every_tab_launches_alone(tab):
         (["--run-dir", "nowhere"], "is no folder"),
         (["--device", "tpu"], "unknown device"),
         (["--auth", "me"], "USER:PASSWORD"),
+        (["--mcp"], "gradio\\[mcp\\]"),
     ],
 )
-def test_flags_that_cannot_be_are_refused(flags, message):
-    made = launch_tab("samples", *flags)
-    assert made.returncode == 2
-    assert message in made.stderr
+def test_flags_that_cannot_be_are_refused(flags, message, monkeypatch, capsys):
+    import frame
+    import samples
+
+    monkeypatch.setattr(sys, "argv", ["samples.py", *flags])
+    monkeypatch.setitem(sys.modules, "mcp", None)  # as where it is not installed
+    with pytest.raises(SystemExit) as ended:
+        frame.serve([samples])
+    assert ended.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 # --- pictures from outside --------------------------------------------------------------------------------------------

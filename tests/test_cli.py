@@ -310,3 +310,9 @@ def test_import_is_light():
     code = f"import sys, rrepa_lab as rl; rl.load('digits-reverse'); print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_app_hands_its_flags_to_the_page():
+    command = [sys.executable, "-m", "rrepa_lab.cli", "app", "--port", "7999", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--run-dir" in done.stdout

@@ -204,7 +204,7 @@ def test_an_own_study_is_offered_by_name_and_told_what_is_missing(own):
     assert layers.study_names() == [layers.SHIPPED_STUDY, "broken", "mine"]
     _, _, note, table, download = words(study="mine", pins=MINE)
     assert "**A: reverse, block 2, layer 2**: aligned at `blocks.1.transformer.layers.1`" in note
-    assert f"`python -m rrepa_lab.studies.alignment {own}` makes it" in note
+    assert f"`python -m rrepa_lab.studies.alignment runs/{own.name}` makes it" in note
     assert "0.5000 | 0.6250" in table
     assert not download.visible
     pair, over, held_out, near, _ = compared(study="mine", pins=MINE)

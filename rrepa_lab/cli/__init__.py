@@ -19,7 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for room in (making, reading, batching, telling):
         room.register(commands)
-    given = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["app"]:  # the page reads its own flags
+        return telling.open_page(words[1:])
+    given = parser.parse_args(words)
     try:
         return given.run(given)
     except LabError as error:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rrepa_lab.cli.printing import hint, print_facts, print_rows
@@ -17,9 +18,7 @@ def register(commands: Any) -> None:
     describe.add_argument("--routing", action="store_true", help="the gradient atlas: which parameters each strategy reaches")
 
     add_command(commands, "doctor", _doctor, "Check the installation: versions, device, bundled files.")
-    app = commands.add_parser("app", help="Open the page; takes the arguments of app/demo.py.", add_help=False)
-    app.add_argument("rest", nargs=argparse.REMAINDER)
-    app.set_defaults(run=_app)
+    commands.add_parser("app", help="Open the page; takes the arguments of app/demo.py.")  # see `main`
 
 
 def _describe(given: argparse.Namespace) -> int:
@@ -74,7 +73,8 @@ def _doctor(given: argparse.Namespace) -> int:
     return 1
 
 
-def _app(given: argparse.Namespace) -> int:
+def open_page(words: Sequence[str]) -> int:
+    """Become app/demo.py, with these arguments."""
     from rrepa_lab.places import bundled
 
-    os.execv(sys.executable, [sys.executable, str(bundled("app") / "demo.py"), *given.rest])
+    os.execv(sys.executable, [sys.executable, str(bundled("app") / "demo.py"), *words])
