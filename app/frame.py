@@ -157,8 +157,9 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
                     panel.stop.click(None, cancels=drawn)
             inputs = [component for panel in parts for component in panel.inputs]
             gr.on(
-                [active.change], _describing(name, parts), [active, *sides, *inputs], [*codes, query],
-                trigger_mode="always_last", concurrency_id="describe", concurrency_limit=8, **HIDDEN,
+                [*turns, *map(_changed, dict.fromkeys(inputs))],
+                _describing(name, parts), [active, *sides, *inputs], [*codes, query],
+                trigger_mode="always_last", queue=False, **HIDDEN,
             )  # fmt: skip
         fitted = [panel for parts in panels.values() for panel in parts if panel.fit]
         fits = [control for panel in fitted for control in panel.controls.values()]

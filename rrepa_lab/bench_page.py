@@ -19,9 +19,9 @@ from rrepa_lab.places import bundled
 CHROMIUM = "/usr/bin/chromium"
 # case -> tab, slider, what is watched: text that a repaint changes
 SLIDERS = {
-    "block slider": ("Reverse path", "Block", "#way-note"),
-    "layer slider": ("Reverse path", "Layer", "#way-note"),
-    "gradient prediction": ("Classify", "Test image", "#verdict"),
+    "block slider": ("Reverse path", "Block", "#way-note span.md"),
+    "layer slider": ("Reverse path", "Layer", "#way-note span.md"),
+    "gradient prediction": ("Classify", "Test image", "#verdict span.md"),
 }
 
 

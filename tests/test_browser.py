@@ -82,10 +82,10 @@ def test_a_damaged_run_is_told_and_the_page_lives_on(view):
 
 
 def test_the_block_slider_moves_the_mark_and_the_features(view):
-    seconds = repaints(view, "Block", "#way-note", ["ArrowLeft", "ArrowLeft", "ArrowRight", "ArrowRight", "ArrowRight"])
+    seconds = repaints(view, "Block", "#way-note span.md", ["ArrowLeft", "ArrowLeft", "ArrowRight", "ArrowRight", "ArrowRight"])
     assert view.locator("#way figure.marked figcaption").first.inner_text() == "after block 4"
     assert "block.4.layer.2" in view.locator("#features").inner_text()
-    seconds += repaints(view, "Layer", "#way-note", ["ArrowLeft", "ArrowRight", "ArrowRight", "ArrowRight"][:3])
+    seconds += repaints(view, "Layer", "#way-note span.md", ["ArrowLeft", "ArrowRight", "ArrowRight"])
     print(f"\nslider to repaint: median {statistics.median(seconds):.3f} s of {len(seconds)}")
     quiet(view)
 
@@ -101,7 +101,7 @@ def test_the_film_plays_to_the_image(view):
 
 def test_a_gradient_prediction_is_quick(view):
     open_tab(view, "Classify")
-    seconds = repaints(view, "Test image", "#verdict", ["ArrowRight"] * 5)
+    seconds = repaints(view, "Test image", "#verdict span.md", ["ArrowRight"] * 5)
     print(f"\nnext image to verdict: median {statistics.median(seconds):.3f} s of {len(seconds)}")
     quiet(view)
 
@@ -118,8 +118,8 @@ def test_a_digit_drawn_with_the_mouse_is_classified(view):
         view.mouse.move(*point, steps=10)
     view.mouse.up()
     view.get_by_role("button", name="Classify the drawing").click()
-    view.wait_for_function("document.querySelector('#verdict').innerText.includes('your drawing')")
-    assert "says" in view.locator("#verdict").inner_text()
+    view.wait_for_function("document.querySelector('#verdict span.md').innerText.includes('your drawing')")
+    assert "says" in view.locator("#verdict span.md").inner_text()
     quiet(view)
 
 
@@ -130,7 +130,7 @@ def test_uploads_are_classified_or_explained(view, digits, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     field = view.locator("input[type=file]").first
     field.set_input_files(tmp_path / "digit.png")
-    view.wait_for_function("document.querySelector('#verdict').innerText.includes('your picture')")
+    view.wait_for_function("document.querySelector('#verdict span.md').innerText.includes('your picture')")
     view.get_by_label("Remove Image").or_(view.get_by_label("Clear")).first.click()
     field.set_input_files(tmp_path / "text.png")
     view.get_by_text("text.png is not a picture").first.wait_for()
@@ -141,10 +141,10 @@ def test_mistakes_are_shown_and_can_be_looked_at(view):
     first = view.locator("#mistakes-gallery button img").first
     first.wait_for()
     assert "of 360" in view.locator("#browse-note").inner_text()
-    before = view.locator("#verdict").inner_text()
+    before = view.locator("#verdict span.md").inner_text()
     view.locator("#mistakes-gallery button:has(img)").first.press("Enter")
-    view.wait_for_function("before => document.querySelector('#verdict').innerText != before", arg=before)
-    assert "✗" in view.locator("#verdict").inner_text()
+    view.wait_for_function("before => document.querySelector('#verdict span.md').innerText != before", arg=before)
+    assert "✗" in view.locator("#verdict span.md").inner_text()
     quiet(view)
 
 
