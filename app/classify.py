@@ -27,30 +27,37 @@ NAME, TITLE = "classify", "Classify"
 METHODS = {"one gradient step": "gradient", "twenty steps": "iterated", "Bayes' rule": "bayes"}
 STEPS = 20
 PACE = 0.25  # seconds a step of the film
-AFTER = 0.4  # seconds by which the twenty steps let the one go first
+AFTER = 0.25  # seconds by which charts let the verdict go first, and the twenty steps twice that
 MOST = 60  # images shown in the browser of answers
 ANY = "any"
-Seen = tuple[list[Any], str]  # an image as nested lists, and where it came from: what a visitor's session keeps
+# what a visitor's session keeps of a drawing: the image as nested lists, where it came from, and the number of the test image
+# that was chosen when it came: choosing another one puts the drawing away
+Seen = tuple[list[Any], str, int]
 
 
 # --- where the image comes from ---------------------------------------------------------------------------------------
 
 
-def drawing(name: str, editor: dict[str, Any] | None) -> Seen:
+def drawing(name: str, index: int, editor: dict[str, Any] | None) -> Seen:
     """What was drawn on the sketchpad: the opacity of its layers is the ink."""
     layers = [layer for layer in (editor or {}).get("layers") or [] if layer is not None]
     ink = np.max([np.asarray(layer)[..., 3] for layer in layers], axis=0) / 255 if layers else np.zeros((8, 8))
-    return _fitting(name, from_drawing(ink.astype(np.float32), get_run(name).flow.config.image_size)), "your drawing"
+    return (
+        _fitting(name, from_drawing(ink.astype(np.float32), get_run(name).flow.config.image_size)),
+        "your drawing",
+        int(index),
+    )
 
 
-def upload(name: str, image: Image.Image | None) -> Seen:
+def upload(name: str, index: int, image: Image.Image | None) -> Seen:
     """An uploaded picture; a dark digit on light ground is turned over, as the training digits are light on dark."""
     if image is None:
         raise LabError("no picture yet: drop one on the field")
     config = get_run(name).flow.config
     x = from_picture(image, config.channels, config.image_size)
     turned = config.channels == 1 and _border(x) > 0
-    return _fitting(name, -x if turned else x), "your picture" + (", turned to light on dark" if turned else "")
+    what = "your picture" + (", turned to light on dark" if turned else "")
+    return _fitting(name, -x if turned else x), what, int(index)
 
 
 def _border(x: Tensor) -> float:
@@ -65,7 +72,7 @@ def _fitting(name: str, x: Tensor) -> list[Any]:
 
 def look_at(name: str, index: int, seen: Seen | None) -> tuple[Tensor, str, int | None]:
     """The image (1, C, H, W) to be classified, what it is, and its class if that is known: what was drawn, or a test image."""
-    if seen is not None:
+    if seen is not None and seen[2] == int(index):
         return torch.tensor(seen[0])[None], seen[1], None
     x, y = test_images(get_run(name))
     row = int(index) % len(x)
@@ -81,7 +88,7 @@ def _classified(run: rl.Run, method: str, pixels: bytes, shape: tuple[int, ...])
     if method != "iterated":
         with lock:
             return rl.classify(run, x, method)
-    time.sleep(AFTER)
+    time.sleep(2 * AFTER)
     path: list[Tensor] = []
     steps = rl.classify_steps(run, x, steps=STEPS)
     while True:  # many steps: whoever asks for one only comes between
@@ -98,36 +105,34 @@ def classified(run: rl.Run, method: str, x: Tensor) -> Classification:
     return _classified(run, method, x.numpy().tobytes(), tuple(x.shape))
 
 
-def judge(run: str, other: str, seed: int, index: int, seen: Seen | None) -> Iterator[tuple[Any, ...]]:
-    """What the flow sees, the verdicts in words, the bars of one step, then those of Bayes' rule and the evidence by block."""
+def judge(run: str, other: str, seed: int, index: int, seen: Seen | None) -> tuple[str, str]:
+    """What the flow sees, and what one gradient step says."""
     x, what, truth = look_at(run, index, seen)
-    runs = pair(run, other)
-    by_step = {name: classified(one, "gradient", x) for name, one in runs.items()}
-    shown = picture_table({what: {"": x[0]}}, what="what the flow sees")
-    classes = get_run(run).classes
-    yield shown, _verdict(runs, what, truth, by_step), gr.skip(), gr.skip(), gr.skip()
-    yield gr.skip(), gr.skip(), class_scores(by_step, classes, "gradient", what=what), gr.skip(), gr.skip()
-    by_bayes = {name: classified(one, "bayes", x) for name, one in runs.items()}
-    parts = {name: rl.evidence(one, x.to(one.device))[0].cpu() for name, one in runs.items()}
-    exact = class_scores(by_bayes, classes, "bayes", what=what)
-    yield gr.skip(), _verdict(runs, what, truth, by_step, by_bayes), gr.skip(), exact, evidence_map(parts, classes, what)
-
-
-def _verdict(
-    runs: dict[str, rl.Run], what: str, truth: int | None, by_step: dict[str, Classification],
-    by_bayes: dict[str, Classification] | None = None,
-) -> str:  # fmt: skip
     lines = [f"Looking at {what}."]
-    for name, one in runs.items():
-        best, next_best = (int(k) for k in by_step[name].top(2).labels[0])
+    for name, one in pair(run, other).items():
+        result = classified(one, "gradient", x)
+        best, next_best = (int(k) for k in result.top(2).labels[0])
         mark = "" if truth is None else " ✓" if best == truth else " ✗"
-        margin = float(by_step[name].margin[0])
-        line = f"- **{name}** says **{one.classes[best]}**{mark}, {margin:.2f} nats before {one.classes[next_best]}"
-        if by_bayes:
-            sure = by_bayes[name]
-            line += f"; Bayes' rule: {one.classes[int(sure.label[0])]}, {float(sure.probability[0].max()):.1%} sure"
-        lines.append(line)
-    return "\n".join(lines)
+        margin = float(result.margin[0])
+        lines.append(f"- **{name}** says **{one.classes[best]}**{mark}, {margin:.2f} nats before {one.classes[next_best]}")
+    return picture_table({what: {"": x[0]}}, what="what the flow sees"), "\n".join(lines)
+
+
+def weigh(run: str, other: str, seed: int, index: int, seen: Seen | None) -> Iterator[tuple[Any, ...]]:
+    """The scores by one gradient step, then those of Bayes' rule, the evidence by block, and how sure Bayes' rule is."""
+    time.sleep(AFTER)
+    x, what, _ = look_at(run, index, seen)
+    runs, classes = pair(run, other), get_run(run).classes
+    by_step = {name: classified(one, "gradient", x) for name, one in runs.items()}
+    yield class_scores(by_step, classes, "gradient", what=what), gr.skip(), gr.skip(), gr.skip()
+    by_bayes = {name: classified(one, "bayes", x) for name, one in runs.items()}
+    with lock:
+        parts = {name: rl.evidence(one, x.to(one.device))[0].cpu() for name, one in runs.items()}
+    lines = [
+        f"- **{name}** by Bayes' rule: {runs[name].classes[int(sure.label[0])]}, {float(sure.probability[0].max()):.1%} sure"
+        for name, sure in by_bayes.items()
+    ]
+    yield gr.skip(), class_scores(by_bayes, classes, "bayes", what=what), evidence_map(parts, classes, what), "\n".join(lines)
 
 
 def race(run: str, other: str, seed: int, step: int, index: int, seen: Seen | None) -> tuple[Any, Any]:
@@ -203,7 +208,7 @@ def _named(figure: Any, name: str) -> Any:
 def code(run: str, other: str, seed: int, index: int, seen: Seen | None) -> Code:
     """The scores of the image, and those of the whole split by the command line."""
     first, source = "", f'run.data("test").x[{int(index)}:{int(index) + 1}]'
-    if seen is not None:
+    if seen is not None and seen[2] == int(index):
         first, source = "import torch\n", f"torch.tensor([{seen[0]}])  # {seen[1]}"
     python = (
         f'{first}import rrepa_lab as rl\n\nrun = rl.load("{run}")\nx = {source}\n'
@@ -256,7 +261,9 @@ def build(bar: Bar) -> Sequence[Panel]:
                 file = picture_field(sources=["upload", "clipboard"], label="Picture of one digit", height=240)
         with gr.Column(scale=2, min_width=300), gr.Row():
             shown = gr.HTML(elem_id="seen", min_height=150)
-            said = gr.Markdown(elem_id="verdict")
+            with gr.Column(min_width=200):
+                said = gr.Markdown(elem_id="verdict")
+                sure = gr.Markdown(elem_id="verdict-bayes")
     with gr.Row():
         by_step, by_bayes = (
             gr.Plot(show_label=False, label=words, elem_id=place, min_width=300)
@@ -284,13 +291,13 @@ def build(bar: Bar) -> Sequence[Panel]:
     with gr.Row():
         tables = [gr.Plot(show_label=False, label=f"Confusion {n}", elem_id=f"confusion-{n}", min_width=300) for n in (1, 2)]
     for event, take, source in ((ask.click, drawing, pad), (file.upload, upload, file)):
-        event(computes(take), [bar.run, source], seen, **QUIET)
-    index.change(lambda: None, None, seen, queue=False, **HIDDEN)
+        event(computes(take), [bar.run, index, source], seen, **QUIET)
     gallery.select(told(pick), [bar.run, by, of, taken_for, mistakes], [index, seen], **HIDDEN)
     playing = play.click(film, None, step, concurrency_id="film", concurrency_limit=8, **HIDDEN)
     stop.click(None, cancels=playing)
     return [
-        Panel({"image": index}, [shown, said, by_step, by_bayes, evidence], judge, code, fit, [seen]),
+        Panel({"image": index}, [shown, said], judge, code, fit, [seen]),
+        Panel({}, [by_step, by_bayes, evidence, sure], weigh, uses=[index, seen], locked=False),
         Panel({"step": step}, races, race, uses=[index, seen], locked=False),
         Panel(
             {"by": by, "of": of, "said": taken_for, "mistakes": mistakes},

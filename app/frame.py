@@ -133,7 +133,8 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
                     built = tab.build(bar)
                 panels[tab.NAME] = [built] if isinstance(built, Panel) else list(built)
                 one.select(_answer(tab.NAME), None, active, **HIDDEN)
-        with gr.Accordion("This view as code", open=False, elem_id="code"):
+        coding = gr.State(False)
+        with gr.Accordion("This view as code", open=False, elem_id="code") as fold:
             gr.Markdown("Gives the numbers of the tab that is open. Runs by name: bundled, or a folder in `runs`.")
             codes = [
                 gr.Code(language="shell", label="Command line", interactive=False, show_line_numbers=False, lines=1),
@@ -142,6 +143,8 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
         if more:
             more()
         as_code.click(None, js=OPEN_CODE)
+        fold.expand(_answer(True), None, coding, **HIDDEN)
+        fold.collapse(_answer(False), None, coding, **HIDDEN)
         copy.click(None, query, link, js=COPY).then(lambda: gr.Textbox(visible=True), None, link, queue=False, **HIDDEN)
         sides = [bar.run, bar.other, bar.seed]
         busy = {"show_progress": "minimal", "show_progress_on": status}
@@ -157,8 +160,8 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
                     panel.stop.click(None, cancels=drawn)
             inputs = [component for panel in parts for component in panel.inputs]
             gr.on(
-                [*turns, *map(_changed, dict.fromkeys(inputs))],
-                _describing(name, parts), [active, *sides, *inputs], [*codes, query],
+                [*turns, coding.change, *map(_changed, dict.fromkeys(inputs))],
+                _describing(name, parts), [active, coding, *sides, *inputs], [*codes, query],
                 trigger_mode="always_last", queue=False, **HIDDEN,
             )  # fmt: skip
         fitted = [panel for parts in panels.values() for panel in parts if panel.fit]
@@ -250,12 +253,12 @@ def _drawing(name: str, panel: Panel) -> Callable[..., Any]:
 
 
 def _describing(name: str, panels: Sequence[Panel]) -> Callable[..., Any]:
-    """The view as code, and the query of its link."""
+    """The query of the view's link and, where the fold is open, the view as code."""
     place, shown = next(((k, panel) for k, panel in enumerate(panels) if panel.code), (0, panels[0]))
     skipped = sum(len(panel.inputs) for panel in panels[:place])
 
     @told
-    def describe(active: str, run: str, other: str, seed: int | None, *values: Any) -> Any:
+    def describe(active: str, coding: bool, run: str, other: str, seed: int | None, *values: Any) -> Any:
         if active != name or seed is None:
             return gr.skip()
         facts = {"tab": name, "run": run, "compare": other or NO_OTHER, "seed": int(seed)}
@@ -263,9 +266,12 @@ def _describing(name: str, panels: Sequence[Panel]) -> Callable[..., Any]:
         for panel in panels:
             facts |= {key: _to_text(value) for key, value in zip(panel.controls, rest, strict=False)}
             rest = rest[len(panel.inputs) :]
+        link = f"?{urlencode(facts)}"
+        if not coding:
+            return gr.skip(), gr.skip(), link
         mine = values[skipped : skipped + len(shown.inputs)]
         made = shown.code(run, other or NOTHING, int(seed), *mine) if shown.code else Code("", "")
-        return made.shell or "# there is no command for this view: see Python", made.python, f"?{urlencode(facts)}"
+        return made.shell or "# there is no command for this view: see Python", made.python, link
 
     return describe
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -175,9 +175,15 @@ def draw_features(
     return views[0], second, "  \n".join([*lines, note])
 
 
+def draw(run: str, other: str, seed: int, *controls: Any) -> tuple[str, str, Any, str]:
+    """The whole tab; the last of the controls is the layer."""
+    *steering, layer = controls
+    return draw_way(run, other, seed, *steering), *draw_features(run, other, seed, layer, *steering)
+
+
 def code(
-    run: str, other: str, seed: int, layer: int, start: str, choice: str, image: int, guidance: float, temperature: float,
-    block: int,
+    run: str, other: str, seed: int, start: str, choice: str, image: int, guidance: float, temperature: float, block: int,
+    layer: int,
 ) -> Code:  # fmt: skip
     """The trace of the first run."""
     loaded = get_run(run)
@@ -221,7 +227,7 @@ def film(run: str) -> Iterator[int]:
         time.sleep(PACE)
 
 
-def build(bar: Bar) -> Sequence[Panel]:
+def build(bar: Bar) -> Panel:
     """The tab, filled with a three on its way."""
     run = get_run(FIRST)
     blocks, layers = run.flow.config.blocks, run.flow.config.layers
@@ -258,28 +264,23 @@ def build(bar: Bar) -> Sequence[Panel]:
     back.click(told(step_back), [block, bar.run], block, queue=False, **HIDDEN)
     forth.click(step_forth, block, block, queue=False, **HIDDEN)
     controls = {
-        "start": source, "class": choice, "image": image, "guidance": guidance, "temperature": temperature, "block": block,
+        "start": source, "class": choice, "image": image, "guidance": guidance, "temperature": temperature,
+        "block": block, "layer": layer,
     }  # fmt: skip
-    return [
-        Panel(controls, [way], draw_way, fit=fit),
-        Panel({"layer": layer}, [*views, note], draw_features, code, fit_layer, list(controls.values())),
-    ]
+    return Panel(controls, [way, *views, note], draw, code, fit)
 
 
-def fit(run: rl.Run, start: str, choice: str, image: int, guidance: float, temperature: float, block: int) -> dict[str, Any]:
-    """Blocks, classes and test images of another run."""
-    choices, most = class_choices(run), len(test_images(run).x) - 1
+def fit(
+    run: rl.Run, start: str, choice: str, image: int, guidance: float, temperature: float, block: int, layer: int
+) -> dict[str, Any]:
+    """Blocks, layers, classes and test images of another run."""
+    tap, choices, most = tap_in(run, block, layer), class_choices(run), len(test_images(run).x) - 1
     return {
         "class": gr.Dropdown(choices=choices, value=choice if choice in choices else choices[0]),
         "image": gr.Slider(maximum=most, value=min(int(image), most)),
-        "block": gr.Slider(maximum=run.flow.config.blocks, value=tap_in(run, block, 1).block),
+        "block": gr.Slider(maximum=run.flow.config.blocks, value=tap.block),
+        "layer": gr.Slider(maximum=run.flow.config.layers, value=int(tap.layer)),
     }
-
-
-def fit_layer(run: rl.Run, layer: int) -> dict[str, Any]:
-    """Layers of another run."""
-    most = run.flow.config.layers
-    return {"layer": gr.Slider(maximum=most, value=min(int(layer), most))}
 
 
 if __name__ == "__main__":

@@ -88,8 +88,8 @@ def test_other_blocks_and_classes_than_the_sliders_know_are_brought_into_range(t
 
     run = rl.load(trained)  # 2 blocks x 2 layers
     assert reverse_path.tap_in(run, 4, 4).name == "block.2.layer.2"
-    updates = reverse_path.fit(run, "fresh noise", "eleven", 999, 0.0, 1.0, 4)
-    assert reverse_path.fit_layer(run, 4)["layer"].value == 2
+    updates = reverse_path.fit(run, "fresh noise", "eleven", 999, 0.0, 1.0, 4, 4)
+    assert updates["layer"].value == 2
     assert (updates["block"].maximum, updates["block"].value) == (2, 2)
     assert updates["class"].value == "any (no label)"
     assert updates["image"].value == 359
@@ -108,7 +108,7 @@ def test_the_film_goes_from_the_noise_to_the_image(monkeypatch):
 def test_code_of_the_way_gives_its_numbers(start, tmp_path, monkeypatch):
     import reverse_path
 
-    values = (*PAIR, 5, 1, start, "3", 2, 1.0, 0.9, 4)
+    values = (*PAIR, 5, start, "3", 2, 1.0, 0.9, 4, 1)
     code = reverse_path.code(*values)
     way = reverse_path.way_of(rl.load("digits-reverse"), start, 5, 2, "3", 1.0, 0.9, "block.4.layer.1")
     made = run_code(code)["t"]
@@ -202,17 +202,18 @@ def test_judge_says_what_the_library_says():
 
     runs = {name: rl.load(name) for name in PAIR}
     x, y = runs["digits-none"].data("test")
-    first, second, last = classify.judge(*PAIR, 0, 5, None)
+    _, verdict = classify.judge(*PAIR, 0, 5, None)
+    first, last = classify.weigh(*PAIR, 0, 5, None)
     expected = {name: rl.classify(run, x[5:6]) for name, run in runs.items()}
-    for trace in second[2].data:
+    for trace in first[0].data:
         assert np.allclose(trace.y, expected[trace.name].scores[0].tolist())
-        assert f"**{trace.name}** says **{int(expected[trace.name].label)}**" in first[1]
-    assert f"a {int(y[5])}" in first[1]
-    for trace in last[3].data:
+        assert f"**{trace.name}** says **{int(expected[trace.name].label)}**" in verdict
+    assert f"a {int(y[5])}" in verdict
+    for trace in last[1].data:
         bayes = rl.classify(runs[trace.name], x[5:6], "bayes")
         assert np.allclose(trace.y, bayes.scores[0].tolist(), atol=1e-3)
-        assert f"{float(bayes.probability.max()):.1%} sure" in last[1]
-    for trace in last[4].data:
+        assert f"{float(bayes.probability.max()):.1%} sure" in last[3]
+    for trace in last[2].data:
         assert np.allclose(trace.z, rl.evidence(runs[trace.name], x[5:6])[0])
 
 
@@ -253,7 +254,7 @@ def test_code_of_the_classification_gives_its_scores(capsys):
     code = classify.code(*PAIR, 0, 11, None)
     left = run_code(code)
     assert torch.equal(left["c"].scores, rl.classify(rl.load("digits-reverse"), left["x"], "bayes").scores)
-    drawn = classify.code(*PAIR, 0, 11, ([[[0.5] * 8] * 8], "your drawing"))
+    drawn = classify.code(*PAIR, 0, 11, ([[[0.5] * 8] * 8], "your drawing", 11))
     assert run_code(drawn)["x"].shape == (1, 1, 8, 8)
     assert main(shlex.split(code.shell)[1:]) == 0
     assert "gradient_accuracy" in capsys.readouterr().out
@@ -263,8 +264,8 @@ def test_uploads_are_turned_to_light_on_dark():
     import classify
 
     x = rl.load("digits-none").data("test").x[0]
-    light_on_dark = classify.upload("digits-none", picture(x, scale=10))
-    dark_on_light = classify.upload("digits-none", picture(-x, scale=10))
+    light_on_dark = classify.upload("digits-none", 0, picture(x, scale=10))
+    dark_on_light = classify.upload("digits-none", 0, picture(-x, scale=10))
     assert np.allclose(light_on_dark[0], dark_on_light[0], atol=0.02)
     assert "turned" in dark_on_light[1]
 
@@ -278,9 +279,9 @@ def test_mistakes_become_notices(page_runs, monkeypatch):
 
     monkeypatch.setenv("RREPA_RUNS", str(page_runs))
     with pytest.raises(gr.Error, match="the drawing is empty"):
-        told(classify.drawing)("digits-none", {"layers": [np.zeros((280, 280, 4), np.uint8)]})
+        told(classify.drawing)("digits-none", 0, {"layers": [np.zeros((280, 280, 4), np.uint8)]})
     with pytest.raises(gr.Error, match="no picture yet"):
-        told(classify.upload)("digits-none", None)
+        told(classify.upload)("digits-none", 0, None)
     for name in ("../../etc", "/etc", "", str(bundled("assets") / "runs" / "digits-none")):
         with pytest.raises(gr.Error, match="no run"):
             computes(get_run)(name)

@@ -205,3 +205,14 @@ def test_phone_width(view, page, dark):
     assert view.evaluate("document.body.classList.contains('dark')") == dark
     assert view.evaluate("document.documentElement.scrollWidth") <= 390, "the page can be pushed sideways"
     quiet(view)
+
+
+def test_a_page_at_rest_asks_for_nothing(view):
+    asked = []
+    view.on("request", lambda request: asked.append(request.url))
+    for name in TABS:
+        open_tab(view, name)
+        view.wait_for_timeout(5000)
+        asked.clear()
+        view.wait_for_timeout(1500)
+        assert [url for url in asked if url.split("?")[0].endswith(("/queue/join", "/run/predict"))] == [], name
