@@ -55,6 +55,13 @@ COPY = """(query) => {
 }"""
 # on a phone the sidebar lies over the page: it begins closed there
 CLOSE_SIDEBAR = "() => { if (innerWidth < 768) document.querySelector('.sidebar.open .toggle-button')?.click(); }"
+# the first computation imports much; it begins once the picture is there, else it would slow down the loading of the page
+WHEN_PAINTED = """() => new Promise(done => {
+    const began = Date.now();
+    const look = () => document.querySelector('#way img') || Date.now() - began > 1000
+        ? setTimeout(() => done([]), 200) : setTimeout(look, 50);
+    look();
+})"""
 OPEN_CODE = """() => {
     const fold = document.querySelector('#code');
     const head = fold.querySelector('button');
@@ -88,6 +95,7 @@ class Panel:
     code: with the same arguments -> Code; the first of a tab is shown. fit: (run, *controls) -> updates, by name,
     of controls whose range depends on the run. uses: what else the drawing depends on, and links leave out.
     stop: a button that ends a long drawing. locked: whether the drawing computes with a model, and so waits for its turn.
+    slow: whether it may take more than a second; the status line then shows how long (which itself takes a tenth of one).
     """
 
     controls: Mapping[str, Component]
@@ -98,6 +106,7 @@ class Panel:
     uses: Sequence[Component] = ()
     stop: gr.Button | None = None
     locked: bool = True
+    slow: bool = False
 
     @property
     def inputs(self) -> list[Component]:
@@ -124,7 +133,8 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
                     built = tab.build(bar)
                 panels[tab.NAME] = [built] if isinstance(built, Panel) else list(built)
                 one.select(_answer(tab.NAME), None, active, **HIDDEN)
-        with gr.Accordion("This view as code", open=False, elem_id="code"):
+        coding = gr.State(False)
+        with gr.Accordion("This view as code", open=False, elem_id="code") as fold:
             gr.Markdown("Gives the numbers of the tab that is open. Runs by name: bundled, or a folder in `runs`.")
             codes = [
                 gr.Code(language="shell", label="Command line", interactive=False, show_line_numbers=False, lines=1),
@@ -133,23 +143,26 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
         if more:
             more()
         as_code.click(None, js=OPEN_CODE)
+        fold.expand(_answer(True), None, coding, **HIDDEN)
+        fold.collapse(_answer(False), None, coding, **HIDDEN)
         copy.click(None, query, link, js=COPY).then(lambda: gr.Textbox(visible=True), None, link, queue=False, **HIDDEN)
         sides = [bar.run, bar.other, bar.seed]
-        busy = QUIET | {"show_progress": "minimal", "show_progress_on": status}
+        busy = {"show_progress": "minimal", "show_progress_on": status}
         turns = [active.change, settled.change, bar.other.change, bar.seed.change]
         for name, parts in panels.items():
             for panel in parts:
                 drawn = gr.on(
                     [*turns, *(_changed(component) for component in panel.inputs)],
                     _drawing(name, panel), [active, *sides, *panel.inputs], panel.outputs, trigger_mode="always_last",
-                    **busy,
+                    **(QUIET | (busy if panel.slow else {})),
                 )  # fmt: skip
                 if panel.stop:
                     panel.stop.click(None, cancels=drawn)
             inputs = [component for panel in parts for component in panel.inputs]
             gr.on(
-                [*turns, *map(_changed, inputs)], _describing(name, parts), [active, *sides, *inputs], [*codes, query],
-                trigger_mode="always_last", concurrency_id="describe", concurrency_limit=8, **HIDDEN,
+                [*turns, coding.change, *map(_changed, dict.fromkeys(inputs))],
+                _describing(name, parts), [active, coding, *sides, *inputs], [*codes, query],
+                trigger_mode="always_last", queue=False, **HIDDEN,
             )  # fmt: skip
         fitted = [panel for parts in panels.values() for panel in parts if panel.fit]
         fits = [control for panel in fitted for control in panel.controls.values()]
@@ -158,7 +171,7 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
         demo.load(None, js=CLOSE_SIDEBAR)
         demo.load(
             _restoring(panels, bar, row, active, settled, about), None, [*sides, row, active, settled, about, *everything],
-            **QUIET,
+            js=WHEN_PAINTED, **QUIET,
         )  # fmt: skip
     return demo
 
@@ -240,12 +253,12 @@ def _drawing(name: str, panel: Panel) -> Callable[..., Any]:
 
 
 def _describing(name: str, panels: Sequence[Panel]) -> Callable[..., Any]:
-    """The view as code, and the query of its link."""
+    """The query of the view's link and, where the fold is open, the view as code."""
     place, shown = next(((k, panel) for k, panel in enumerate(panels) if panel.code), (0, panels[0]))
     skipped = sum(len(panel.inputs) for panel in panels[:place])
 
     @told
-    def describe(active: str, run: str, other: str, seed: int | None, *values: Any) -> Any:
+    def describe(active: str, coding: bool, run: str, other: str, seed: int | None, *values: Any) -> Any:
         if active != name or seed is None:
             return gr.skip()
         facts = {"tab": name, "run": run, "compare": other or NO_OTHER, "seed": int(seed)}
@@ -253,9 +266,12 @@ def _describing(name: str, panels: Sequence[Panel]) -> Callable[..., Any]:
         for panel in panels:
             facts |= {key: _to_text(value) for key, value in zip(panel.controls, rest, strict=False)}
             rest = rest[len(panel.inputs) :]
+        link = f"?{urlencode(facts)}"
+        if not coding:
+            return gr.skip(), gr.skip(), link
         mine = values[skipped : skipped + len(shown.inputs)]
         made = shown.code(run, other or NOTHING, int(seed), *mine) if shown.code else Code("", "")
-        return made.shell or "# there is no command for this view: see Python", made.python, f"?{urlencode(facts)}"
+        return made.shell or "# there is no command for this view: see Python", made.python, link
 
     return describe
 
