@@ -327,7 +327,13 @@ def test_the_lock_is_free_while_a_value_is_shown():
     shown = values()
     next(shown)
     taken = []
-    other = threading.Thread(target=lambda: taken.append(lock.acquire(timeout=5)))
+
+    def take():
+        if lock.acquire(timeout=5):
+            lock.release()
+            taken.append(True)
+
+    other = threading.Thread(target=take)
     other.start()
     other.join()
     assert taken == [True]
