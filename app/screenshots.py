@@ -17,7 +17,6 @@ from rrepa_lab.viz.layers import layer_curves
 VIEWS = {
     "page": ("Reverse path", "#features-other img", 1010),
     "page-layers": ("Layers", "#pair-map .heatmaplayer image", 800),
-    "page-classify": ("Classify", "#evidence .heatmaplayer image", 1040),
 }
 
 
