@@ -162,7 +162,7 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
             gr.on(
                 [*turns, coding.change, *map(_changed, dict.fromkeys(inputs))],
                 _describing(name, parts), [active, coding, *sides, *inputs], [*codes, query],
-                trigger_mode="always_last", queue=False, **HIDDEN,
+                trigger_mode="always_last", concurrency_id="describe", concurrency_limit=8, **HIDDEN,
             )  # fmt: skip
         fitted = [panel for parts in panels.values() for panel in parts if panel.fit]
         fits = [control for panel in fitted for control in panel.controls.values()]

@@ -82,8 +82,9 @@ def test_a_damaged_run_is_told_and_the_page_lives_on(view):
 
 
 def test_the_block_slider_moves_the_mark_and_the_features(view):
+    view.wait_for_function("(document.querySelector('#way-note span.md') || {innerText: ''}).innerText.includes('block')")
     seconds = repaints(view, "Block", "#way-note span.md", ["ArrowLeft", "ArrowLeft", "ArrowRight", "ArrowRight", "ArrowRight"])
-    assert view.locator("#way figure.marked figcaption").first.inner_text() == "after block 4"
+    view.wait_for_function("document.querySelector('#way figure.marked figcaption').innerText == 'after block 4'")
     assert "block.4.layer.2" in view.locator("#features").inner_text()
     seconds += repaints(view, "Layer", "#way-note span.md", ["ArrowLeft", "ArrowRight", "ArrowRight"])
     print(f"\nslider to repaint: median {statistics.median(seconds):.3f} s of {len(seconds)}")
