@@ -207,10 +207,7 @@ def about_run(name: str) -> str:
     run = get_run(name)
     config = run.config
     align = config.align
-    how = "not aligned"
-    if align.strategy != "none":
-        blocks, layers = (",".join(map(str, part)) for part in (align.blocks, align.layers))
-        how = f"**{align.strategy}** on blocks {blocks} at layer {layers}"
+    how = "not aligned" if align.strategy == "none" else f"**{align.strategy}** {align.place}"
     lines = [
         f"{how}  ",
         f"{config.data.name}, {config.flow.blocks} blocks x {config.flow.layers} layers, {parameters(run)}  ",
@@ -314,15 +311,16 @@ def _restoring(
     @computes
     def restore(request: gr.Request) -> dict[Any, Any]:
         query, names, wrong = dict(request.query_params), run_names(), []
-        run, other = refreshed()
-        updates: dict[Any, Any] = {bar.run: run, bar.other: other}
         name, second = query.get("run", FIRST), query.get("compare", SECOND)
         try:
             loaded = get_run(name)
         except LabError as error:
             wrong.append(without_folders(error))
             name, loaded = FIRST, get_run(FIRST)
-        updates |= {bar.run: gr.Dropdown(choices=names, value=name), about: about_run(name), settled: name}
+        updates: dict[Any, Any] = {
+            bar.run: gr.Dropdown(choices=names, value=name), bar.other: gr.Dropdown(choices=other_choices()),
+            about: about_run(name), settled: name,
+        }  # fmt: skip
         second = NOTHING if second == NO_OTHER else second
         if second in (NOTHING, *names):
             updates[bar.other] = gr.Dropdown(choices=other_choices(), value=second)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 import pandas as pd
 from frame import Bar, Code, Panel, serve
-from shell import HIDDEN, computes, get_run, keep_file, pair, told, without_folders
+from shell import HIDDEN, computes, get_run, keep_file, pair, stamp, told, without_folders
 
 import rrepa_lab as rl
 from rrepa_lab.analysis.compare import settings_in
@@ -58,11 +58,6 @@ SCORES = {
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def stamp(*paths: Path) -> tuple[int, ...]:
-    """When these files were last written; 0 for one that is not there."""
-    return tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in paths)
 
 
 def shipped(source: str) -> pd.DataFrame:

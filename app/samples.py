@@ -18,7 +18,7 @@ from torch import Tensor
 
 import rrepa_lab as rl
 from rrepa_lab.flow.tarflow import METHODS
-from rrepa_lab.viz.images import grid, picture
+from rrepa_lab.viz.images import encoded, grid, picture
 
 NAME, TITLE = "samples", "Samples"
 EVERY = "every class"
@@ -144,21 +144,15 @@ def pack(run: str, other: str, seed: int, *controls: Any) -> str:
         for name, one in pair(run, other).items():
             labels = labels_of(choice, one)
             rows = [row(one, label, seed, int(count), **settings) for label in labels]
-            archive.writestr(f"{name}.png", _png(grid(torch.cat([part.images for part in rows]), columns=int(count))))
+            archive.writestr(f"{name}.png", encoded(grid(torch.cat([part.images for part in rows]), columns=int(count))))
             for label, part in zip(labels, rows, strict=True):
                 for step, image in enumerate(part.images):
                     file = f"{name}/label{'-none' if label < 0 else f'-{label}'}-seed-{seed + step}.png"
-                    archive.writestr(file, _png(picture(image)))
+                    archive.writestr(file, encoded(picture(image)))
                     facts = {"file": file, "run": name, "step": one.step, "label": label, "seed": seed + step}
                     about["images"].append(facts)
         archive.writestr("metadata.json", json.dumps(about, indent=2))
     return keep_file("samples.zip", stream.getvalue())
-
-
-def _png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, format="PNG")
-    return stream.getvalue()
 
 
 def fit(run: rl.Run, choice: str, *_rest: Any) -> dict[str, Any]:

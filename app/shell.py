@@ -60,14 +60,17 @@ def run_folder(name: str) -> Path:
 def get_run(name: str) -> rl.Run:
     """The run of this name: the same object until its weights on disk change, so that results can be kept by run."""
     folder = run_folder(name)
-    weights = folder / "model.safetensors"
-    stamp = weights.stat().st_mtime_ns if weights.is_file() else 0
     with lock:
-        return _loaded(folder, stamp, desk.device)
+        return _loaded(folder, stamp(folder / "model.safetensors"), desk.device)
+
+
+def stamp(*paths: Path) -> tuple[int, ...]:
+    """When these files were last written; 0 for one that is not there."""
+    return tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in paths)
 
 
 @lru_cache(maxsize=8)
-def _loaded(folder: Path, stamp: int, device: str) -> rl.Run:
+def _loaded(folder: Path, _written: tuple[int, ...], device: str) -> rl.Run:
     return rl.load(folder, device)
 
 

@@ -84,9 +84,7 @@ def metrics_of(name: str) -> pd.DataFrame:
         return table
     seconds = table["seconds"]
     before = seconds.shift(fill_value=0.0).where(seconds.diff() < 0, 0.0).cumsum()
-    table = table.assign(images=table["step"] * config_of(name).train.batch, seconds=seconds + before)
-    again = retrained(name)
-    return table if ACCURATE in table or again.empty else table.merge(again[["step", ACCURATE]], how="left", on="step")
+    return table.assign(images=table["step"] * config_of(name).train.batch, seconds=seconds + before)
 
 
 def retrained(name: str) -> pd.DataFrame:
@@ -117,11 +115,16 @@ def draw_curves(run: str, other: str, seed: int, more: list[str], show: str, axi
     names = chosen(run, other, more)
     tables, configs = {name: metrics_of(name) for name in names}, {name: config_of(name) for name in names}
     make, column = SHOWN[show]
+    anew = []
+    for name in names if show == "accuracy" else ():
+        again = pd.DataFrame() if ACCURATE in tables[name] else retrained(name)
+        if not again.empty:
+            tables[name] = tables[name].merge(again[["step", ACCURATE]], how="left", on="step")
+            anew.append(name)
     figure = make(tables, _caption(configs), x=ALONG[axis])
     table = differences(names)
     lines = [_explained(configs, show)]
-    anew = [name for name in names if ACCURATE not in Records(run_folder(name)).table() and not retrained(name).empty]
-    if show == "accuracy" and anew:
+    if anew:
         lines.append(f"{', '.join(f'`{name}`' for name in anew)}: {RETRAINED}")
     lacking = [name for name in names if not _has(tables[name], column)]
     if lacking:

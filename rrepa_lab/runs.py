@@ -268,8 +268,7 @@ def _summary(config: RunConfig) -> str:
     size = f"{flow.blocks} blocks x {flow.layers} layers, width {flow.width}"
     if config.align.strategy == "none":
         return f"{size}, not aligned, {config.train.steps} steps"
-    blocks, layers = (",".join(map(str, part)) for part in (config.align.blocks, config.align.layers))
-    return f"{size}, {config.align.strategy} on blocks {blocks} at layer {layers}, {config.train.steps} steps"
+    return f"{size}, {config.align.strategy} {config.align.place}, {config.train.steps} steps"
 
 
 def describe_config(config: RunConfig) -> dict[str, Any]:

@@ -43,6 +43,12 @@ class AlignConfig(Config):
             return []
         return [Tap(block, layer).name for block in self.blocks for layer in self.layers]
 
+    @property
+    def place(self) -> str:
+        """Where it aligns in words, "on blocks 3,4 at layer 2"."""
+        blocks, layers = (",".join(map(str, part)) for part in (self.blocks, self.layers))
+        return f"on blocks {blocks} at layer {layers}"
+
 
 class Features(NamedTuple):
     """An encoding pass and the features to be aligned, which belong to it."""

@@ -93,13 +93,8 @@ def measure_layers(folder: Path, setting: dict[str, Any]) -> pd.DataFrame:
     """Probes and similarities of one run in both directions, with one thread."""
     torch.set_num_threads(1)
     run = load(folder)
-    tables = [
-        reader(run, direction=direction).assign(direction=direction)
-        for direction in ("forward", "reverse")
-        for reader in (probe, similarity)
-    ]
-    table = pd.concat(tables, ignore_index=True).drop(columns=["device", "strategy"])
-    return table.drop(columns="run").assign(**setting)
+    tables = [reader(run, direction=direction) for direction in ("forward", "reverse") for reader in (probe, similarity)]
+    return pd.concat(tables, ignore_index=True).drop(columns=["device", "strategy", "run"]).assign(**setting)
 
 
 def layers_of(folder: Path, workers: int = 1) -> Iterator[pd.DataFrame]:
@@ -166,13 +161,13 @@ def main() -> None:
     parser.add_argument("--bundle", action="store_true", help="write to assets/studies instead")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     given = parser.parse_args()
-    prefix = assets() / "studies" / f"{BUNDLED}-" if given.bundle else given.folder / ""
+    folder, prefix = (assets() / "studies", f"{BUNDLED}-") if given.bundle else (given.folder, "")
     tables = []
     for table in layers_of(given.folder, given.workers):
         tables.append(table)
         print(f"{len(tables)}: {table['run'].iloc[0]}", file=sys.stderr, flush=True)
     for name, table in (("layers", over_seeds(pd.concat(tables, ignore_index=True))), ("curves", curves_of(given.folder))):
-        path = Path(f"{prefix}{'' if given.bundle else '/'}{name}.csv")
+        path = folder / f"{prefix}{name}.csv"
         write_text(path, table.to_csv(index=False, float_format="%.5g"))
         print(path)
     if given.bundle:

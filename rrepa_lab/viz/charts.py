@@ -1,6 +1,7 @@
 """Plain charts of named values, and of a measurement against a setting."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -31,6 +32,19 @@ def bars(
     figure.update_xaxes(title=axis, type="category")
     figure.update_yaxes(title=unit)
     return styled(figure, title, caption, legend=0)
+
+
+def band(figure: go.Figure, x: Sequence[Any], mean: pd.Series, sd: pd.Series, colour: str, run: str) -> None:
+    """Add a band of one standard deviation to either side of a run's curve, which it comes and goes with in the legend.
+
+    Nothing is added where a point has no spread.
+    """
+    if sd.notna().all():
+        low, high = (mean - sd).tolist(), (mean + sd).tolist()
+        figure.add_scatter(
+            x=[*x, *x[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=colour, opacity=0.18, line={"width": 0},
+            hoverinfo="skip", showlegend=False, legendgroup=run, mode="lines",
+        )  # fmt: skip
 
 
 def sweep(

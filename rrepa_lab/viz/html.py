@@ -1,7 +1,6 @@
 """Pictures in a table as HTML: small, quick to make, legible in light and dark, and told to those who cannot see them."""
 
 import base64
-import io
 from collections.abc import Collection, Mapping
 from html import escape
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rrepa_lab.errors import LabError
-from rrepa_lab.viz.images import grid, picture
+from rrepa_lab.viz.images import encoded, grid, picture
 
 THUMBNAIL = 32  # pixels across at most
 
@@ -31,9 +30,7 @@ def sheet_uri(images: Tensor, columns: int) -> str:
 
 
 def _address(image: Image, form: str) -> str:
-    stream = io.BytesIO()
-    image.save(stream, format=form)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return f"data:image/{form.lower()};base64,{base64.b64encode(encoded(image, form)).decode()}"
 
 
 def image_tag(image: Tensor, alt: str) -> str:

@@ -1,5 +1,6 @@
 """Image tensors become pictures: nothing is computed here."""
 
+import io
 import math
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def picture_format(path: Path | str) -> str:
     if path.suffix.lower() not in FORMATS:
         raise LabError(f"a picture must be a .png, .webp or .jpg file, not {path}")
     return FORMATS[path.suffix.lower()]
+
+
+def encoded(sheet: Image.Image, form: str = "PNG") -> bytes:
+    """A picture as the bytes of a file of this format."""
+    stream = io.BytesIO()
+    sheet.save(stream, format=form)
+    return stream.getvalue()
 
 
 def save_picture(sheet: Image.Image, path: Path | str) -> None:

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rrepa_lab.errors import LabError
+from rrepa_lab.viz.charts import band
 from rrepa_lab.viz.theme import COLOURS, INK, METHOD_NAMES, SCALE, SYMBOLS, one_of, styled
 
 _NAMES = {
@@ -93,12 +94,7 @@ def layer_curves(
         colour = COLOURS[place % len(COLOURS)]
         cells = _cells(rows[rows["run"] == run])
         x = [f"{block}.{layer}" for block, layer in zip(cells["block"], cells["layer"], strict=True)]
-        if cells["sd"].notna().all():
-            low, high = (cells["mean"] - cells["sd"]).tolist(), (cells["mean"] + cells["sd"]).tolist()
-            figure.add_scatter(
-                x=[*x, *x[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=colour, opacity=0.18, line={"width": 0},
-                hoverinfo="skip", showlegend=False, legendgroup=run, mode="lines",
-            )  # fmt: skip
+        band(figure, x, cells["mean"], cells["sd"], colour, run)
         figure.add_scatter(
             x=x, y=cells["mean"], name=run, legendgroup=run, mode="lines+markers", line={"color": colour},
             marker={"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8},

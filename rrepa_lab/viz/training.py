@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.likelihood import HALF_LOG_2PI
+from rrepa_lab.viz.charts import band
 from rrepa_lab.viz.theme import COLOURS, SYMBOLS, one_of, styled
 
 # what curves may be drawn against, by the column of the table that holds it
@@ -129,12 +130,7 @@ def setting_curves(table: pd.DataFrame, metric: str) -> go.Figure:
             continue
         colour = COLOURS[place % len(COLOURS)]
         x = part["step"].tolist()
-        if part["sd"].notna().all():
-            low, high = (part["value"] - part["sd"]).tolist(), (part["value"] + part["sd"]).tolist()
-            figure.add_scatter(
-                x=[*x, *x[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=colour, opacity=0.18, line={"width": 0},
-                hoverinfo="skip", showlegend=False, legendgroup=run, mode="lines",
-            )  # fmt: skip
+        band(figure, x, part["value"], part["sd"], colour, run)
         marks = {"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8}
         figure.add_scatter(
             x=x, y=part["value"], name=run, legendgroup=run, mode="lines+markers" if len(x) <= 20 else "lines",
