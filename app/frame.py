@@ -189,7 +189,7 @@ def _sidebar() -> tuple[Bar, gr.Markdown]:
     about = gr.Markdown(about_run(FIRST), elem_id="about")
     other = gr.Dropdown(other_choices(), value=SECOND, label="Compare with", info="on the same seed")
     with gr.Row():
-        seed = gr.Number(0, precision=0, minimum=0, maximum=LARGEST_SEED, label="Seed", min_width=120)
+        seed = gr.Number(0, precision=0, label="Seed", min_width=120)  # its bounds are told once, by `checked_seed`
         roll = gr.Button("Roll", min_width=60, size="sm", elem_id="roll")
     roll.click(None, None, seed, js="() => Math.floor(Math.random() * 10000)")
     return Bar(run, other, seed), about
@@ -274,9 +274,11 @@ def _describing(name: str, panels: Sequence[Panel]) -> Callable[..., Any]:
 
 
 def checked_seed(seed: float | None) -> int:
-    """The seed of the sidebar; LabError if its field is empty."""
+    """The seed of the sidebar; LabError if its field is empty or out of range."""
     if seed is None:
         raise LabError("the seed is empty: give a whole number from 0 on")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise LabError(f"the seed must be a whole number from 0 to {LARGEST_SEED}, not {seed:g}")
     return int(seed)
 
 
@@ -338,7 +340,8 @@ def _restoring(
         for key, control in controls.items():
             if key in query:
                 try:
-                    asked[control] = _from_text(control, query[key], control not in ranged)
+                    value = _from_text(control, query[key], control not in ranged)
+                    asked[control] = checked_seed(value) if control is bar.seed else value
                 except (ValueError, gr.Error):
                     wrong.append(f"{key} cannot be {query[key]!r}")
         for panel in fitted:  # in the range of this run

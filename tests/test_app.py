@@ -351,6 +351,15 @@ def test_controls_are_read_back_from_a_link():
             _from_text(control, text)
 
 
+@pytest.mark.parametrize("seed", [None, -5, 2**31])
+def test_a_seed_out_of_range_is_told(seed):
+    from frame import checked_seed
+
+    assert checked_seed(2**31 - 1) == 2**31 - 1
+    with pytest.raises(rl.LabError, match="the seed"):
+        checked_seed(seed)
+
+
 def test_pictures_in_a_table_are_described_and_escaped():
     x = torch.zeros(1, 8, 8)
     table = picture_table({"<b>": {"first": x, "second": x}}, "a & b", "second", "image")
