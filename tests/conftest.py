@@ -30,6 +30,7 @@ CONFIGS = {
     "plain": rl.FlowConfig(classes=10, width=32, head_width=16, blocks=3, layers=2),
     "rotary-swiglu": rl.FlowConfig(classes=10, width=32, head_width=16, blocks=2, layers=3, positions="rotary", mlp="swiglu"),
     "unconditional": rl.FlowConfig(classes=0, width=16, head_width=8, blocks=4, layers=1, patch_size=4),
+    "volume-preserving": rl.FlowConfig(classes=4, width=32, head_width=16, blocks=2, layers=2, volume_preserving=True),
     "colour": rl.FlowConfig(classes=3, channels=3, image_size=12, patch_size=3, width=32, head_width=32, blocks=2, layers=1),
 }
 
@@ -39,6 +40,8 @@ def make_flow(config: rl.FlowConfig, seed: int = 0) -> rl.TarFlow:
     torch.manual_seed(seed)
     flow = rl.TarFlow(config).double()
     perturb(flow, seed, std=0.05)
+    if flow.prior_var is not None:
+        flow.prior_var.uniform_(0.5, 2.0)
     return flow
 
 

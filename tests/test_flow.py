@@ -45,11 +45,12 @@ def test_logdet_is_that_of_autograd(flow, batch):
 def test_log_prob_is_prior_plus_logdet_and_agrees_with_the_training_loss(flow, batch):
     x, y = batch
     out = flow(x, y)
-    prior = torch.distributions.Normal(0.0, 1.0).log_prob(out.z).sum(dim=(1, 2))
+    spread = torch.ones(1, dtype=torch.float64) if flow.prior_var is None else flow.prior_var.sqrt()
+    prior = torch.distributions.Normal(0.0, spread).log_prob(out.z).sum(dim=(1, 2))
     shut(flow.log_prob(x, y), prior + out.logdet, 1e-9)
     # paper.md: log p = -T P (L_nf + 0.5 log 2 pi)
     constant = 0.5 * torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64))
-    shut(nats_per_dim(flow.log_prob(x, y), flow.config.dims).mean(), flow_loss(out.z, out.logdet) + constant, 1e-12)
+    shut(nats_per_dim(flow.log_prob(x, y), flow.config.dims).mean(), flow_loss(out.z, out.logdet, flow.prior_var) + constant, 1e-12)
 
 
 @pytest.mark.parametrize("number", [1, 2])

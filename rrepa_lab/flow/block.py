@@ -81,18 +81,19 @@ class AffineBlock(nn.Module):
         mlp_ratio: float,
         mlp: str,
         positions: str,
+        volume_preserving: bool,
         reversed_order: bool,
     ) -> None:
         super().__init__()
         tokens = side * side
-        self.reversed_order = reversed_order
+        self.reversed_order, self.volume_preserving = reversed_order, volume_preserving
         self.proj_in = nn.Linear(token_size, width)
         self.pos_embed = nn.Parameter(torch.randn(tokens, width) * 1e-2) if positions == "learned" else None
         self.class_embed = nn.Parameter(torch.randn(classes, width) * 1e-2) if classes else None
         angles = axial_angles(side, head_width) if positions == "rotary" else None
         self.register_buffer("angles", angles, persistent=False)
         self.transformer = CausalTransformer(layers, width, head_width, mlp_ratio, mlp)
-        self.proj_out = nn.Linear(width, 2 * token_size)
+        self.proj_out = nn.Linear(width, token_size if volume_preserving else 2 * token_size)
         # both zero, so that a fresh block is the identity (the public code leaves the bias as it comes)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
@@ -177,7 +178,10 @@ class AffineBlock(nn.Module):
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states to (mu, alpha), in float32 at least, autocast or not."""
         with torch.autocast(hidden.device.type, enabled=False):
-            alpha, mu = self.proj_out(hidden.to(self.proj_out.weight.dtype)).chunk(2, dim=-1)
+            out = self.proj_out(hidden.to(self.proj_out.weight.dtype))
+        if self.volume_preserving:
+            return out, torch.zeros_like(out)
+        alpha, mu = out.chunk(2, dim=-1)
         return mu, alpha
 
     def _turn(self, x: Tensor, dim: int = 1) -> Tensor:

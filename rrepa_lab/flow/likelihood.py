@@ -10,19 +10,23 @@ from torch import Tensor
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
-def prior_log_prob(z: Tensor) -> Tensor:
-    """Log density of the standard normal, (B, T, P) -> (B,) nats."""
+def prior_log_prob(z: Tensor, variance: Tensor | None = None) -> Tensor:
+    """Log density of a normal with mean 0 and this variance (T, P), 1 if left out: (B, T, P) -> (B,) nats."""
     dims = z[0].numel()
-    return -0.5 * z.square().sum(dim=(1, 2)) - dims * HALF_LOG_2PI
+    if variance is None:
+        return -0.5 * z.square().sum(dim=(1, 2)) - dims * HALF_LOG_2PI
+    return -0.5 * (z.square() / variance + variance.log()).sum(dim=(1, 2)) - dims * HALF_LOG_2PI
 
 
-def flow_loss(z: Tensor, logdet: Tensor) -> Tensor:
+def flow_loss(z: Tensor, logdet: Tensor, variance: Tensor | None = None) -> Tensor:
     """The training loss of TARFlow, nats per dimension without the constant 0.5 * log(2 pi), () averaged over images.
 
-    L_nf = 0.5 * mean(z^2) + sum over blocks of mean(alpha); `logdet` (B,) is minus that sum times dims.
+    L_nf = 0.5 * mean(z^2) + sum over blocks of mean(alpha); `logdet` (B,) is minus that sum times dims. With a variance
+    (T, P) of the prior the first term is 0.5 * mean(z^2 / variance + log(variance)).
     """
     dims = z[0].numel()
-    return 0.5 * z.square().mean() - logdet.mean() / dims
+    prior = z.square() if variance is None else z.square() / variance + variance.log()
+    return 0.5 * prior.mean() - logdet.mean() / dims
 
 
 def nats_per_dim(log_prob: Tensor, dims: int) -> Tensor:

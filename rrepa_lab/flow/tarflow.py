@@ -38,6 +38,7 @@ class FlowConfig(Config):
     mlp_ratio: float = Field(4.0, gt=0)
     positions: Literal["learned", "rotary"] = "learned"
     classes: int = Field(0, ge=0, description="K; 0 for an unconditional flow")
+    volume_preserving: bool = Field(False, description="shift only, alpha is 0; the variance of the prior takes its place")
     noise: Literal["gaussian", "uniform"] = "gaussian"
     noise_std: float = Field(0.1, ge=0, description="sigma of the gaussian noise, pixels in [-1, 1]; unused when uniform")
 
@@ -104,9 +105,13 @@ class TarFlow(nn.Module):
         (torch.Size([2, 16, 4]), torch.Size([2, 16, 64]))
     """
 
+    prior_var: Tensor | None  # (T, P) variance of the noise, where it is not 1
+
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         self.config = config
+        variance = torch.ones(config.tokens, config.token_size) if config.volume_preserving else None
+        self.register_buffer("prior_var", variance)
         self.blocks = nn.ModuleList(
             AffineBlock(
                 side=config.side,
@@ -118,6 +123,7 @@ class TarFlow(nn.Module):
                 mlp_ratio=config.mlp_ratio,
                 mlp=config.mlp,
                 positions=config.positions,
+                volume_preserving=config.volume_preserving,
                 reversed_order=number % 2 == 0,
             )
             for number in range(1, config.blocks + 1)
@@ -158,7 +164,7 @@ class TarFlow(nn.Module):
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Exact log density of images (B, C, H, W) in [-1, 1] coordinates, (B,) nats; y as in `forward`."""
         out = self(x, y)
-        return prior_log_prob(out.z) + out.logdet
+        return prior_log_prob(out.z, self.prior_var) + out.logdet
 
     def inverse(
         self,

@@ -24,10 +24,10 @@ class Samples:
 
 
 def noise(flow: TarFlow, seeds: Sequence[int]) -> Tensor:
-    """Standard normal noise (B, T, P) drawn on the CPU, image i from seeds[i] alone, so that company changes nothing."""
+    """Noise of the flow's prior (B, T, P), on the CPU, image i from seeds[i] alone, so that company changes nothing."""
     shape = (flow.config.tokens, flow.config.token_size)
-    draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(draws)
+    draws = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return draws if flow.prior_var is None else draws * flow.prior_var.sqrt().to(draws)
 
 
 @torch.no_grad()

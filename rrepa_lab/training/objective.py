@@ -29,7 +29,7 @@ class Objective(nn.Module):
         """Losses of noised images (B, C, H, W) with labels (B,) and encoder features (B, T, E) of the clean images."""
         taps = self.flow.resolve(self.align.taps) if target is not None else []
         encoded, aligned = features(self.flow, x, y, self.align.strategy, taps, self.align.refinements)
-        flow = flow_loss(encoded.z, encoded.logdet)
+        flow = flow_loss(encoded.z, encoded.logdet, self.flow.prior_var)
         if target is None or not aligned:
             return Losses(flow, flow, {})
         near = {tap: similarity(self.projectors.project(tap, states), target) for tap, states in aligned.items()}
