@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rrepa_lab.errors import LabError
     from rrepa_lab.flow.tarflow import FlowConfig, FlowOutput, InverseOutput, TarFlow
     from rrepa_lab.presets import preset
+    from rrepa_lab.published import import_tarflow
     from rrepa_lab.results import write_result
     from rrepa_lab.runs import Run, RunConfig, RunInfo, available, load
     from rrepa_lab.sampling.sample import Samples, sample
@@ -60,6 +61,7 @@ _HOMES = {
     "InverseOutput": "flow.tarflow",
     "TarFlow": "flow.tarflow",
     "preset": "presets",
+    "import_tarflow": "published",
     "write_result": "results",
     "Run": "runs",
     "RunConfig": "runs",
@@ -99,6 +101,7 @@ __all__ = [
     "evaluate",
     "evaluate_samples",
     "evidence",
+    "import_tarflow",
     "load",
     "neighbours",
     "patch_colours",

@@ -50,7 +50,11 @@ def test_log_prob_is_prior_plus_logdet_and_agrees_with_the_training_loss(flow, b
     shut(flow.log_prob(x, y), prior + out.logdet, 1e-9)
     # paper.md: log p = -T P (L_nf + 0.5 log 2 pi)
     constant = 0.5 * torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64))
-    shut(nats_per_dim(flow.log_prob(x, y), flow.config.dims).mean(), flow_loss(out.z, out.logdet, flow.prior_var) + constant, 1e-12)
+    shut(
+        nats_per_dim(flow.log_prob(x, y), flow.config.dims).mean(),
+        flow_loss(out.z, out.logdet, flow.prior_var) + constant,
+        1e-12,
+    )
 
 
 @pytest.mark.parametrize("number", [1, 2])

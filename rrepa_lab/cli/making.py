@@ -1,4 +1,4 @@
-"""Commands that make something: train, sample, encoder."""
+"""Commands that make something: train, import-tarflow, sample, encoder."""
 
 import argparse
 import json
@@ -25,6 +25,19 @@ def register(commands: Any) -> None:
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
     train.add_argument("--dry-run", action="store_true", help="print what would be trained, and stop")
     add_device(train, "auto")
+
+    published = add_command(
+        commands, "import-tarflow", _import_tarflow, "Make a run of a checkpoint of the public TARFlow code."
+    )
+    published.add_argument("file", metavar="FILE.pth", help="for example imagenet_model_4_1024_8_8_0.05.pth")
+    published.add_argument("out", metavar="OUT", help="run directory to write")
+    published.add_argument("--img-size", type=int, help="height and width of an image (read off the tensors)")
+    published.add_argument("--patch-size", type=int, help="height and width of a patch (read off the tensors)")
+    published.add_argument("--channels", type=int, help="1 or 3 (read off the tensors)")
+    published.add_argument("--head-width", type=int, default=64, help="numbers in an attention head, which no tensor tells")
+    published.add_argument("--noise", help="training noise: sigma, such as 0.05, or uniform (read off the file name)")
+    published.add_argument("--name", help="name of the run (that of the file)")
+    published.add_argument("--data", metavar="FOLDER", help="image folder with <split>/<class>/<picture>")
 
     sample = add_command(commands, "sample", _sample, "Draw images: every label with every seed.")
     add_run(sample)
@@ -111,6 +124,27 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _import_tarflow(given: argparse.Namespace) -> int:
+    from rrepa_lab.published import facts, import_tarflow
+
+    run = import_tarflow(
+        given.file,
+        given.out,
+        image_size=given.img_size,
+        patch_size=given.patch_size,
+        channels=given.channels,
+        head_width=given.head_width,
+        noise=given.noise,
+        name=given.name,
+        data=given.data,
+    )
+    print_facts({"run": given.out, **facts(run), "weights": "of the last step, not averaged"}, given.json)
+    classes = run.config.flow.classes
+    which = f"--labels 0..{min(classes, 8) - 1} --seeds 0..3" if classes else "--seeds 0..15"
+    hint(given, f"look at samples: rrepa-lab sample {given.out} {which} --out grid.png")
+    return 0
 
 
 def _sample(given: argparse.Namespace) -> int:
