@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rrepa_lab.published import import_tarflow
     from rrepa_lab.results import write_result
     from rrepa_lab.runs import Run, RunConfig, RunInfo, available, load
+    from rrepa_lab.sampling.calibrate import calibrate
     from rrepa_lab.sampling.sample import Samples, sample
     from rrepa_lab.training.loop import StepReport, train
 
@@ -68,6 +69,7 @@ _HOMES = {
     "RunInfo": "runs",
     "available": "runs",
     "load": "runs",
+    "calibrate": "sampling.calibrate",
     "Samples": "sampling.sample",
     "sample": "sampling.sample",
     "StepReport": "training.loop",
@@ -93,6 +95,7 @@ __all__ = [
     "alignment",
     "available",
     "best_layer",
+    "calibrate",
     "classification_report",
     "classify",
     "classify_steps",

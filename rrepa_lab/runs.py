@@ -1,7 +1,8 @@
 """A run: its configuration, its weights on disk, and how to get it back.
 
 A run directory holds config.json (everything needed to build it), model.safetensors (averaged weights and projectors),
-metrics.jsonl, card.md, scores.csv once it was evaluated, and train_state.pt while it can be resumed.
+metrics.jsonl, card.md, scores.csv once it was evaluated, decoding.json once it was calibrated, and train_state.pt while it
+can be resumed.
 """
 
 import hashlib
@@ -24,12 +25,14 @@ from rrepa_lab.data.datasets import Batch, DataConfig, load_split, whole
 from rrepa_lab.data.loaders import seeded
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.files import write_atomically, write_text
+from rrepa_lab.flow.decoding import DecodePlan
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow import FlowConfig, TarFlow
 from rrepa_lab.places import assets, runs_root
 from rrepa_lab.training.settings import TrainConfig
 
 FORMAT = 1
+PLAN = "decoding.json"  # how it is decoded fastest, see `sampling.calibrate`
 
 
 class RunConfig(Config):
@@ -195,6 +198,7 @@ def load(name: str | Path, device: str = "cpu") -> Run:
     projectors = Projectors(config.align.taps, config.flow.width, config.align.projector_width, max(dims, default=1))
     run = Run(TarFlow(config.flow), config, classes, projectors, int(metadata.get("step", 0)), directory)
     _fill(run._modules(), weights, path)
+    run.flow.plan = _read_plan(directory / PLAN)
     run.flow.eval().requires_grad_(False)
     run.projectors.eval().requires_grad_(False)
     return run.to(where)
@@ -215,7 +219,7 @@ def _find(name: str | Path) -> Path:
 def _download(repo_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    files = ["config.json", "model.safetensors", "metrics.jsonl", "card.md", "scores.csv"]
+    files = ["config.json", "model.safetensors", "metrics.jsonl", "card.md", "scores.csv", PLAN]
     try:
         return Path(snapshot_download(repo_id, allow_patterns=files))
     except Exception as error:
@@ -237,6 +241,17 @@ def _read_config(directory: Path) -> tuple[RunConfig, list[str]]:
         return RunConfig.from_dict(config), list(classes)
     except LabError as error:
         raise LabError(f"{path}: {error}") from None
+
+
+def _read_plan(path: Path) -> DecodePlan | None:
+    try:
+        return DecodePlan.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except LabError as error:
+        raise LabError(f"{path}: {error}; delete it, or calibrate anew: rrepa-lab bench plan") from None
+    except (ValueError, TypeError):
+        raise LabError(f"{path} is not JSON: delete it, or calibrate anew: rrepa-lab bench plan") from None
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

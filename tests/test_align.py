@@ -326,7 +326,7 @@ def test_step_costs_say_what_a_strategy_adds():
         ("reverse-exact", 0),
     ]
     kept = table["kept_mib"]
-    assert kept["none", 0] < kept["detach", 0] < kept["reverse", 0] < kept["reverse", 2]
+    assert kept["none", 0] < kept["detach", 0] == kept["reverse", 0] < kept["reverse", 2]
     assert table.loc[("none", 0), "ratio"] == 1
     # two runs keep the same: nothing is measured by the clock here
     assert kept.equals(step_costs(config, [0, 2], images=2, repeats=1).set_index(["strategy", "refinements"])["kept_mib"])

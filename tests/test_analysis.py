@@ -16,7 +16,7 @@ from rrepa_lab.analysis.classify import label_gain
 from rrepa_lab.analysis.evaluator import accuracy, frechet_distance, load_evaluator
 from rrepa_lab.data.datasets import Batch, DataConfig, load_split, whole
 from rrepa_lab.errors import LabError
-from rrepa_lab.flow.tarflow import METHODS
+from rrepa_lab.flow.decoding import METHODS
 from rrepa_lab.sampling.denoise import denoise_step
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.viz.images import grid

@@ -17,7 +17,7 @@ def shut(a, b, atol):
     assert_close(a, b, atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize("method", ["sequential", "cached"])
+@pytest.mark.parametrize("method", ["sequential", "cached", "jacobi"])
 def test_there_and_back(flow, batch, method):
     x, y = batch
     out = flow(x, y)
@@ -88,7 +88,7 @@ def test_states_are_the_same_both_ways(flow, batch):
     x, y = batch
     out = flow(x, y, "*")
     assert len(out.states) == flow.config.blocks * (flow.config.layers + 2)
-    for method in ("sequential", "cached"):
+    for method in ("sequential", "cached", "jacobi"):
         back = flow.inverse(out.z, y, method=method, taps="*").states
         assert list(back) == list(out.states)
         for tap, state in out.states.items():

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rrepa_lab.align.segments import encode_with_features
 from rrepa_lab.config import Config
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow import FlowOutput, TarFlow, label_of_block
@@ -60,8 +61,20 @@ class Features(NamedTuple):
 def features(flow: TarFlow, x: Tensor, y: Tensor | None, strategy: str, taps: list[Tap], refinements: int = 0) -> Features:
     """Encode `x` (B, C, H, W) and compute the features (B, T, D) of layer taps the way a strategy asks for.
 
-    The values are the same under every strategy, by invertibility; what differs is the graph behind them.
+    The values are the same under every strategy, by invertibility; what differs is the graph behind them. `detach` and
+    `reverse` without refinements make do with the encoding pass, see `align.segments`.
     """
+    soft = y is not None and y.requires_grad  # a gradient to soft labels takes the plain way
+    if not taps or strategy not in ("detach", "reverse") or refinements or soft or not torch.is_grad_enabled():
+        return plain_features(flow, x, y, strategy, taps, refinements)
+    encoded, found = encode_with_features(flow, x, y, _by_block(taps), reverse=strategy == "reverse")
+    return Features(encoded, {tap.name: found[tap.block][int(tap.layer)] for tap in taps})
+
+
+def plain_features(
+    flow: TarFlow, x: Tensor, y: Tensor | None, strategy: str, taps: list[Tap], refinements: int = 0
+) -> Features:
+    """What `features` gives, by the passes that define each strategy one after the other."""
     if strategy == "none" or not taps:
         return Features(flow(x, y), {})
     names = [tap.name for tap in taps]
@@ -72,19 +85,23 @@ def features(flow: TarFlow, x: Tensor, y: Tensor | None, strategy: str, taps: li
     inputs = [Tap(number, "in") for number in range(lowest, flow.config.blocks + 1)]
     encoded = flow(x, y, [tap.name for tap in inputs])
     if strategy == "reverse-exact":
-        return Features(encoded, flow.inverse(encoded.z.detach(), y, taps=names).states)
+        return Features(encoded, flow.inverse(encoded.z.detach(), y, method="sequential", taps=names).states)
     cache = {tap.block: encoded.states[tap.name].detach() for tap in inputs}
     label = flow.label_weights(y, len(x))
-    layers = {number: {int(tap.layer) for tap in taps if tap.block == number} for number in cache}
+    layers = _by_block(taps)
     if strategy == "detach":
-        read = {
-            number: flow.block(number).features(cache[number], label_of_block(label, number), layers[number])
-            for number in cache
-            if layers[number]
-        }
+        read = {t: flow.block(t).features(cache[t], label_of_block(label, t), wanted) for t, wanted in layers.items()}
     else:
         read = pseudo_reverse(flow, encoded.z.detach(), cache, label, layers, refinements).features
     return Features(encoded, {tap.name: read[tap.block][int(tap.layer)] for tap in taps})
+
+
+def _by_block(taps: list[Tap]) -> dict[int, set[int]]:
+    """Block -> the layers asked for."""
+    layers: dict[int, set[int]] = {}
+    for tap in taps:
+        layers.setdefault(tap.block, set()).add(int(tap.layer))
+    return layers
 
 
 class PseudoReverse(NamedTuple):

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from rrepa_lab.flow.transformer import CausalTransformer, KVCache, Pass, axial_angles
+from rrepa_lab.flow.stepping import TokenReader
+from rrepa_lab.flow.transformer import Buffers, Cache, CausalTransformer, GrowingCache, Pass, axial_angles
 
 
 class Guidance(NamedTuple):
@@ -28,10 +30,6 @@ class Guidance(NamedTuple):
     def branches(self) -> int:
         """Copies of the batch that are read: 2, the conditional one first, or 1 without guidance."""
         return 2 if self.scale else 1
-
-    def weight(self, token: int, tokens: int) -> float:
-        """w at this token (from 0)."""
-        return self.scale * token / (tokens - 1) if self.annealed else self.scale
 
     def copies(self, x: Tensor) -> Tensor:
         """A batch (B, ...) once for each branch."""
@@ -85,10 +83,10 @@ class AffineBlock(nn.Module):
         reversed_order: bool,
     ) -> None:
         super().__init__()
-        tokens = side * side
+        self.tokens, self.heads, self.head_width = side * side, width // head_width, head_width
         self.reversed_order, self.volume_preserving = reversed_order, volume_preserving
         self.proj_in = nn.Linear(token_size, width)
-        self.pos_embed = nn.Parameter(torch.randn(tokens, width) * 1e-2) if positions == "learned" else None
+        self.pos_embed = nn.Parameter(torch.randn(self.tokens, width) * 1e-2) if positions == "learned" else None
         self.class_embed = nn.Parameter(torch.randn(classes, width) * 1e-2) if classes else None
         angles = axial_angles(side, head_width) if positions == "rotary" else None
         self.register_buffer("angles", angles, persistent=False)
@@ -112,70 +110,102 @@ class AffineBlock(nn.Module):
         map, too, is inverted exactly and in parallel.
         """
         batch, tokens, _ = x.shape
-        read = self._read(guidance.copies(self._turn(x)), 0, label, guidance.temperatures(x), keep=keep)
+        read = self.read(guidance.copies(self.turn(x)), 0, self.embed(label), guidance.temperatures(x), keep=keep)
         # the prediction made at token i is for token i + 1; the first token passes unchanged
-        shifted = (torch.cat([torch.zeros_like(p[:, :1]), p[:, :-1]], dim=1) for p in self._project(read.hidden))
-        weight = x.new_tensor([guidance.weight(i, tokens) for i in range(tokens)])[:, None] if guidance.scale else 0.0
-        mu, alpha = (self._turn(guidance.mix(p, weight)) for p in shifted)
+        shifted = (F.pad(p[:, :-1], (0, 0, 1, 0)) for p in self.predict(read.hidden, 0, tokens, guidance))
+        mu, alpha = (self.turn(p) for p in shifted)
         return Affine(mu, alpha, self._turn_all({number: state[:batch] for number, state in read.states.items()}))
 
     def features(self, x: Tensor, label: Tensor | None, layers: Collection[int]) -> dict[int, Tensor]:
         """Outputs (B, T, D) of the layers asked for, in image order; layers above the highest are not run."""
-        return self._turn_all(self._read(self._turn(x), 0, label, keep=layers, upto=max(layers)).states)
+        return self._turn_all(self.read(self.turn(x), 0, self.embed(label), keep=layers, upto=max(layers)).states)
 
-    def inverse(
-        self, z: Tensor, label: Tensor | None, guidance: Guidance, *, cached: bool, keep: Collection[int] = ()
+    def sequential(
+        self, z: Tensor, label: Tensor | None, guidance: Guidance, keep: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Generate: (B, T, P) -> x (B, T, P) and states, token after token; differentiable.
+        """Generate: (B, T, P) -> x (B, T, P) and states, token after token; plain and differentiable.
+
+        This is the token loop of the public implementations: a cache that is joined anew for every token, and a pass of
+        its own for each branch of the guidance. `flow.decoding` has the fast ones.
 
         Args:
             label: (B, K), or (2B, K) under guidance: conditional half first.
-            cached: carry a KV cache along, or read the whole prefix again for every token.
             keep: layers whose outputs are wanted, of the conditional branch.
         """
-        z = self._turn(z)
-        batch, tokens, _ = z.shape
-        temperature = guidance.temperatures(z)
+        z = self.turn(z)
+        tokens, branches = z.shape[1], guidance.branches
+        seen = self.embed(label)
+        embedded = [None] * branches if seen is None else seen.chunk(branches)
+        divisor = guidance.temperatures(z)
+        divisors = [None] * branches if divisor is None else divisor.chunk(branches)
+        caches = [GrowingCache() for _ in range(branches)]
         xs = [z[:, :1]]
-        reads: list[Pass] = []
-        cache: KVCache | None = None
+        states: dict[int, list[Tensor]] = {number: [] for number in keep}
         # the last token is read only if its features are wanted: nothing is predicted from it
         for i in range(tokens if keep else tokens - 1):
-            if cached:
-                read = self._read(guidance.copies(xs[-1]), i, label, temperature, cache, keep)
-                cache = read.cache
-            else:
-                read = self._read(guidance.copies(torch.cat(xs, dim=1)), 0, label, temperature, None, keep)
-            reads.append(read)
+            reads = [self.read(xs[-1], i, embedded[b], divisors[b], caches[b], keep) for b in range(branches)]
+            for number, state in reads[0].states.items():
+                states[number].append(state)
             if i + 1 < tokens:
-                weight = guidance.weight(i + 1, tokens)
-                mu, alpha = (guidance.mix(p, weight) for p in self._project(read.hidden[:, -1:]))
+                mu, alpha = self.predict(torch.cat([read.hidden for read in reads]), i, tokens, guidance)
                 xs.append(mu + torch.exp(alpha) * z[:, i + 1 : i + 2])
-        states = {n: torch.cat([read.states[n][:batch, -1:] for read in reads], dim=1) for n in keep}
-        return self._turn(torch.cat(xs, dim=1)), self._turn_all(states)
+        return self.turn(torch.cat(xs, dim=1)), self._turn_all({n: torch.cat(parts, dim=1) for n, parts in states.items()})
 
-    def _read(
+    def memory(self, rows: int) -> Buffers:
+        """Room for the keys and values of all tokens but the last, which nothing is predicted from."""
+        weight = self.proj_in.weight
+        kind = weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        return Buffers(len(self.transformer.layers), rows, self.heads, self.tokens - 1, self.head_width, weight.device, dtype)
+
+    def reader(self, rows: int, divisor: Tensor | None) -> TokenReader:
+        """What reads token after token, in this block's own order, from what `enter` gives."""
+        angles = None if self.angles is None else self.turn(self.angles, dim=0)
+        return TokenReader(self.transformer, rows, self.tokens - 1, divisor, angles)
+
+    def enter(self, x: Tensor, place: int, embedded: Tensor | None) -> Tensor:
+        """Tokens (B, P) at one place in this block's own order -> what the first layer reads, (B, D)."""
+        h = self.proj_in(x)
+        if self.pos_embed is not None:
+            h = h + self._places(self.pos_embed, place, 1)
+        return h if embedded is None else h + embedded[:, 0]
+
+    def predict(self, hidden: Tensor, start: int, tokens: int, guidance: Guidance) -> tuple[Tensor, Tensor]:
+        """mu and alpha (B, n, P) of the tokens that follow those read at start..start+n-1, of `tokens` in all."""
+        mu, alpha = self.project(hidden)
+        weight: float | Tensor = guidance.scale
+        if guidance.annealed:
+            places = torch.arange(start + 1, start + 1 + hidden.shape[1], dtype=mu.dtype, device=mu.device)
+            weight = guidance.scale * places[:, None] / (tokens - 1)
+        return guidance.mix(mu, weight), guidance.mix(alpha, weight)
+
+    def embed(self, label: Tensor | None) -> Tensor | None:
+        """Class weights (B, K) -> what every token is given of the label, (B, 1, D); None for a flow without classes."""
+        if self.class_embed is None:
+            return None
+        assert label is not None
+        return (label @ self.class_embed)[:, None]
+
+    def read(
         self,
         x: Tensor,
         start: int,
-        label: Tensor | None,
+        embedded: Tensor | None,
         temperature: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         keep: Collection[int] = (),
         upto: int | None = None,
     ) -> Pass:
-        """Run the Transformer on tokens (B, n, P) that stand at start..start+n in this block's own order."""
-        stop = start + x.shape[1]
+        """Run the Transformer on tokens (B, n, P) that stand at start..start+n-1 in this block's own order."""
         h = self.proj_in(x)
         if self.pos_embed is not None:
-            h = h + self._turn(self.pos_embed, dim=0)[start:stop]
-        if self.class_embed is not None:
-            assert label is not None
-            h = h + (label @ self.class_embed)[:, None]
-        angles = None if self.angles is None else self._turn(self.angles, dim=0)[start:stop]
+            h = h + self._places(self.pos_embed, start, x.shape[1])
+        if embedded is not None:
+            h = h + embedded
+        angles = None if self.angles is None else self._places(self.angles, start, x.shape[1])
         return self.transformer(h, temperature, angles, cache, keep, upto)
 
-    def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states to (mu, alpha), in float32 at least, autocast or not."""
         with torch.autocast(hidden.device.type, enabled=False):
             out = self.proj_out(hidden.to(self.proj_out.weight.dtype))
@@ -184,9 +214,15 @@ class AffineBlock(nn.Module):
         alpha, mu = out.chunk(2, dim=-1)
         return mu, alpha
 
-    def _turn(self, x: Tensor, dim: int = 1) -> Tensor:
+    def turn(self, x: Tensor, dim: int = 1) -> Tensor:
         """From image order to the block's order, and back."""
         return x.flip(dim) if self.reversed_order else x
 
+    def _places(self, table: Tensor, start: int, count: int) -> Tensor:
+        """Rows start..start+count-1 of a table (T, ...) that lies in image order, counted in the block's order."""
+        if not self.reversed_order:
+            return table[start : start + count]
+        return table[len(table) - start - count : len(table) - start].flip(0)
+
     def _turn_all(self, states: dict[int, Tensor]) -> dict[int, Tensor]:
-        return {number: self._turn(state) for number, state in states.items()}
+        return {number: self.turn(state) for number, state in states.items()}

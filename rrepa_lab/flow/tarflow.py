@@ -16,12 +16,28 @@ from torch.nn import functional as F
 from rrepa_lab.config import Config
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.block import AffineBlock, Guidance
+from rrepa_lab.flow.decoding import (
+    INNER,
+    METHODS,
+    POLISH,
+    BlockReport,
+    DecodePlan,
+    Progress,
+    ToleranceError,
+    automatic,
+    decode_tokens,
+    decode_windows,
+    default_tolerance,
+    keep_states,
+    residual,
+    windows_of,
+)  # fmt: skip
 from rrepa_lab.flow.likelihood import prior_log_prob
+from rrepa_lab.flow.memory import fitting
 from rrepa_lab.flow.patches import patchify, unpatchify
 from rrepa_lab.flow.taps import Tap, resolve
 
 Taps = str | Iterable[str]
-METHODS = ("auto", "sequential", "cached")
 
 
 class FlowConfig(Config):
@@ -93,6 +109,9 @@ class InverseOutput(NamedTuple):
 
     x: Tensor  # (B, C, H, W)
     states: dict[str, Tensor]  # as in FlowOutput, recorded while generating
+    method: str = "sequential"  # that it was decoded by
+    sweeps: tuple[int, ...] = ()  # reads of the Transformer in each block, block 1 first; the most of any part of the batch
+    error: float | None = None  # largest change of a number under one more sweep (`decoding.residual`), where it was measured
 
 
 class TarFlow(nn.Module):
@@ -112,6 +131,7 @@ class TarFlow(nn.Module):
         self.config = config
         variance = torch.ones(config.tokens, config.token_size) if config.volume_preserving else None
         self.register_buffer("prior_var", variance)
+        self.plan: DecodePlan | None = None  # how "auto" and "jacobi" decode it, see `sampling.calibrate`
         self.blocks = nn.ModuleList(
             AffineBlock(
                 side=config.side,
@@ -150,7 +170,7 @@ class TarFlow(nn.Module):
         """
         wanted = self.resolve(taps)
         tokens = self.tokenize(x)
-        label, rule = self._condition(y, len(x), guidance, annealed, temperature)
+        label, rule = self.condition(y, len(x), guidance, annealed, temperature)
         logdet = tokens.new_zeros(len(x))
         states: dict[str, Tensor] = {}
         for number, block in enumerate(self.blocks, start=1):
@@ -175,36 +195,131 @@ class TarFlow(nn.Module):
         temperature: float = 1.0,
         method: str = "auto",
         taps: Taps = (),
+        *,
+        tolerance: float | None = None,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        batch: int | None = None,
+        progress: Progress | None = None,
     ) -> InverseOutput:
-        """Generate images from noise (B, T, P), token after token; differentiable, and `z` is not written to.
+        """Generate images from noise (B, T, P); `z` is not written to.
 
         Args:
             y: as in `forward`, and with the same meaning: -1 and None are the mean of the class table.
             guidance: classifier-free guidance weight w >= 0; 0 is none.
             annealed: let w grow linearly along the tokens of each block, from 0 to `guidance`.
             temperature: attention temperature of the unconditional branch; without guidance there is none.
-            method: "sequential" reads the whole prefix again for every token and is the plain reference; "cached"
-                carries keys and values along; "auto" is "cached".
+            method: all give the same images. "sequential" is the plain token loop, the only one that is differentiable;
+                "cached" the same with memory and branches managed; "jacobi" reads windows of tokens until they stand still;
+                "auto" is sequential where a gradient is wanted, else the faster of the two others (see `calibrate`).
             taps: states to record. All tokens are recorded, of the conditional branch when guided.
+            tolerance: of jacobi, the largest `error` that is let pass; 1e-5, in float64 1e-10, if left out.
+            precision: of the matrix products of cached and jacobi; with bfloat16 the answer's `error` is measured and told.
+            batch: images decoded at once; as many as fit into the free memory if left out.
+            progress: told after each block, see `decoding.BlockReport`.
 
-        Raises: LabError for a wrong shape, label, tap or method, or a negative guidance.
+        Raises: LabError for a wrong shape, label, tap or method, a negative guidance, a tolerance that cannot be met, an
+            image that does not fit into memory.
         """
         if method not in METHODS:
             raise unknown("decoding method", method, METHODS)
         if z.shape[1:] != (self.config.tokens, self.config.token_size):
             raise LabError(f"noise must be (B, {self.config.tokens}, {self.config.token_size}), not {tuple(z.shape)}")
+        if tolerance is not None and tolerance <= 0:
+            raise LabError(f"tolerance must be > 0, not {tolerance}")
         wanted = self.resolve(taps)
-        label, rule = self._condition(y, len(z), guidance, annealed, temperature)
-        tokens = z
-        states: dict[str, Tensor] = {}
-        for number in range(self.config.blocks, 0, -1):
+        label, rule = self.condition(y, len(z), guidance, annealed, temperature)
+        chosen = self._choose(method, z, label, rule)
+        size = batch or fitting(image_bytes(self.config, rule.branches, z.element_size()), z.device, "decoding one image")
+        parts = []
+        for start in range(0, max(len(z), 1), size):
+            rows = slice(start, start + size)
+            one = z[rows]
+            seen = None if label is None else torch.cat([half[rows] for half in label.chunk(rule.branches)])
+            if chosen == "sequential":
+                parts.append(self._sequential(one, seen, rule, wanted, progress))
+                continue
+            goal = default_tolerance(z.dtype) if tolerance is None else tolerance
+            try:
+                parts.append(self._fast(one, seen, rule, wanted, chosen, goal, precision, progress))
+            except ToleranceError:
+                if method != "auto":
+                    raise
+                parts.append(self._fast(one, seen, rule, wanted, "cached", goal, precision, progress))
+        return _joined(parts)
+
+    def _choose(self, method: str, z: Tensor, label: Tensor | None, rule: Guidance) -> str:
+        """The method that "auto" stands for."""
+        if method != "auto":
+            return method
+        inputs = [z, *([] if label is None else [label]), *self.parameters()]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+            return "sequential"
+        return automatic(self.plan, z.device.type, rule.branches * len(z), self.config.tokens)
+
+    def _sequential(
+        self, z: Tensor, label: Tensor | None, rule: Guidance, wanted: list[Tap], progress: Progress | None
+    ) -> InverseOutput:
+        tokens, states = z, dict[str, Tensor]()
+        count, reads = self.config.blocks, rule.branches * (self.config.tokens - 1)
+        for number in range(count, 0, -1):
             _record(states, wanted, number, "out", tokens)
-            keep = _layers(wanted, number)
-            seen = label_of_block(label, number)
-            tokens, layers = self.block(number).inverse(tokens, seen, rule, cached=method != "sequential", keep=keep)
+            tokens, layers = self.block(number).sequential(tokens, label_of_block(label, number), rule, _layers(wanted, number))
             states |= {Tap(number, layer).name: state for layer, state in layers.items()}
             _record(states, wanted, number, "in", tokens)
-        return InverseOutput(self.images(tokens), {tap.name: states[tap.name] for tap in wanted})
+            if progress:
+                progress(BlockReport(number, count, len(z), reads, "sequential"))
+        return InverseOutput(self.images(tokens), {tap.name: states[tap.name] for tap in wanted}, sweeps=(reads,) * count)
+
+    @torch.no_grad()
+    def _fast(
+        self,
+        z: Tensor,
+        label: Tensor | None,
+        rule: Guidance,
+        wanted: list[Tap],
+        method: str,
+        tolerance: float,
+        precision: str,
+        progress: Progress | None,
+    ) -> InverseOutput:
+        count = self.config.blocks
+        windows = [1] * count if method == "cached" else windows_of(self.plan, count, self.config.tokens)
+        labels = [label_of_block(label, number) for number in range(1, count + 1)]
+        blocks = [self.block(number) for number in range(1, count + 1)]
+        made: dict[int, Tensor] = {count + 1: z}
+        sweeps: dict[int, int] = {}
+        for number in range(count, 0, -1):
+            with torch.autocast(z.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                given = blocks[number - 1], made[number + 1], labels[number - 1], rule
+                token_by_token = method == "cached" and precision == "float32"
+                made[number], sweeps[number] = (
+                    decode_tokens(*given) if token_by_token else decode_windows(*given, windows[number - 1], INNER * tolerance)
+                )
+            if progress:
+                progress(BlockReport(number, count, len(z), sweeps[number], method))
+        error = None
+        if method == "jacobi" or precision == "bfloat16":
+            check = residual(blocks, z, made, labels, rule)
+            for _ in range(POLISH if method == "jacobi" and precision == "float32" else 0):
+                if check.error <= tolerance:
+                    break
+                made |= check.tokens
+                check = residual(blocks, z, made, labels, rule)
+            error = check.error
+            if method == "jacobi" and precision == "float32" and error > tolerance:
+                raise ToleranceError(
+                    f"jacobi cannot meet the tolerance {tolerance:g} here: sweeps still move numbers by {error:.2g} in "
+                    f"{str(z.dtype).removeprefix('torch.')}; choose a larger one, or method 'cached'"
+                )
+        states: dict[str, Tensor] = {}
+        for number in range(count, 0, -1):
+            _record(states, wanted, number, "out", made[number + 1])
+            layers = keep_states(blocks[number - 1], made[number], labels[number - 1], rule, _layers(wanted, number))
+            states |= {Tap(number, layer).name: state for layer, state in layers.items()}
+            _record(states, wanted, number, "in", made[number])
+        kept = {tap.name: states[tap.name] for tap in wanted}
+        reads = tuple(sweeps[number] for number in range(1, count + 1))
+        return InverseOutput(self.images(made[1]), kept, method, reads, error)
 
     def tokenize(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> (B, T, P); LabError when the images do not fit this flow."""
@@ -258,10 +373,10 @@ class TarFlow(nn.Module):
             raise LabError(f"label {int(outside[0])} is out of range: 0..{classes - 1}, or -1 for no label")
         return torch.where((y < 0)[:, None], uniform, F.one_hot(y.clamp(min=0).long(), classes).to(uniform))
 
-    def _condition(
-        self, y: Tensor | None, batch: int, guidance: float, annealed: bool, temperature: float
+    def condition(
+        self, y: Tensor | None, batch: int, guidance: float, annealed: bool = False, temperature: float = 1.0
     ) -> tuple[Tensor | None, Guidance]:
-        """Class weights of all branches, and the rule that mixes them."""
+        """Class weights of all branches, the conditional ones first, and the rule that mixes the branches."""
         if guidance < 0 or temperature <= 0:
             raise LabError(f"guidance must be >= 0 and temperature > 0, not {guidance} and {temperature}")
         label = self.label_weights(y, batch)
@@ -273,6 +388,26 @@ class TarFlow(nn.Module):
 def label_of_block(label: Tensor | None, number: int) -> Tensor | None:
     """The (B, K) class weights that the block with this number sees, of what `TarFlow.label_weights` gives."""
     return label if label is None or label.ndim == 2 else label[:, number - 1]
+
+
+def _joined(parts: list[InverseOutput]) -> InverseOutput:
+    """The parts of a batch as one answer: errors and sweeps are the largest of any part."""
+    if len(parts) == 1:
+        return parts[0]
+    errors = [part.error for part in parts if part.error is not None]
+    return InverseOutput(
+        torch.cat([part.x for part in parts]),
+        {name: torch.cat([part.states[name] for part in parts]) for name in parts[0].states},
+        parts[0].method,
+        tuple(map(max, *(part.sweeps for part in parts))),
+        max(errors) if errors else None,
+    )
+
+
+def image_bytes(config: FlowConfig, branches: int, number: int) -> int:
+    """Memory that decoding one image takes, without a graph, in bytes: keys and values of a block, or a parallel pass."""
+    hidden = config.tokens * config.width * max(2 * config.layers, 2 * (3 + round(config.mlp_ratio)))
+    return number * (branches * hidden + config.dims * (2 * config.blocks + 4))
 
 
 def _layers(wanted: list[Tap], block: int) -> set[int]:

@@ -12,19 +12,47 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class KVCache(NamedTuple):
-    """Keys and values of the tokens already read, one (B, H, n, d) tensor a layer; never written to."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-
-
 class Pass(NamedTuple):
     """What one call of the Transformer gives back."""
 
     hidden: Tensor  # (B, n, D) after the last layer that was run
     states: dict[int, Tensor]  # layer (from 1) -> (B, n, D), filled for the layers asked for
-    cache: KVCache
+
+
+class GrowingCache:
+    """Keys and values of the tokens already read, joined anew for every token: plain, and differentiable."""
+
+    def __init__(self) -> None:
+        self._past: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in keys and values (B, H, n, d) of new tokens; returns those of all tokens, (B, H, m, d)."""
+        if layer in self._past:
+            k, v = (torch.cat([old, new], dim=2) for old, new in zip(self._past[layer], (k, v), strict=True))
+        self._past[layer] = k, v
+        return k, v
+
+
+class Buffers:
+    """Keys and values in memory taken once, of tokens that may be read again; it has no gradient."""
+
+    def __init__(
+        self, layers: int, rows: int, heads: int, tokens: int, head_width: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = layers, rows, heads, tokens, head_width
+        self._keys, self._values = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
+        self.start = 0  # where the tokens stand that come next
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """As for `GrowingCache`, with the tokens before `start` as the past."""
+        stop = self.start + k.shape[2]
+        keys, values = self._keys[layer - 1], self._values[layer - 1]
+        keys[:, :, self.start : stop] = k
+        values[:, :, self.start : stop] = v
+        return keys[:, :, :stop], values[:, :, :stop]
+
+
+Cache = GrowingCache | Buffers
 
 
 class Attention(nn.Module):
@@ -32,15 +60,13 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, head_width: int) -> None:
         super().__init__()
-        self.heads = width // head_width
+        self.heads, self.head_width = width // head_width, head_width
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(
-        self, x: Tensor, temperature: Tensor | None, angles: Tensor | None, past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(B, n, D) -> (B, n, D), and the keys and values (B, H, n, d) of past and present."""
+    def forward(self, x: Tensor, temperature: Tensor | None, angles: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+        """(B, n, D) -> (B, n, D); with a cache the tokens see those before them too."""
         batch, count, width = x.shape
         qkv = self.qkv(self.norm(x)).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
@@ -48,11 +74,9 @@ class Attention(nn.Module):
             q, k = rotate(q, angles), rotate(k, angles)
         if temperature is not None:
             q = q / temperature.to(q.dtype)
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        # with a past there is one query, the newest token, which may look at everything
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
-        return self.proj(attended.transpose(1, 2).reshape(batch, count, width)), (k, v)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        return self.proj(attend(q, k, v).transpose(1, 2).reshape(batch, count, width))
 
 
 class MLP(nn.Module):
@@ -83,13 +107,10 @@ class Layer(nn.Module):
         self.attention = Attention(width, head_width)
         self.mlp = MLP(width, mlp_ratio, mlp)
 
-    def forward(
-        self, x: Tensor, temperature: Tensor | None, angles: Tensor | None, past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(B, n, D) -> (B, n, D), and the keys and values of past and present."""
-        attended, present = self.attention(x, temperature, angles, past)
-        x = x + attended
-        return x + self.mlp(x), present
+    def forward(self, x: Tensor, temperature: Tensor | None, angles: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+        """(B, n, D) -> (B, n, D)."""
+        x = x + self.attention(x, temperature, angles, cache, layer)
+        return x + self.mlp(x)
 
 
 class CausalTransformer(nn.Module):
@@ -104,33 +125,39 @@ class CausalTransformer(nn.Module):
         x: Tensor,
         temperature: Tensor | None = None,
         angles: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         keep: Collection[int] = (),
         upto: int | None = None,
     ) -> Pass:
-        """Read tokens that follow those in `cache`.
+        """Read tokens, all of a sequence or those that follow what a cache holds.
 
         Args:
-            x: (B, n, D); n is 1 when a cache is given.
+            x: (B, n, D).
             temperature: (B, 1, 1, 1) divisor of the attention logits, or None for 1.
             angles: (n, d / 2) rotary angles of these tokens, or None.
-            cache: what an earlier call handed back.
+            cache: of the tokens before; it takes these in.
             keep: layers (from 1) whose outputs are wanted.
             upto: stop after this layer (from 1).
         """
         states: dict[int, Tensor] = {}
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
         for number, layer in enumerate(self.layers, start=1):
-            past = None if cache is None else (cache.keys[number - 1], cache.values[number - 1])
-            x, (k, v) = layer(x, temperature, angles, past)
-            keys.append(k)
-            values.append(v)
+            x = layer(x, temperature, angles, cache, number)
             if number in keep:
                 states[number] = x
             if number == upto:
                 break
-        return Pass(x, states, KVCache(tuple(keys), tuple(values)))
+        return Pass(x, states)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of the last n of m tokens: (B, H, n, d) with (B, H, m, d) -> (B, H, n, d)."""
+    count, seen = q.shape[2], k.shape[2]
+    if count == seen:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if count > 1:
+        mask = torch.ones(count, seen, dtype=torch.bool, device=q.device).tril(seen - count)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def axial_angles(side: int, head_width: int, base: float = 100.0) -> Tensor:

@@ -22,7 +22,8 @@ from rrepa_lab.analysis.features import in_turn
 from rrepa_lab.analysis.tables import about
 from rrepa_lab.data.loaders import generator, seeded
 from rrepa_lab.errors import LabError, unknown
-from rrepa_lab.flow.tarflow import METHODS, FlowConfig, TarFlow
+from rrepa_lab.flow.decoding import METHODS
+from rrepa_lab.flow.tarflow import FlowConfig, TarFlow
 from rrepa_lab.presets import preset
 from rrepa_lab.runs import Run, RunConfig, load
 from rrepa_lab.sampling.sample import noise
@@ -104,7 +105,7 @@ def _strategies(repeats: int, device: str) -> pd.DataFrame:
 
 def _page(repeats: int, device: str) -> pd.DataFrame:
     """Seconds until the page answers, in a headless Chromium."""
-    from rrepa_lab.bench_page import page_times
+    from rrepa_lab.bench.page import page_times
 
     return page_times(repeats, torch.get_num_threads(), device).assign(ratio=float("nan"), reference="", images=1)
 

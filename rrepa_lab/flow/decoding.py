@@ -1,0 +1,169 @@
+"""Fast ways to generate, all to the same answer: one engine, with windows of one token or of several.
+
+Generating a block is a triangular system: a token needs those before it. `cached` reads one token at a time, keys and
+values of the tokens before it kept in memory. `jacobi` reads a window of tokens at once, starting from a guess, again and
+again; the first token of the window is exact after each sweep, and so are those behind it that have stopped moving, so the
+window moves on. With a window of one token the two are the same. At most T - 1 sweeps are needed, and an answer is
+checked before it is given: see `residual`.
+
+Source: Jacobi and Gauss-Seidel-Jacobi decoding of TARFlow, arXiv 2505.12849; there the windows are segments that wait for
+the slowest of their tokens.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rrepa_lab.config import Config
+from rrepa_lab.errors import LabError
+from rrepa_lab.flow.block import AffineBlock, Guidance
+
+METHODS = ("auto", "sequential", "cached", "jacobi")
+POLISH = 8  # sweeps over all blocks at most, to bring an answer below its tolerance
+INNER = 0.5  # a token of a window has stopped when it moves less than this part of the tolerance
+
+
+class DecodePlan(Config):
+    """How a flow is best decoded on one kind of device, found by `rl.calibrate`."""
+
+    device: str = Field("cpu", description="cpu or cuda")
+    windows: list[int] = Field([], description="jacobi: tokens read at once in each block, block 1 first")
+    upto: int = Field(0, ge=0, description="auto: jacobi up to so many images times branches of the guidance, above it cached")
+
+
+class ToleranceError(LabError):
+    """Jacobi stopped above the tolerance asked for."""
+
+
+class BlockReport(NamedTuple):
+    """What a progress callback is told after each block."""
+
+    block: int  # the block just done, from N down to 1
+    blocks: int
+    images: int  # decoded at once
+    sweeps: int  # reads of the Transformer
+    method: str
+
+
+Progress = Callable[[BlockReport], None]
+
+
+class Decoded(NamedTuple):
+    """The tokens on the image side of a block, (B, T, P) in image order, and the reads of the Transformer it took."""
+
+    tokens: Tensor
+    sweeps: int
+
+
+@torch.no_grad()
+def decode_tokens(block: AffineBlock, z: Tensor, label: Tensor | None, guidance: Guidance) -> Decoded:
+    """Generate one block token by token: (B, T, P) -> (B, T, P), both in image order; no graph.
+
+    Args:
+        label: (B, K), or (2B, K) under guidance: conditional half first.
+    """
+    x = block.turn(z).clone()  # the first token passes unchanged
+    count, rows = z.shape[1], guidance.branches * len(z)
+    reader = block.reader(rows, guidance.temperatures(z))
+    embedded = block.embed(label)
+    for place in range(count - 1):
+        hidden = reader(block.enter(guidance.copies(x[:, place]), place, embedded), place)
+        mu, alpha = block.predict(hidden[:, None], place, count, guidance)
+        x[:, place + 1 : place + 2].mul_(torch.exp(alpha)).add_(mu)
+    return Decoded(block.turn(x), count - 1)
+
+
+@torch.no_grad()
+def decode_windows(
+    block: AffineBlock, z: Tensor, label: Tensor | None, guidance: Guidance, window: int, still: float
+) -> Decoded:
+    """Generate one block window by window, with arguments as in `decode_tokens`.
+
+    Args:
+        window: tokens read at once.
+        still: a token of the window has stopped when none of its numbers moves more than this in a sweep.
+    """
+    z = block.turn(z)
+    x = z.clone()  # the first token passes unchanged; the others start from the noise itself
+    count = z.shape[1]
+    embedded, divisor = block.embed(label), guidance.temperatures(z)
+    cache = block.memory(guidance.branches * len(z))
+    known, sweeps = 1, 0  # tokens that are final
+    while known < count:
+        stop = min(known + window, count)
+        cache.start = known - 1
+        read = block.read(guidance.copies(x[:, known - 1 : stop - 1]), known - 1, embedded, divisor, cache)
+        mu, alpha = block.predict(read.hidden, known - 1, count, guidance)
+        new = mu + torch.exp(alpha) * z[:, known:stop]
+        sweeps += 1
+        # the first token was read off final ones; each further one too if all before it in the window have stopped
+        moved = 1 + _leading(new[:, :-1], x[:, known : stop - 1], still)
+        x[:, known:stop] = new
+        known += moved
+    return Decoded(block.turn(x), sweeps)
+
+
+def _leading(new: Tensor, old: Tensor, still: float) -> int:
+    """How many tokens (B, n, P) from the first on have stopped in all images; nan never stops."""
+    stopped = ((new - old).abs() <= still).all(dim=2).all(dim=0)
+    return int(stopped.long().cumprod(dim=0).sum())
+
+
+class Residual(NamedTuple):
+    """How far an answer is from solving the system: after one more sweep of all tokens of all blocks."""
+
+    tokens: dict[int, Tensor]  # block -> the tokens on its image side after that sweep, (B, T, P)
+    error: float  # largest change of a number on the image side
+
+
+@torch.no_grad()
+def residual(
+    blocks: Sequence[AffineBlock], z: Tensor, tokens: dict[int, Tensor], labels: Sequence[Tensor | None], guidance: Guidance
+) -> Residual:
+    """One sweep over all blocks, from the noise to the image, every token read in parallel at the answer given.
+
+    The exact answer does not change; the change of another is its distance from the exact one to first order. One pass.
+
+    Args:
+        blocks: block 1 first.
+        tokens: the answer, block -> the tokens on its image side.
+        labels: of each block, block 1 first.
+    """
+    rebuilt: dict[int, Tensor] = {}
+    coming = z
+    for number in range(len(blocks), 0, -1):
+        mu, alpha, _ = blocks[number - 1].affine(tokens[number], labels[number - 1], guidance=guidance)
+        coming = rebuilt[number] = mu + torch.exp(alpha) * coming
+    change = (rebuilt[1] - tokens[1]).abs().max()
+    return Residual(rebuilt, float(change) if bool(change.isfinite()) else float("inf"))
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """What `jacobi` promises in this precision: the largest error of a number of the image, images being in [-1, 1]."""
+    return 1e-10 if dtype == torch.float64 else 1e-5
+
+
+def automatic(plan: DecodePlan | None, device: str, rows: int, tokens: int) -> str:
+    """The faster of cached and jacobi for so many images times branches: by the plan, without one of this device cached."""
+    if plan is not None and plan.device == device:
+        return "jacobi" if rows <= plan.upto else "cached"
+    return "cached"
+
+
+def windows_of(plan: DecodePlan | None, blocks: int, tokens: int) -> list[int]:
+    """Tokens read at once in each block, block 1 first; without a plan an eighth of them everywhere."""
+    if plan is not None and len(plan.windows) == blocks:
+        return [min(window, tokens) for window in plan.windows]
+    return [max(8, tokens // 8)] * blocks
+
+
+def keep_states(
+    block: AffineBlock, tokens: Tensor, label: Tensor | None, guidance: Guidance, keep: Collection[int]
+) -> dict[int, Tensor]:
+    """Outputs (B, T, D) of these layers for the tokens a block has generated, of the conditional branch: one pass."""
+    if not keep:
+        return {}
+    return block.features(tokens, label if label is None else label[: len(tokens)], keep)

@@ -1,0 +1,139 @@
+"""The fast training path against the passes it stands for: gradients to 1e-10 in float64."""
+
+import pytest
+import torch
+from conftest import CONFIGS, make_flow
+from torch.testing import assert_close
+
+import rrepa_lab as rl
+from rrepa_lab.align.projector import Projectors, alignment_loss, similarity
+from rrepa_lab.align.strategies import features, plain_features
+from rrepa_lab.flow.likelihood import flow_loss
+from rrepa_lab.flow.taps import Tap
+
+DEEP = rl.FlowConfig(classes=10, width=32, head_width=16, blocks=4, layers=3)
+PLACES = {
+    "the last two": [(3, 2), (4, 2)],
+    "the last": [(4, 3)],
+    "the first": [(1, 1)],
+    "one in the middle, two layers": [(2, 1), (2, 3)],
+    "every second": [(2, 2), (4, 1)],
+    "all": [(t, 2) for t in (1, 2, 3, 4)],
+}
+
+
+def gradients(way, flow, strategy, taps, weight, watch_x=False):
+    """All gradients of a training loss, projectors included, and the loss itself."""
+    x = torch.randn(3, *flow.config.image_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x.requires_grad_(watch_x)
+    y = torch.tensor([1, -1, 0]) if flow.config.classes else None
+    target = torch.randn(3, flow.config.tokens, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(0)
+    names = [tap.name for tap in taps]
+    projectors = Projectors(names, flow.config.width, 16, 8).double()
+    encoded, aligned = way(flow, x, y, strategy, taps)
+    near = {tap: similarity(projectors.project(tap, states), target) for tap, states in aligned.items()}
+    # unequal weights on images, so that a gradient that mixes them shows
+    scale = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    loss = flow_loss(encoded.z * scale[:, None, None], encoded.logdet * scale, flow.prior_var) + weight * alignment_loss(near)
+    named = {**dict(flow.named_parameters()), **{f"projector.{n}": p for n, p in projectors.named_parameters()}}
+    if watch_x:
+        named["x"] = x
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return loss.detach(), dict(zip(named, found, strict=True))
+
+
+def same(left, right):
+    assert_close(left[0], right[0], atol=1e-12, rtol=0)
+    for name, gradient in right[1].items():
+        mine = left[1][name]
+        if gradient is None:
+            assert mine is None or not mine.any(), name
+        else:
+            assert_close(mine, gradient, atol=1e-10, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("strategy", ["detach", "reverse"])
+@pytest.mark.parametrize("place", PLACES)
+def test_gradients_are_those_of_the_plain_passes(strategy, place):
+    flow, taps = make_flow(DEEP), [Tap(*pair) for pair in PLACES[place]]
+    plain = gradients(plain_features, flow, strategy, taps, 0.5, watch_x=True)
+    alone = gradients(plain_features, flow, strategy, taps, 0.0, watch_x=True)
+    moved = max(float((plain[1][name] - alone[1][name]).abs().max()) for name in alone[1] if alone[1][name] is not None)
+    assert moved > 1e-4, "the alignment does nothing: this test would prove nothing"
+    same(gradients(features, flow, strategy, taps, 0.5, watch_x=True), plain)
+    same(gradients(features, flow, strategy, taps, 0.5), (plain[0], {n: g for n, g in plain[1].items() if n != "x"}))
+
+
+@pytest.mark.parametrize("strategy", ["detach", "reverse"])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_kind_of_flow(strategy, config):
+    flow = make_flow(CONFIGS[config])
+    taps = [Tap(flow.config.blocks, 1), Tap(flow.config.blocks - 1, flow.config.layers)]
+    same(gradients(features, flow, strategy, taps, 0.5), gradients(plain_features, flow, strategy, taps, 0.5))
+
+
+@pytest.mark.parametrize("strategy", ["detach", "reverse"])
+def test_frozen_parameters_stay_out(strategy):
+    flow = make_flow(DEEP)
+    flow.block(4).requires_grad_(False)
+    flow.block(2).proj_in.requires_grad_(False)
+    taps = [Tap(2, 2), Tap(4, 2)]
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+
+    def run(way):
+        flow.zero_grad()
+        encoded, aligned = way(flow, x, None, strategy, taps)
+        (encoded.z.square().sum() + sum(state.sin().sum() for state in aligned.values())).backward()
+        return {name: p.grad for name, p in flow.named_parameters()}
+
+    fast, plain = run(features), run(plain_features)
+    assert {n for n, g in fast.items() if g is None} == {n for n, g in plain.items() if g is None} != set()
+    for name, gradient in plain.items():
+        if gradient is not None:
+            assert_close(fast[name], gradient, atol=1e-10, rtol=0)
+
+
+def test_one_forward_pass_and_one_set_of_activations():
+    """What the step is for, counted and not clocked: no block is read twice, and the graph keeps next to nothing more."""
+    from rrepa_lab.bench.timing import kept_bytes
+
+    flow, taps = make_flow(DEEP), [Tap(3, 2), Tap(4, 2)]
+    x = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    reads = []
+    for block in flow.blocks:
+        block.transformer.register_forward_hook(lambda *_: reads.append(1))
+
+    def step(way, strategy):
+        reads.clear()
+        kept = kept_bytes(lambda: way(flow, x, None, strategy, taps))
+        return len(reads), kept
+
+    count, none = step(plain_features, "none")
+    assert count == 4
+    for strategy in ("detach", "reverse"):
+        count, kept = step(features, strategy)
+        assert count == 4
+        assert kept < 1.05 * none
+    count, kept = step(plain_features, "reverse")
+    assert count == 8
+    assert kept > 1.2 * none
+
+
+def test_a_second_backward_is_refused():
+    flow = make_flow(DEEP)
+    encoded, _ = features(flow, torch.randn(2, 1, 8, 8, dtype=torch.float64), None, "reverse", [Tap(3, 1)])
+    loss = encoded.z.square().sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="can be walked back once"):
+        loss.backward()
+
+
+def test_soft_labels_keep_their_gradient():
+    flow, taps = make_flow(DEEP), [Tap(3, 1)]
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    y = torch.full((2, 10), 0.1, dtype=torch.float64, requires_grad=True)
+    encoded, aligned = features(flow, x, y, "reverse", taps)
+    (encoded.z.square().sum() + aligned[taps[0].name].sum()).backward()
+    assert y.grad is not None
+    assert (y.grad != 0).any()
