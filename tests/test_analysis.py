@@ -599,3 +599,19 @@ def test_samples_are_scored_under_the_settings_asked_for(trained):
     elsewhere = replace(run, config=run.config.override({"data.name": "folder"}))
     with pytest.raises(LabError, match="no evaluator is bundled for 'folder'"):
         rl.evaluate_samples(elsewhere, 100)
+
+
+def test_bayes_reads_blocks_below_the_first_labelled_one_once():
+    flow = make_flow(CONFIGS["plain"])
+    x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    rows = {}
+    for number in (1, 2, 3):
+        flow.block(number).transformer.register_forward_hook(
+            lambda _module, given, _out, number=number: rows.__setitem__(number, rows.get(number, 0) + len(given[0]))
+        )
+    found = rl.classify(flow, x, "bayes", blocks=[3], batch=7)
+    assert rows == {1: 3, 2: 3, 3: 30}
+    by_hand = torch.full((3, 10, 3, 10), 0.1, dtype=torch.float64)
+    by_hand[:, :, 2] = torch.eye(10, dtype=torch.float64)
+    one_by_one = torch.stack([flow.log_prob(x, by_hand[:, k]) for k in range(10)], dim=1).log_softmax(dim=1)
+    assert_close(found.scores, one_by_one.detach(), atol=1e-10, rtol=0)

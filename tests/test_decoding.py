@@ -178,7 +178,7 @@ def test_bfloat16_tells_its_error():
     assert flow.inverse(z, y, method="cached").error is None
 
 
-def test_the_single_token_reader_keeps_every_option(flow):
+def test_the_reader_keeps_every_option(flow):
     """State after state, against the parallel pass of the same block."""
     z, y = start(flow)
     label, rule = flow.condition(y, 3, 1.5, temperature=0.7)
@@ -188,7 +188,11 @@ def test_the_single_token_reader_keeps_every_option(flow):
     whole = block.read(turned, 0, embedded, rule.temperatures(z)).hidden
     with torch.no_grad():
         for place in range(flow.config.tokens - 1):
-            assert_close(reader(block.enter(turned[:, place], place, embedded), place), whole[:, place], atol=1e-10, rtol=0)
+            one = reader(block.enter(turned[:, place : place + 1], place, embedded), place)
+            assert_close(one, whole[:, place : place + 1], atol=1e-10, rtol=0)
+        # and several at once, over what was read before
+        some = slice(1, flow.config.tokens - 1)
+        assert_close(reader(block.enter(turned[:, some], 1, embedded), 1), whole[:, some], atol=1e-10, rtol=0)
 
 
 def test_a_plan_is_measured_kept_and_read(tmp_path):

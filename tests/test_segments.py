@@ -1,5 +1,10 @@
 """The fast training path against the passes it stands for: gradients to 1e-10 in float64."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import CONFIGS, make_flow
@@ -7,9 +12,10 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.align.projector import Projectors, alignment_loss, similarity
-from rrepa_lab.align.strategies import features, plain_features
+from rrepa_lab.align.strategies import AlignConfig, features, plain_features
 from rrepa_lab.flow.likelihood import flow_loss
 from rrepa_lab.flow.taps import Tap
+from rrepa_lab.training import objective
 
 DEEP = rl.FlowConfig(classes=10, width=32, head_width=16, blocks=4, layers=3)
 PLACES = {
@@ -35,7 +41,8 @@ def gradients(way, flow, strategy, taps, weight, watch_x=False):
     near = {tap: similarity(projectors.project(tap, states), target) for tap, states in aligned.items()}
     # unequal weights on images, so that a gradient that mixes them shows
     scale = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
-    loss = flow_loss(encoded.z * scale[:, None, None], encoded.logdet * scale, flow.prior_var) + weight * alignment_loss(near)
+    loss = flow_loss(encoded.z * scale[:, None, None], encoded.logdet * scale, flow.prior_var)
+    loss = loss + weight * alignment_loss(near) if near else loss
     named = {**dict(flow.named_parameters()), **{f"projector.{n}": p for n, p in projectors.named_parameters()}}
     if watch_x:
         named["x"] = x
@@ -137,3 +144,89 @@ def test_soft_labels_keep_their_gradient():
     (encoded.z.square().sum() + aligned[taps[0].name].sum()).backward()
     assert y.grad is not None
     assert (y.grad != 0).any()
+
+
+# --- beside other ways to run a step ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["none", "detach", "reverse"])
+def test_recomputed_layers_give_the_same_gradients_and_keep_less(strategy):
+    from rrepa_lab.bench.timing import kept_bytes
+
+    flow = make_flow(DEEP)
+    taps = [] if strategy == "none" else [Tap(2, 2), Tap(4, 1)]
+    x = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+
+    def step():
+        return gradients(features, flow, strategy, taps, 0.5), kept_bytes(lambda: features(flow, x, None, strategy, taps))
+
+    usual, usual_kept = step()
+    for block in flow.blocks:
+        block.transformer.checkpointing = True
+    again, again_kept = step()
+    same(again, usual)
+    assert again_kept < usual_kept / 3
+
+
+def small_objective(strategy, dtype=torch.float64):
+    """A flow with projectors in training, images with labels, and targets; the same in every process."""
+    align = AlignConfig(strategy=strategy, blocks=[2, 4], layers=[2], weight=0.5)
+    flow = make_flow(DEEP).to(dtype)
+    torch.manual_seed(0)
+    whole = objective.Objective(flow, Projectors(align.taps, DEEP.width, 16, 8).to(dtype), align)
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(8, *DEEP.image_shape, dtype=torch.float64, generator=draw).to(dtype)
+    target = torch.randn(8, DEEP.tokens, 8, dtype=torch.float64, generator=draw).to(dtype)
+    return whole, (x, torch.tensor([1, -1, 0, 9, 3, 3, -1, 5]), target)
+
+
+def one_of_two(rank, folder):
+    """What each process of the next test does: gradients of its half of the batch, averaged with the other's."""
+    meeting = f"file://{folder}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    for strategy in ("detach", "reverse"):
+        whole, batch = small_objective(strategy)
+        wrapped = torch.nn.parallel.DistributedDataParallel(whole)
+        wrapped(*(part[rank::2] for part in batch)).total.backward()
+        torch.save({name: p.grad for name, p in whole.named_parameters()}, f"{folder}/{strategy}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_find_the_gradients_of_the_whole_batch(tmp_path, monkeypatch):
+    where, env = Path(__file__).parent, {**os.environ, "OMP_NUM_THREADS": "1"}
+    code = "import sys, test_segments; test_segments.one_of_two(int(sys.argv[1]), sys.argv[2])"
+    words = [sys.executable, "-c", code]
+    pair = [subprocess.Popen([*words, str(rank), str(tmp_path)], cwd=where, env=env) for rank in (0, 1)]
+    try:
+        assert [process.wait(90) for process in pair] == [0, 0]
+    finally:
+        for process in pair:
+            process.kill()
+    monkeypatch.setattr(objective, "features", plain_features)
+    for strategy in ("detach", "reverse"):
+        whole, batch = small_objective(strategy)
+        whole(*batch).total.backward()
+        for rank in (0, 1):
+            found = torch.load(tmp_path / f"{strategy}-{rank}.pt", weights_only=True)
+            for name, parameter in whole.named_parameters():
+                assert_close(found[name], parameter.grad, atol=1e-10, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_step_in_bfloat16_goes_the_same_way():
+    whole, batch = small_objective("reverse", torch.float32)
+
+    def step(narrow):
+        whole.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            losses = whole(*batch)
+        losses.total.backward()
+        return losses, {name: p.grad.clone() for name, p in whole.named_parameters()}
+
+    (wide, expected), (narrow, found) = step(False), step(True)
+    assert narrow.total.item() != wide.total.item(), "nothing ran in bfloat16"
+    for mine, theirs in ((narrow.total, wide.total), (narrow.flow, wide.flow)):
+        assert mine.item() == pytest.approx(theirs.item(), rel=0.02)
+    assert {gradient.dtype for gradient in found.values()} == {torch.float32}
+    for part in ("flow.blocks.0", "flow.blocks.1", "flow.blocks.2", "flow.blocks.3", "projectors"):
+        a, b = (torch.cat([g[n].flatten() for n in g if n.startswith(part)]) for g in (found, expected))
+        assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.98, part

@@ -1,5 +1,6 @@
 """Training: reports, run directories, resuming, and what happens when it goes wrong."""
 
+import contextlib
 import json
 import math
 import os
@@ -10,9 +11,11 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_hook
 from torch.testing import assert_close
 
 import rrepa_lab as rl
+from rrepa_lab.align.encoder import Encoder
 from rrepa_lab.align.routing import perturb
 from rrepa_lab.data.datasets import Batch, DataConfig, TensorImages, load_split, whole
 from rrepa_lab.data.loaders import SeededBatches, generator
@@ -234,6 +237,133 @@ def test_two_processes_train_like_one(tmp_path):
         assert two[column].tolist() == pytest.approx(one[column].tolist(), abs=1e-4), column
 
 
+@contextlib.contextmanager
+def encoder_reads():
+    """Sizes of the batches that encoders are given."""
+    sizes = []
+
+    def note(module, given, _):
+        if isinstance(module, Encoder):
+            sizes.append(len(given[0]))
+
+    hook = register_module_forward_hook(note)
+    try:
+        yield sizes
+    finally:
+        hook.remove()
+
+
+def test_features_of_a_frozen_encoder_can_be_kept_by_a_graph(tiny, digits):
+    encoder = Encoder(tiny.encoder)
+    modes = []
+    next(encoder.model.children()).register_forward_hook(lambda *_: modes.append(torch.is_inference_mode_enabled()))
+    seen = encoder(digits[0][:4])
+    assert modes == [True]
+    assert not seen.is_inference()
+    weight = torch.ones((), requires_grad=True)
+    (seen * weight).sum().backward()
+    assert_close(weight.grad, seen.sum())
+    with torch.no_grad():
+        assert torch.equal(seen, encoder.map(digits[0][:4]).flatten(2).transpose(1, 2))
+
+
+def test_the_encoder_reads_each_image_once(tiny, tmp_path):
+    config = tiny.override({"train.batch": 400})  # 12 steps are four epochs of 3
+    with encoder_reads() as fewer:
+        kept = train(config, tmp_path / "kept")
+    with encoder_reads() as all_reads:
+        anew = train(config.override({"train.feature_cache": 0}), tmp_path / "anew")
+    assert (sum(fewer), sum(all_reads)) == (1437, 12 * 400)
+    for a, b in zip(kept, anew, strict=True):
+        assert a.loss == pytest.approx(b.loss, abs=1e-5)
+        assert a.similarity == pytest.approx(b.similarity, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"data.flip": True}, 4),  # an image does not look the same twice
+        ({"train.steps": 3}, 3),  # no image comes twice
+        ({"train.feature_cache": 1}, 4),  # 1437 x 16 x 64 numbers are 5.6 MiB
+    ],
+)
+def test_the_encoder_reads_each_batch_where_nothing_is_gained_or_it_does_not_fit(tiny, tmp_path, settings, steps):
+    with encoder_reads() as sizes:
+        train(tiny.override({"train.batch": 400, "train.steps": 4, **settings}), tmp_path / "run")
+    assert sizes == [400] * steps
+
+
+def test_resumed_with_kept_features_it_gives_the_same_numbers(tiny, tmp_path):
+    config = tiny.override({"train.batch": 400})
+    whole_run = train(config, tmp_path / "whole")
+    reports = rl.train(config, tmp_path / "cut", device="cpu")
+    for report in reports:
+        if report.step == 8:
+            reports.close()
+    with encoder_reads() as sizes:
+        assert [r.loss for r in train(config, tmp_path / "cut", resume=True)] == [r.loss for r in whole_run[4:]]
+        assert sum(sizes) == 1437
+        sizes.clear()
+        assert train(config, tmp_path / "cut", resume="auto") == []
+        assert sizes == [], "a finished run needs no features"
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_kept_features_of_image_files_read_by_workers(tiny, tmp_path):
+    settings = {"data.name": "folder", "data.path": str(photos(tmp_path)), "flow.classes": 2}
+    config = tiny.override({**settings, "train.batch": 4, "train.steps": 8, "train.workers": 2})
+    with encoder_reads() as sizes:
+        kept = train(config, tmp_path / "kept")
+    assert sizes == [12]
+    anew = train(config.override({"train.feature_cache": 0, "train.workers": 0}), tmp_path / "anew")
+    assert [r.loss for r in kept] == pytest.approx([r.loss for r in anew], abs=1e-5)
+
+
+def test_recomputed_layers_train_the_same(tiny, tmp_path, monkeypatch):
+    from rrepa_lab.flow import transformer
+
+    plain, calls = transformer.checkpoint, []
+
+    def counted(*args, **settings):
+        calls.append(1)
+        return plain(*args, **settings)
+
+    monkeypatch.setattr(transformer, "checkpoint", counted)
+    usual = train(tiny, tmp_path / "usual")
+    assert calls == []
+    again = train(tiny.override({"train.checkpointing": True}), tmp_path / "again")
+    assert len(calls) == 12 * 2 * 2, "once for each step and layer, and not where the average is looked at"
+    assert [r.loss for r in again] == pytest.approx([r.loss for r in usual], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # those of the compiler itself
+def test_compiled_layers_train_the_same(tiny, tmp_path, monkeypatch):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    config = tiny.override({"train.steps": 2, "train.report_every": 1})
+    usual = train(config, tmp_path / "usual")
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = train(config.override({"train.compile": True}), tmp_path / "run")
+    assert counters["stats"]["unique_graphs"] == 1, "all layers share their code"
+    assert [r.loss for r in compiled] == pytest.approx([r.loss for r in usual], abs=1e-5)
+    names = [set(torch.load(tmp_path / name / "train_state.pt", weights_only=True)["objective"]) for name in ("run", "usual")]
+    assert names[0] == names[1]
+    assert rl.load(tmp_path / "run").step == 2
+    assert train(config.override({"train.compile": True}), tmp_path / "run", resume=True) == []
+
+
+def test_a_missing_compiler_is_told_before_anything_is_written(tiny, tmp_path, monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(LabError, match=r"train.compile needs a C\+\+ compiler"):
+        train(tiny.override({"train.compile": True}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_flip_and_uniform_noise_train(tiny, tmp_path):
     config = tiny.override({"data.flip": True, "flow.noise": "uniform", "train.steps": 4, "align.strategy": "none"})
     train(config, tmp_path / "run")
@@ -242,19 +372,24 @@ def test_flip_and_uniform_noise_train(tiny, tmp_path):
     assert scores.loc["bits_per_dim", "value"] > 0
 
 
-def test_image_folders_go_through_the_same_loop(tmp_path):
+def photos(folder):
+    """Six noise pictures of each of two classes in each of two splits."""
     from PIL import Image
 
     draw = torch.Generator().manual_seed(0)
     for split in ("train", "test"):
         for kind in ("cat", "dog"):
-            (tmp_path / "photos" / split / kind).mkdir(parents=True)
+            (folder / "photos" / split / kind).mkdir(parents=True)
             for n in range(6):
                 pixels = torch.randint(0, 256, (20, 24, 3), dtype=torch.uint8, generator=draw).numpy()
-                Image.fromarray(pixels).save(tmp_path / "photos" / split / kind / f"{n}.png")
+                Image.fromarray(pixels).save(folder / "photos" / split / kind / f"{n}.png")
+    return folder / "photos"
+
+
+def test_image_folders_go_through_the_same_loop(tmp_path):
     config = rl.preset("imagefolder-reverse").override(
         {
-            "data.path": str(tmp_path / "photos"),
+            "data.path": str(photos(tmp_path)),
             "data.image_size": 16,
             "flow.image_size": 16,
             "flow.patch_size": 4,

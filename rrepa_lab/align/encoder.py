@@ -59,8 +59,9 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] -> patch features (B, n, E) in row-major order, float32, without gradient."""
-        with torch.no_grad():
-            return self.map(x).flatten(2).transpose(1, 2)
+        with torch.inference_mode():
+            features = self.map(x).flatten(2).transpose(1, 2)
+        return features.clone()  # an ordinary tensor: one of inference mode cannot be saved for a backward pass
 
     def map(self, x: Tensor) -> Tensor:
         """As `forward`, as feature maps (B, E, rows, columns) and with a graph if the parameters ask for one."""

@@ -14,7 +14,7 @@ more than once, with other cotangents:
 The gradients are those of `strategies.plain_features`, which makes the second pass: tests hold them to 1e-10 in float64.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,11 @@ class _Segment:
         self, wanted: list[Any], z: Tensor | None, alpha: Tensor | None, features: list[Tensor | None], keep: bool
     ) -> list[Any]:
         """Gradients of the wanted tensors for these cotangents, None where nothing arrives."""
-        pairs: list[tuple[Tensor, Tensor | None]] = [(self.z, z), (self.alpha, alpha), *zip(self.features, features, strict=True)]
+        pairs: list[tuple[Tensor, Tensor | None]] = [
+            (self.z, z),
+            (self.alpha, alpha),
+            *zip(self.features, features, strict=True),
+        ]
         pairs = [(out, cotangent) for out, cotangent in pairs if cotangent is not None and out.requires_grad]
         if not pairs or not wanted:
             return [None] * len(wanted)
@@ -125,11 +129,7 @@ def encode_with_features(
     """
     lowest = min(number for number, wanted in layers.items() if wanted)
     label = flow.label_weights(y, len(x))
-    tokens = flow.tokenize(x)
-    logdet = tokens.new_zeros(len(x))
-    for number in range(1, lowest):
-        tokens, term, _ = flow.block(number)(tokens, label_of_block(label, number))
-        logdet = logdet + term
+    tokens, logdet = flow.through(flow.tokenize(x), label, range(1, lowest))
     numbers = range(lowest, flow.config.blocks + 1)
     blocks = [(flow.block(t), label_of_block(label, t), sorted(layers.get(t, ()))) for t in numbers]
     parameters = [parameter for block, _, _ in blocks for parameter in block.parameters() if parameter.requires_grad]

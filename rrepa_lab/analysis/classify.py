@@ -26,6 +26,7 @@ from torch import Tensor
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.data.pixels import add_noise
 from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.flow.likelihood import prior_log_prob
 from rrepa_lab.flow.tarflow import TarFlow
 from rrepa_lab.runs import Run
 
@@ -219,13 +220,17 @@ class _Seen:
         self.rows = sorted({number - 1 for number in blocks or range(1, count + 1)})
         self.everywhere = len(self.rows) == count
 
+    def weights(self, weights: Tensor) -> Tensor:
+        """Class weights (B, K) as the blocks see them: (B, N, K) where some see no label."""
+        if self.everywhere:
+            return weights
+        mask = torch.zeros(self.flow.config.blocks, 1, dtype=weights.dtype, device=weights.device)
+        mask[self.rows] = 1
+        return mask * weights[:, None] + (1 - mask) / weights.shape[1]
+
     def log_prob(self, x: Tensor, weights: Tensor) -> Tensor:
         """log p(x | weights (B, K)) in nats (B,), other blocks than these seeing no label."""
-        if not self.everywhere:
-            mask = torch.zeros(self.flow.config.blocks, 1, dtype=weights.dtype, device=weights.device)
-            mask[self.rows] = 1
-            weights = mask * weights[:, None] + (1 - mask) / weights.shape[1]
-        return self.flow.log_prob(x, weights)
+        return self.flow.log_prob(x, self.weights(weights))
 
 
 def _result(path: Tensor, method: str) -> Classification:
@@ -268,8 +273,18 @@ def _gradient(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, logits: T
 
 @torch.no_grad()
 def _bayes_scores(seen: _Seen, x: Tensor, batch: int) -> Tensor:
-    """log p(x | k) in nats, (B, K); all pairs of an image and a class in one row, cut into equal batches."""
-    classes = seen.flow.config.classes
-    pairs = torch.arange(len(x) * classes, device=x.device).split(batch)
+    """log p(x | k) in nats, (B, K); all pairs of an image and a class in one row, cut into equal batches.
+
+    Blocks below the first that sees the label give the same for all classes: an image goes through them once.
+    """
+    flow, classes = seen.flow, seen.flow.config.classes
     one_hot = torch.eye(classes, dtype=x.dtype, device=x.device)
-    return torch.cat([seen.log_prob(x[part // classes], one_hot[part % classes]) for part in pairs]).view(-1, classes)
+    below, above = range(1, seen.rows[0] + 1), range(seen.rows[0] + 1, flow.config.blocks + 1)
+    parts = [flow.through(flow.tokenize(part), flow.label_weights(None, len(part)), below) for part in x.split(batch)]
+    tokens, logdet = (torch.cat(values) for values in zip(*parts, strict=True))
+    scores = []
+    for pairs in torch.arange(len(x) * classes, device=x.device).split(batch):
+        images = pairs // classes
+        z, term = flow.through(tokens[images], seen.weights(one_hot[pairs % classes]), above)
+        scores.append(prior_log_prob(z, flow.prior_var) + logdet[images] + term)
+    return torch.cat(scores).view(-1, classes)

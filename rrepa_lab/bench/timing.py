@@ -1,14 +1,20 @@
 """Timing by alternation, memory, and the machine in words."""
 
+import gc
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from rrepa_lab.errors import LabError
 
 
 def kept_bytes(call: Callable[[], Any]) -> int:
@@ -38,27 +44,100 @@ def summary(seconds: Sequence[float], reference: Sequence[float]) -> dict[str, f
 
 
 def alternate(cases: Mapping[Any, Callable[[], Any]], repeats: int, device: str = "cpu") -> dict[Any, list[float]]:
-    """Seconds of each case in each round; a first round warms up and is not counted."""
+    """Seconds of each case in each round, by CUDA events on a GPU; a first round warms up and is not counted."""
     times: dict[Any, list[float]] = {name: [] for name in cases}
     for round_ in range(repeats + 1):
         for name, call in cases.items():
-            began = time.perf_counter()
-            call()
-            if device != "cpu":
-                torch.cuda.synchronize()
+            taken = _on_gpu(call) if device != "cpu" else _on_cpu(call)
             if round_:
-                times[name].append(time.perf_counter() - began)
+                times[name].append(taken)
     return times
 
 
+def _on_cpu(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _on_gpu(call: Callable[[], Any]) -> float:
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    began.record()
+    call()
+    ended.record()
+    torch.cuda.synchronize()
+    return began.elapsed_time(ended) / 1000
+
+
+def ceiling(device: str, dtype: torch.dtype = torch.float32) -> float:
+    """The most floating-point operations a second that products of square matrices reach here: 512, 1024, 2048 wide."""
+    best = 0.0
+    for size in (512, 1024, 2048):
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        seconds = min(alternate({"product": lambda a=a, b=b: a @ b}, 5, device)["product"])  # type: ignore[misc]
+        best = max(best, 2 * size**3 / seconds)
+    return best
+
+
+def operations(call: Callable[[], Any]) -> int:
+    """Floating-point operations of a call's matrix products and convolutions, and of attention where torch counts it."""
+    with _Counter() as counter:
+        call()
+    return counter.total
+
+
+class _Counter(TorchDispatchMode):
+    """torch's FlopCounterMode without its notes on modules, which cannot follow gradients taken within a backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def peak_bytes(call: Callable[[], Any], device: str) -> int:
+    """The most memory that a call adds to what there was, after a first call; on a CPU of the whole process (Linux only).
+
+    On a CPU run it in a process of its own with the variables of `STRICT_MALLOC`: else freed memory is kept and hides it.
+    """
+    call()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _status("VmRSS")
+    call()
+    return _status("VmHWM") - before
+
+
+STRICT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise LabError(f"this system does not tell {field}: peak memory on a CPU is measured on Linux alone")
+
+
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_numthreads()
-    torch.set_numthreads(count)
+def limited_threads(count: int) -> Iterator[None]:
+    """Within it torch uses so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_numthreads(before)
+        torch.set_num_threads(before)
 
 
 def machine(device: str) -> str:

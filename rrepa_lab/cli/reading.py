@@ -31,10 +31,14 @@ def register(commands: Any) -> None:
     bench.add_argument(
         "which",
         nargs="?",
-        default="classify",
-        help="classify (time against the number of classes), decode, strategies (a training step), or page (in a Chromium)",
+        default="speed",
+        help="speed (the figures this kit is held to), scaling, classify, decode, strategies (a training step), page (in a "
+        "Chromium), or plan (how --run is decoded fastest)",
     )
-    bench.add_argument("--repeats", type=int, default=7, help="rounds")
+    bench.add_argument("--repeats", type=int, default=3, help="rounds")
+    bench.add_argument("--run", metavar="RUN", help="plan: the run to calibrate")
+    bench.add_argument("--guidance", type=float, default=0.0, help="plan: classifier-free guidance weight")
+    bench.add_argument("--save", action="store_true", help="plan: keep it in the run directory")
     bench.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
     add_device(bench)
     _add_csv(bench)
@@ -334,20 +338,43 @@ def _evaluate(given: argparse.Namespace) -> int:
     return 0
 
 
+BENCH_COLUMNS = (
+    "what", "against", "kind", "over", "size", "case", "classes", "ratio", "low", "high", "required", "aim", "met", "seconds",
+    "fastest", "slowest", "seconds_per_image", "reference", "error", "kept_mib", "gflops", "part_of_ceiling",
+)  # fmt: skip
+BENCH_PROTOCOL = ("images", "flow", "ceiling_gflops", "repeats", "threads", "device", "torch")
+
+
+def _plan(given: argparse.Namespace) -> int:
+    import torch
+
+    from rrepa_lab.bench.timing import limited_threads
+    from rrepa_lab.runs import load
+    from rrepa_lab.sampling.calibrate import calibrate
+
+    if given.run is None:
+        raise LabError("which run shall be calibrated? add --run RUN, for example --run digits-reverse")
+    run = load(given.run, given.device)
+    with limited_threads(given.threads):
+        plan = calibrate(run, given.guidance, given.repeats, save=given.save)
+    facts = {"run": run.name, **plan.to_dict(), "threads": given.threads, "torch": torch.__version__}
+    print_facts(facts | {"kept in": str(run.directory) if given.save else "nothing (--save keeps it)"}, given.json)
+    return 0
+
+
 def _bench(given: argparse.Namespace) -> int:
     from rrepa_lab.bench import bench
 
+    if given.which == "plan":
+        return _plan(given)
     table = bench(given.which, given.repeats, given.threads, given.device)
     write_csv(given.csv, table)
     if given.json:
         print_rows(table.to_dict("records"), True)
         return 0
-    columns = ["case", "classes", "seconds", "fastest", "slowest"]
-    columns += ["ratio", "reference"] if table["ratio"].notna().any() else []
-    if "error" in table:  # of decoding: many powers of ten below the rest
-        print_rows(table[[*columns, "error"]].to_dict("records"), False, ".4g")
-    else:
-        print_rows(table[columns].to_dict("records"), False)
+    shown = [column for column in BENCH_COLUMNS if column in table and table[column].notna().any()]
+    small = "error" in shown or given.which in ("speed", "scaling")  # many powers of ten side by side
+    print_rows(table[shown].to_dict("records"), False, ".3g" if small else ".4f")
     first = table.iloc[0]
-    print_facts({name: first[name] for name in ("images", "flow", "repeats", "threads", "device", "torch")}, False)
+    print_facts({name: first[name] for name in BENCH_PROTOCOL if name in table}, False)
     return 0

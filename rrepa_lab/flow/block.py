@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rrepa_lab.flow.stepping import TokenReader
-from rrepa_lab.flow.transformer import Buffers, Cache, CausalTransformer, GrowingCache, Pass, axial_angles
+from rrepa_lab.flow.stepping import Reader
+from rrepa_lab.flow.transformer import CausalTransformer, GrowingCache, Pass, axial_angles
 
 
 class Guidance(NamedTuple):
@@ -83,7 +83,7 @@ class AffineBlock(nn.Module):
         reversed_order: bool,
     ) -> None:
         super().__init__()
-        self.tokens, self.heads, self.head_width = side * side, width // head_width, head_width
+        self.tokens = side * side
         self.reversed_order, self.volume_preserving = reversed_order, volume_preserving
         self.proj_in = nn.Linear(token_size, width)
         self.pos_embed = nn.Parameter(torch.randn(self.tokens, width) * 1e-2) if positions == "learned" else None
@@ -151,24 +151,17 @@ class AffineBlock(nn.Module):
                 xs.append(mu + torch.exp(alpha) * z[:, i + 1 : i + 2])
         return self.turn(torch.cat(xs, dim=1)), self._turn_all({n: torch.cat(parts, dim=1) for n, parts in states.items()})
 
-    def memory(self, rows: int) -> Buffers:
-        """Room for the keys and values of all tokens but the last, which nothing is predicted from."""
-        weight = self.proj_in.weight
-        kind = weight.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        return Buffers(len(self.transformer.layers), rows, self.heads, self.tokens - 1, self.head_width, weight.device, dtype)
-
-    def reader(self, rows: int, divisor: Tensor | None) -> TokenReader:
-        """What reads token after token, in this block's own order, from what `enter` gives."""
+    def reader(self, rows: int, divisor: Tensor | None) -> Reader:
+        """What reads a few tokens at a time, in this block's own order, from what `enter` gives."""
         angles = None if self.angles is None else self.turn(self.angles, dim=0)
-        return TokenReader(self.transformer, rows, self.tokens - 1, divisor, angles)
+        return Reader(self.transformer, rows, self.tokens - 1, divisor, angles)
 
     def enter(self, x: Tensor, place: int, embedded: Tensor | None) -> Tensor:
-        """Tokens (B, P) at one place in this block's own order -> what the first layer reads, (B, D)."""
+        """Tokens (B, n, P) from a place on, in this block's own order -> what the first layer reads, (B, n, D)."""
         h = self.proj_in(x)
         if self.pos_embed is not None:
-            h = h + self._places(self.pos_embed, place, 1)
-        return h if embedded is None else h + embedded[:, 0]
+            h = h + self._places(self.pos_embed, place, x.shape[1])
+        return h if embedded is None else h + embedded
 
     def predict(self, hidden: Tensor, start: int, tokens: int, guidance: Guidance) -> tuple[Tensor, Tensor]:
         """mu and alpha (B, n, P) of the tokens that follow those read at start..start+n-1, of `tokens` in all."""
@@ -192,16 +185,12 @@ class AffineBlock(nn.Module):
         start: int,
         embedded: Tensor | None,
         temperature: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: GrowingCache | None = None,
         keep: Collection[int] = (),
         upto: int | None = None,
     ) -> Pass:
         """Run the Transformer on tokens (B, n, P) that stand at start..start+n-1 in this block's own order."""
-        h = self.proj_in(x)
-        if self.pos_embed is not None:
-            h = h + self._places(self.pos_embed, start, x.shape[1])
-        if embedded is not None:
-            h = h + embedded
+        h = self.enter(x, start, embedded)
         angles = None if self.angles is None else self._places(self.angles, start, x.shape[1])
         return self.transformer(h, temperature, angles, cache, keep, upto)
 

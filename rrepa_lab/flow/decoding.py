@@ -59,48 +59,30 @@ class Decoded(NamedTuple):
 
 
 @torch.no_grad()
-def decode_tokens(block: AffineBlock, z: Tensor, label: Tensor | None, guidance: Guidance) -> Decoded:
-    """Generate one block token by token: (B, T, P) -> (B, T, P), both in image order; no graph.
+def decode_block(
+    block: AffineBlock, z: Tensor, label: Tensor | None, guidance: Guidance, window: int = 1, still: float = 0.0
+) -> Decoded:
+    """Generate one block: (B, T, P) -> (B, T, P), both in image order; no graph.
 
     Args:
         label: (B, K), or (2B, K) under guidance: conditional half first.
-    """
-    x = block.turn(z).clone()  # the first token passes unchanged
-    count, rows = z.shape[1], guidance.branches * len(z)
-    reader = block.reader(rows, guidance.temperatures(z))
-    embedded = block.embed(label)
-    for place in range(count - 1):
-        hidden = reader(block.enter(guidance.copies(x[:, place]), place, embedded), place)
-        mu, alpha = block.predict(hidden[:, None], place, count, guidance)
-        x[:, place + 1 : place + 2].mul_(torch.exp(alpha)).add_(mu)
-    return Decoded(block.turn(x), count - 1)
-
-
-@torch.no_grad()
-def decode_windows(
-    block: AffineBlock, z: Tensor, label: Tensor | None, guidance: Guidance, window: int, still: float
-) -> Decoded:
-    """Generate one block window by window, with arguments as in `decode_tokens`.
-
-    Args:
-        window: tokens read at once.
+        window: tokens read at once; 1 is the plain cached loop.
         still: a token of the window has stopped when none of its numbers moves more than this in a sweep.
     """
     z = block.turn(z)
     x = z.clone()  # the first token passes unchanged; the others start from the noise itself
-    count = z.shape[1]
-    embedded, divisor = block.embed(label), guidance.temperatures(z)
-    cache = block.memory(guidance.branches * len(z))
+    count, embedded = z.shape[1], block.embed(label)
+    reader = block.reader(guidance.branches * len(z), guidance.temperatures(z))
     known, sweeps = 1, 0  # tokens that are final
     while known < count:
         stop = min(known + window, count)
-        cache.start = known - 1
-        read = block.read(guidance.copies(x[:, known - 1 : stop - 1]), known - 1, embedded, divisor, cache)
-        mu, alpha = block.predict(read.hidden, known - 1, count, guidance)
+        seen = guidance.copies(x[:, known - 1 : stop - 1])
+        hidden = reader(block.enter(seen, known - 1, embedded), known - 1)
+        mu, alpha = block.predict(hidden, known - 1, count, guidance)
         new = mu + torch.exp(alpha) * z[:, known:stop]
         sweeps += 1
         # the first token was read off final ones; each further one too if all before it in the window have stopped
-        moved = 1 + _leading(new[:, :-1], x[:, known : stop - 1], still)
+        moved = 1 + (_leading(new[:, :-1], x[:, known : stop - 1], still) if stop - known > 1 else 0)
         x[:, known:stop] = new
         known += moved
     return Decoded(block.turn(x), sweeps)

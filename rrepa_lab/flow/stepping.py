@@ -1,8 +1,8 @@
-"""A block's Transformer unrolled for one token at a time, without a graph: what the token loop of `cached` is made of.
+"""A block's Transformer unrolled for a few tokens at a time, without a graph: what fast decoding is made of.
 
-The numbers are those of `AffineBlock.read` with a cache. Reading single tokens is bound by what surrounds the products, so
-parameters are looked up once, the memory for keys and values is taken once, and for few rows a product is formed as
-weight @ x^T, which takes 0.6 to 0.8 of the time of x @ weight^T on a CPU (MKL; `rrepa-lab bench products`).
+The numbers are those of `AffineBlock.read`. Reading few tokens is bound by what surrounds the products, so parameters are
+looked up once, the memory for keys and values is taken once, and few rows are multiplied as weight @ x^T, which takes 0.6 to
+0.8 of the time of x @ weight^T on a CPU (MKL).
 """
 
 import torch
@@ -14,10 +14,12 @@ from rrepa_lab.flow.transformer import CausalTransformer, Layer, rotate
 HANDFUL, FEW_ROWS = 8, 64  # up to so many rows all products are turned, or those of the perceptron, which need no turning back
 
 
-class TokenReader:
-    """Reads token after token of `rows` sequences that are `tokens` long.
+class Reader:
+    """Reads tokens of sequences, those at one place after those before it; tokens read again replace what they were.
 
     Args:
+        rows: sequences.
+        tokens: places that will be read, at most.
         divisor: (rows, 1, 1, 1) of the attention logits, or None for 1.
         angles: (tokens, d / 2) rotary angles in reading order, or None.
     """
@@ -29,13 +31,14 @@ class TokenReader:
         first = self.layers[0].attention
         self.heads, self.head_width, self.width = first.heads, first.head_width, first.heads * first.head_width
         weight = first.qkv.weight
-        self.memory = weight.new_empty(len(self.layers), 2, rows, self.heads, tokens, self.head_width)
-        self.divisor = None if divisor is None else divisor[:, :, 0].to(weight.dtype)
-        self.angles = angles
-        self.unused = weight.new_empty(())
-        self.rows, self.scale = rows, self.head_width**-0.5
-        few = weight.device.type == "cpu"
-        self.turned, self.turned_mlp = few and rows <= HANDFUL, few and rows <= FEW_ROWS
+        self.device = weight.device.type
+        dtype = torch.get_autocast_dtype(self.device) if torch.is_autocast_enabled(self.device) else weight.dtype
+        shape = len(self.layers), 2, rows, self.heads, tokens, self.head_width
+        self.memory = torch.empty(shape, device=weight.device, dtype=dtype)
+        self.divisor = None if divisor is None else divisor.to(dtype)
+        self.angles, self.rows = angles, rows
+        self.unused = weight.new_empty((), dtype=dtype)
+        self.plain = dtype != weight.dtype  # under autocast, which does not know turned products
         self.weights = [self._of(layer) for layer in self.layers]
 
     def _of(self, layer: Layer) -> tuple[Tensor, ...]:
@@ -44,41 +47,60 @@ class TokenReader:
         return tuple(value for part in parts for value in (part.weight, part.bias))
 
     def __call__(self, h: Tensor, place: int) -> Tensor:
-        """The hidden state (rows, D) after the last layer, for the one before the first at this place, 0, 1, ... in turn."""
-        rows, heads, size, shape = self.rows, self.heads, self.head_width, (self.width,)
+        """The states after the last layer (rows, n, D), for those before the first of the tokens at place..place+n-1."""
+        rows, count, width = h.shape
+        heads, size, stop = self.heads, self.head_width, place + count
+        total = rows * count
+        few = self.device == "cpu" and not self.plain
+        turned, turned_mlp = few and total <= HANDFUL, few and total <= FEW_ROWS
+        mask = None
+        if place and count > 1:
+            mask = torch.ones(count, stop, dtype=torch.bool, device=h.device).tril(place)
+        h = h.reshape(total, width)
         for number, (layer, weights) in enumerate(zip(self.layers, self.weights, strict=True)):
             scale1, shift1, qkv_w, qkv_b, proj_w, proj_b, scale2, shift2, up_w, up_b, down_w, down_b = weights
-            qkv = self._product(F.layer_norm(h, shape, scale1, shift1), qkv_w, qkv_b).view(rows, 3, heads, size)
-            q = qkv[:, 0]
+            x = F.layer_norm(h, (width,), scale1, shift1)
+            qkv = _product(x, qkv_w, qkv_b, turned).view(rows, count, 3, heads, size).permute(2, 0, 3, 1, 4)
+            q = qkv[0]
             if self.angles is not None:
-                turns = self.angles[place : place + 1]
-                q, k = rotate(q, turns), rotate(qkv[:, 1], turns)
-                self.memory[number, 0, :, :, place], self.memory[number, 1, :, :, place] = k, qkv[:, 2]
+                turns = self.angles[place:stop]
+                q = rotate(q, turns)
+                self.memory[number, 0, :, :, place:stop] = rotate(qkv[1], turns)
+                self.memory[number, 1, :, :, place:stop] = qkv[2]
             else:
-                self.memory[number, :, :, :, place] = qkv[:, 1:].transpose(0, 1)
+                self.memory[number, :, :, :, place:stop] = qkv[1:]
             if self.divisor is not None:
                 q = q / self.divisor
-            keys, values = self.memory[number, :, :, :, : place + 1].flatten(1, 2)
-            # baddbmm for its alpha: nothing is added
-            logits = torch.baddbmm(
-                self.unused, q.reshape(rows * heads, 1, size), keys.transpose(1, 2), beta=0, alpha=self.scale
-            )
-            seen = torch.bmm(logits.softmax(dim=2), values).view(rows, self.width)
-            h = h + self._product(seen, proj_w, proj_b)
-            h = h + self._perceptron(F.layer_norm(h, shape, scale2, shift2), layer.mlp.gated, up_w, up_b, down_w, down_b)
-        return h
+            seen = self._attend(q, self.memory[number, :, :, :, :stop], mask)
+            h = h + _product(seen, proj_w, proj_b, turned)
+            x = F.layer_norm(h, (width,), scale2, shift2)
+            gated = layer.mlp.gated
+            if turned_mlp:
+                hidden = _activate(torch.addmm(up_b[:, None], up_w, x.t()), gated, dim=0)
+                # a handful of columns is multiplied much faster when it lies row by row
+                hidden = hidden.t().contiguous().t() if turned else hidden
+                h = h + torch.addmm(down_b[:, None], down_w, hidden).t()
+            else:
+                h = h + F.linear(_activate(F.linear(x, up_w, up_b), gated, dim=1), down_w, down_b)
+        return h.view(rows, count, width)
 
-    def _perceptron(self, x: Tensor, gated: bool, up_w: Tensor, up_b: Tensor, down_w: Tensor, down_b: Tensor) -> Tensor:
-        if not self.turned_mlp:
-            hidden = F.linear(x, up_w, up_b)
-            return F.linear(_activate(hidden, gated, dim=1), down_w, down_b)
-        hidden = _activate(torch.addmm(up_b[:, None], up_w, x.t()), gated, dim=0)
-        # a handful of columns is multiplied much faster when it lies row by row
-        hidden = hidden.t().contiguous().t() if self.turned else hidden
-        return torch.addmm(down_b[:, None], down_w, hidden).t()
+    def _attend(self, q: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """Queries (rows, H, n, d) on keys and values (2, rows, H, m, d) -> (rows * n, D)."""
+        rows, heads, count, size = q.shape
+        if count > 1 or self.device != "cpu":
+            keys, values = memory.unbind(0)
+            causal = mask is None and count > 1
+            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
+            return out.transpose(1, 2).reshape(rows * count, self.width)
+        # one query on a CPU: two batched products are faster than the fused kernel, which works in blocks of queries
+        keys, values = memory.flatten(1, 2)
+        flat = q.reshape(rows * heads, 1, size)
+        logits = torch.baddbmm(self.unused, flat, keys.transpose(1, 2), beta=0, alpha=size**-0.5)  # for its alpha alone
+        return torch.bmm(logits.softmax(dim=2).to(values.dtype), values).view(rows, self.width)
 
-    def _product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.addmm(bias[:, None], weight, x.t()).t() if self.turned else F.linear(x, weight, bias)
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor, turned: bool) -> Tensor:
+    return torch.addmm(bias[:, None], weight, x.t()).t() if turned else F.linear(x, weight, bias)
 
 
 def _activate(hidden: Tensor, gated: bool, dim: int) -> Tensor:

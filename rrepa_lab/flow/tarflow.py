@@ -25,8 +25,7 @@ from rrepa_lab.flow.decoding import (
     Progress,
     ToleranceError,
     automatic,
-    decode_tokens,
-    decode_windows,
+    decode_block,
     default_tolerance,
     keep_states,
     residual,
@@ -186,6 +185,18 @@ class TarFlow(nn.Module):
         out = self(x, y)
         return prior_log_prob(out.z, self.prior_var) + out.logdet
 
+    def through(self, tokens: Tensor, label: Tensor | None, numbers: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """Encode tokens (B, T, P) by the blocks with these numbers alone; returns tokens and their logdet (B,) in nats.
+
+        Args:
+            label: class weights as `label_weights` gives them.
+        """
+        logdet = tokens.new_zeros(len(tokens))
+        for number in numbers:
+            tokens, term, _ = self.block(number)(tokens, label_of_block(label, number))
+            logdet = logdet + term
+        return tokens, logdet
+
     def inverse(
         self,
         z: Tensor,
@@ -290,10 +301,8 @@ class TarFlow(nn.Module):
         sweeps: dict[int, int] = {}
         for number in range(count, 0, -1):
             with torch.autocast(z.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                given = blocks[number - 1], made[number + 1], labels[number - 1], rule
-                token_by_token = method == "cached" and precision == "float32"
-                made[number], sweeps[number] = (
-                    decode_tokens(*given) if token_by_token else decode_windows(*given, windows[number - 1], INNER * tolerance)
+                made[number], sweeps[number] = decode_block(
+                    blocks[number - 1], made[number + 1], labels[number - 1], rule, windows[number - 1], INNER * tolerance
                 )
             if progress:
                 progress(BlockReport(number, count, len(z), sweeps[number], method))

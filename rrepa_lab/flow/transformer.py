@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class Pass(NamedTuple):
@@ -33,28 +34,6 @@ class GrowingCache:
         return k, v
 
 
-class Buffers:
-    """Keys and values in memory taken once, of tokens that may be read again; it has no gradient."""
-
-    def __init__(
-        self, layers: int, rows: int, heads: int, tokens: int, head_width: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        shape = layers, rows, heads, tokens, head_width
-        self._keys, self._values = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
-        self.start = 0  # where the tokens stand that come next
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """As for `GrowingCache`, with the tokens before `start` as the past."""
-        stop = self.start + k.shape[2]
-        keys, values = self._keys[layer - 1], self._values[layer - 1]
-        keys[:, :, self.start : stop] = k
-        values[:, :, self.start : stop] = v
-        return keys[:, :, :stop], values[:, :, :stop]
-
-
-Cache = GrowingCache | Buffers
-
-
 class Attention(nn.Module):
     """Multi-head causal self-attention; logits are q.k / (sqrt(d) * temperature)."""
 
@@ -65,8 +44,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, temperature: Tensor | None, angles: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
-        """(B, n, D) -> (B, n, D); with a cache the tokens see those before them too."""
+    def forward(
+        self, x: Tensor, temperature: Tensor | None, angles: Tensor | None, cache: GrowingCache | None, layer: int
+    ) -> Tensor:
+        """(B, n, D) -> (B, n, D); with a cache n is 1, and the token sees those before it too."""
         batch, count, width = x.shape
         qkv = self.qkv(self.norm(x)).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
@@ -76,7 +57,9 @@ class Attention(nn.Module):
             q = q / temperature.to(q.dtype)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(batch, count, width))
+        # one token after those of a cache may look at everything
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=count > 1)
+        return self.proj(attended.transpose(1, 2).reshape(batch, count, width))
 
 
 class MLP(nn.Module):
@@ -107,17 +90,23 @@ class Layer(nn.Module):
         self.attention = Attention(width, head_width)
         self.mlp = MLP(width, mlp_ratio, mlp)
 
-    def forward(self, x: Tensor, temperature: Tensor | None, angles: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, temperature: Tensor | None, angles: Tensor | None, cache: GrowingCache | None, layer: int
+    ) -> Tensor:
         """(B, n, D) -> (B, n, D)."""
         x = x + self.attention(x, temperature, angles, cache, layer)
         return x + self.mlp(x)
 
 
 class CausalTransformer(nn.Module):
-    """A stack of layers; token i sees tokens 0..i."""
+    """A stack of layers; token i sees tokens 0..i.
+
+    Attributes: checkpointing, whether a graph keeps what each layer reads and computes the rest anew in its backward pass.
+    """
 
     def __init__(self, layers: int, width: int, head_width: int, mlp_ratio: float, mlp: str) -> None:
         super().__init__()
+        self.checkpointing = False
         self.layers = nn.ModuleList(Layer(width, head_width, mlp_ratio, mlp) for _ in range(layers))
 
     def forward(
@@ -125,14 +114,14 @@ class CausalTransformer(nn.Module):
         x: Tensor,
         temperature: Tensor | None = None,
         angles: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: GrowingCache | None = None,
         keep: Collection[int] = (),
         upto: int | None = None,
     ) -> Pass:
-        """Read tokens, all of a sequence or those that follow what a cache holds.
+        """Read tokens, all of a sequence or the one that follows what a cache holds.
 
         Args:
-            x: (B, n, D).
+            x: (B, n, D); n is 1 with a cache.
             temperature: (B, 1, 1, 1) divisor of the attention logits, or None for 1.
             angles: (n, d / 2) rotary angles of these tokens, or None.
             cache: of the tokens before; it takes these in.
@@ -140,24 +129,16 @@ class CausalTransformer(nn.Module):
             upto: stop after this layer (from 1).
         """
         states: dict[int, Tensor] = {}
+        again = self.checkpointing and cache is None and torch.is_grad_enabled()
         for number, layer in enumerate(self.layers, start=1):
-            x = layer(x, temperature, angles, cache, number)
+            given = x, temperature, angles, cache, number
+            # nothing in a layer is random
+            x = checkpoint(layer, *given, use_reentrant=False, preserve_rng_state=False) if again else layer(*given)
             if number in keep:
                 states[number] = x
             if number == upto:
                 break
         return Pass(x, states)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of the last n of m tokens: (B, H, n, d) with (B, H, m, d) -> (B, H, n, d)."""
-    count, seen = q.shape[2], k.shape[2]
-    if count == seen:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    if count > 1:
-        mask = torch.ones(count, seen, dtype=torch.bool, device=q.device).tril(seen - count)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 def axial_angles(side: int, head_width: int, base: float = 100.0) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
 from rrepa_lab.flow.block import Guidance
-from rrepa_lab.flow.decoding import INNER, DecodePlan, decode_windows, default_tolerance
+from rrepa_lab.flow.decoding import INNER, DecodePlan, decode_block, default_tolerance
 from rrepa_lab.flow.tarflow import TarFlow, label_of_block
 from rrepa_lab.runs import PLAN, Run
 from rrepa_lab.sampling.sample import noise
@@ -50,9 +50,9 @@ def calibrate(run: Run | TarFlow, guidance: float = 0.0, repeats: int = 3, seed:
     sizes = [size for size in (4 * 2**k for k in range(1, 10)) if size < count - 1] + [count - 1]
     for number in range(flow.config.blocks, 0, -1):
         block, seen = flow.block(number), label_of_block(label, number)
-        taken = {size: _seconds(repeats, decode_windows, block, tokens, seen, rule, size, still) for size in sizes}
+        taken = {size: _seconds(repeats, decode_block, block, tokens, seen, rule, size, still) for size in sizes}
         windows[number - 1] = min(taken, key=taken.__getitem__)
-        tokens = decode_windows(block, tokens, seen, rule, windows[number - 1], still).tokens
+        tokens = decode_block(block, tokens, seen, rule, windows[number - 1], still).tokens
     flow.plan = DecodePlan(device=device.type, windows=windows)
     upto = 0
     for images in ROWS:

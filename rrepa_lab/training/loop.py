@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from rrepa_lab.align.encoder import match_grid
 from rrepa_lab.analysis.classify import classify
 from rrepa_lab.data.datasets import Batch, ImageSet, load_split, whole
 from rrepa_lab.data.loaders import SeededBatches, generator, stream
@@ -21,12 +21,15 @@ from rrepa_lab.data.pixels import training_noise
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically
 from rrepa_lab.flow.likelihood import HALF_LOG_2PI, nats_per_dim
+from rrepa_lab.flow.tarflow import TarFlow
 from rrepa_lab.presets import preset
 from rrepa_lab.runs import Run, RunConfig, build, load, pick_device
 from rrepa_lab.training.card import write_card
 from rrepa_lab.training.objective import Losses, Objective
 from rrepa_lab.training.records import Records
 from rrepa_lab.training.schedule import ema_decay, learning_rate
+from rrepa_lab.training.settings import TrainConfig
+from rrepa_lab.training.teacher import Teacher
 
 # purposes of the random streams of a step, so that none shares its numbers with another
 FLIP, NOISE, DROP = 2, 3, 4
@@ -104,13 +107,16 @@ def _train(config: RunConfig, out: Path, resume: bool | str, device: str) -> Gen
     images = load_split(config.data, "train")
     if config.flow.classes not in (0, len(images.classes)):
         raise LabError(f"flow.classes is {config.flow.classes}, but {config.data.name} has {len(images.classes)} classes")
+    if config.train.compile:
+        _check_compiler()
 
     settings, session = config.train, _Session(config, images, out, resume, cpu=pick_device(device).type == "cpu")
     began, first = time.perf_counter(), session.step
     since_report: list[Tensor] = []
     try:
-        for batch in stream(images, session.batches(len(images)), settings.workers):
-            since_report.append(session.advance(batch))
+        batches = session.batches(len(images))
+        for rows, batch in zip(batches, stream(images, batches, settings.workers), strict=True):
+            since_report.append(session.advance(batch, rows))
             step = session.step
             saved = step % settings.save_every == 0
             if saved and step != settings.steps:
@@ -165,8 +171,9 @@ class _Session:
             self.average.load_state_dict(state["average"])
             optimizer.load_state_dict(state["optimizer"])
         self.average.to(self.device)
+        _equip(run.flow, t)  # after the copy for the average was made
         self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
-        self.teacher = run.encoder().to(self.device) if config.align.taps else None
+        self.teacher = Teacher(run.encoder().to(self.device), config.flow.side) if config.align.taps else None
         averaged = cast(Objective, self.average.module)
         self.kept = Run(averaged.flow, config, run.classes, averaged.projectors, run.step, out)
         self.records = Records(out)
@@ -175,6 +182,9 @@ class _Session:
             self.records.rewind(self.step)
         if not state:
             self.checkpoint()
+        if self.teacher is not None and self._repeats(images, self.teacher):
+            with self._autocast():
+                self.teacher.remember(images, self.device, t.workers)
 
     def batches(self, size: int) -> SeededBatches:
         """The batches that are still to come, this process's part of each."""
@@ -182,17 +192,18 @@ class _Session:
         t = self.config.train
         return SeededBatches(size, t.batch, t.seed, self.step, t.steps, rank, world)
 
-    def advance(self, batch: Batch) -> Tensor:
-        """One optimizer step; returns loss, L_nf, gradient norm and similarities, detached."""
+    def advance(self, batch: Batch, rows: list[int]) -> Tensor:
+        """One optimizer step on these rows of the split; returns loss, L_nf, gradient norm and similarities, detached."""
         t = self.config.train
         self.learning_rate = learning_rate(self.step, t.steps, t.lr, t.warmup, t.lr_floor)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=t.precision == "bfloat16"):
-            losses: Losses = self.wrapped(*self._inputs(batch))
-        _check_finite(losses, self.step + 1)
-        self.optimizer.zero_grad()
-        self.accelerator.backward(losses.total)
+        with _rereadable() if t.compile else nullcontext():
+            with self._autocast():
+                losses: Losses = self.wrapped(*self._inputs(batch, rows))
+            _check_finite(losses, self.step + 1)
+            self.optimizer.zero_grad()
+            self.accelerator.backward(losses.total)
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), t.clip)
         self.whole = False
         self.optimizer.step()
@@ -231,7 +242,16 @@ class _Session:
         seen = {"held_out_nats_per_dim": float(nats)}
         return seen | ({"held_out_accuracy": float((classify(flow, x).label == y).double().mean())} if known else {})
 
-    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bfloat16")
+
+    def _repeats(self, images: ImageSet, teacher: Teacher) -> bool:
+        """Whether the encoder would see the same images again, and its features of all of them may be kept."""
+        t = self.config.train
+        again = self.step < t.steps and t.steps * t.batch > len(images) and not self.config.data.flip
+        return again and teacher.table_bytes(len(images)) <= t.feature_cache * 2**20
+
+    def _inputs(self, batch: Batch, rows: list[int]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Noised images, labels with some dropped, and the encoder's features of the clean images."""
         x, y = batch
         key = (self.step, self.accelerator.process_index)
@@ -245,12 +265,37 @@ class _Session:
         if self.config.flow.classes:
             dropped = torch.rand(len(y), generator=generator(seed, DROP, *key)) < self.config.train.label_drop
             labels = torch.where(dropped, -1, y).to(self.device)
-        if self.teacher is None:
-            return noised, labels, None
-        return noised, labels, match_grid(self.teacher(clean), self.teacher.grid, self.config.flow.side)
+        return noised, labels, None if self.teacher is None else self.teacher(clean, rows)
 
     def _noised(self, x: Tensor, draw: torch.Generator) -> Tensor:
         return training_noise(x, self.config.flow.noise, self.config.flow.noise_std, self.levels, draw)
+
+
+def _equip(flow: TarFlow, settings: TrainConfig) -> None:
+    """Recompute or compile the layers of a flow that is to be trained; its parameters and their names stay."""
+    for number in range(1, flow.config.blocks + 1):
+        transformer = flow.block(number).transformer
+        transformer.checkpointing = settings.checkpointing
+        if settings.compile:
+            for layer in transformer.layers:
+                layer.compile()
+
+
+def _rereadable() -> AbstractContextManager[None]:
+    """Within it, compiled backward code does not write over what the graph keeps: `align.segments` walks it several times."""
+    from torch._functorch import config
+
+    return cast(AbstractContextManager[None], config.patch(donated_buffer=False))
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise LabError("train.compile needs a C++ compiler, and none was found: install g++, or leave it off") from error
 
 
 def _begin(config: RunConfig, images: ImageSet, out: Path, resume: bool | str) -> tuple[Run, dict[str, Any]]:

@@ -23,6 +23,15 @@ class TrainConfig(Config):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the matrix products; likelihoods stay float32")
     seed: int = Field(0, ge=0)
     workers: int = Field(0, ge=0, description="processes that read image files ahead")
+    feature_cache: int = Field(
+        256, ge=0, description="MiB for the encoder's features of all training images, kept if they fit and nothing is mirrored"
+    )
+    checkpointing: bool = Field(
+        False, description="recompute each layer's activations in the backward pass: much less memory, a third more time"
+    )
+    compile: bool = Field(
+        False, description="torch.compile each Transformer layer; needs a C++ compiler on a CPU; measure before you use it"
+    )
     report_every: int = Field(10, ge=1, description="steps between reports")
     look_every: int = Field(100, ge=1, description="steps between looks at held-out images")
     save_every: int = Field(500, ge=1, description="steps between checkpoints")

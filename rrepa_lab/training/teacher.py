@@ -1,0 +1,42 @@
+"""What the encoder sees in the training images: anew for every batch, or once per image where images never change."""
+
+import torch
+from torch import Tensor
+
+from rrepa_lab.align.encoder import Encoder, match_grid
+from rrepa_lab.data.datasets import ImageSet
+from rrepa_lab.data.loaders import stream
+
+CHUNK = 64  # images the encoder reads at once when a table is made
+
+
+class Teacher:
+    """Targets of the alignment: the encoder's features on the grid of a flow with `side` tokens along an edge.
+
+    With a table they are looked up by row, and the encoder itself is let go. A table is made up front and in the order of
+    the rows, so that its numbers depend on the images alone: a resumed run makes the same one.
+    """
+
+    def __init__(self, encoder: Encoder, side: int) -> None:
+        self.encoder: Encoder | None = encoder
+        self.side, self.dim, self.grid = side, encoder.dim, encoder.grid
+        self.table: Tensor | None = None
+
+    def table_bytes(self, images: int) -> int:
+        """Size of a table of so many images, float32."""
+        return images * self.side**2 * self.dim * 4
+
+    def remember(self, images: ImageSet, device: torch.device, workers: int = 0) -> None:
+        """Read a whole split and keep its features on the device."""
+        chunks = [part.tolist() for part in torch.arange(len(images)).split(CHUNK)]
+        table = torch.empty(len(images), self.side**2, self.dim, device=device)
+        for rows, (x, _) in zip(chunks, stream(images, chunks, workers), strict=True):
+            table[rows[0] : rows[-1] + 1] = self(x.to(device), rows)
+        self.table, self.encoder = table, None
+
+    def __call__(self, clean: Tensor, rows: list[int]) -> Tensor:
+        """Features (B, T, E) of clean images (B, C, H, W), which stand at these rows of their split."""
+        if self.table is not None:
+            return self.table[torch.tensor(rows, device=self.table.device)]
+        assert self.encoder is not None
+        return match_grid(self.encoder(clean), self.grid, self.side)
