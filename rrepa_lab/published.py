@@ -13,14 +13,16 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from rrepa_lab.align.projector import Projectors
 from rrepa_lab.errors import LabError
-from rrepa_lab.files import sha256, write_text
+from rrepa_lab.files import sha256
 from rrepa_lab.flow.tarflow import TarFlow
 from rrepa_lab.runs import Run, RunConfig, describe_config
+from rrepa_lab.training.card import write_card
 
 _FILE_NAME = re.compile(
     r"(?P<set>.+)_model_(?P<patch_size>\d+)_(?P<width>\d+)_(?P<blocks>\d+)_(?P<layers>\d+)_(?P<noise>uniform|\d+(\.\d+)?)"
@@ -73,7 +75,9 @@ def import_tarflow(
     flow = {**sizes, "head_width": head_width, **_noise(path, named["noise"] if named else None, noise)}
     images = {"name": "folder", "path": data, "flip": True} | {key: sizes[key] for key in ("image_size", "channels")}
     try:
-        config = RunConfig.from_dict({"name": stem if name is None else name, "data": images, "flow": flow})
+        config = RunConfig.from_dict(
+            {"name": stem if name is None else name, "data": images, "flow": flow, "origin": _origin(path)}
+        )
     except LabError as error:
         more = "; choose one with --name" if str(error).startswith("name:") else ""
         raise LabError(f"{path}: {error}{more}") from None
@@ -84,7 +88,7 @@ def import_tarflow(
     model.eval().requires_grad_(False)
     run = Run(model, config, _class_names(config.flow.classes, named["set"] if named else ""), projectors, directory=out)
     run.save(out)
-    _write_card(run, path)
+    write_card(run, pd.DataFrame())
     return run
 
 
@@ -229,6 +233,11 @@ def _public_name(name: str) -> str:
     return name.replace(".mlp.up.", ".mlp.main.0.").replace(".mlp.down.", ".mlp.main.2.")
 
 
+def _origin(path: Path) -> str:
+    """Which file it was; such files hold the weights as the last step left them."""
+    return f"{path.name} of the public TARFlow code (apple/ml-tarflow), SHA-256 {sha256(path)}; no average (EMA) of the weights"
+
+
 def _class_names(classes: int, data: str) -> list[str]:
     if classes != 1000 or not data.startswith("imagenet"):
         return [str(number) for number in range(classes)]
@@ -237,23 +246,3 @@ def _class_names(classes: int, data: str) -> list[str]:
     names = list(ImageNetInfo().label_descriptions())
     # two are called "crane"; tables are keyed by name
     return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
-
-
-def _write_card(run: Run, path: Path) -> None:
-    assert run.directory is not None
-    rows = "\n".join(f"| {key} | {value} |" for key, value in facts(run).items())
-    text = f"""# {run.name}
-
-A TARFlow that was trained elsewhere: a checkpoint of the public code (apple/ml-tarflow, arXiv 2412.06329), imported.
-File: {path.name}, SHA-256 {sha256(path)}.
-
-| | |
-|---|---|
-{rows}
-
-Weights as the last training step left them: such files hold no average (EMA). How it was trained is not on file; the
-`train` settings in config.json are defaults and say nothing about it.
-
-Load it: `rl.load(<this folder>)`; command line: `rrepa-lab sample <this folder>`.
-"""
-    write_text(run.directory / "card.md", text)

@@ -44,6 +44,7 @@ class RunConfig(Config):
     align: AlignConfig = AlignConfig()
     encoder: EncoderConfig | None = Field(None, description="the frozen teacher; needed by every strategy but none")
     train: TrainConfig = TrainConfig()
+    origin: str = Field("", description="where the weights come from, if they were not trained here; `train` then says nothing")
 
     @property
     def fingerprint(self) -> str:
@@ -281,6 +282,8 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
 def _summary(config: RunConfig) -> str:
     flow = config.flow
     size = f"{flow.blocks} blocks x {flow.layers} layers, width {flow.width}"
+    if config.origin:
+        return f"{size}, imported"
     if config.align.strategy == "none":
         return f"{size}, not aligned, {config.train.steps} steps"
     return f"{size}, {config.align.strategy} {config.align.place}, {config.train.steps} steps"
@@ -306,4 +309,6 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
         facts["aligned"] = [f"{name} ({Tap.parse(name).module_path})" for name in config.align.taps]
         facts["lambda"] = config.align.weight
         facts["encoder"] = f"{config.encoder.model}, {config.encoder.weights}"
+    if config.origin:
+        return facts | {"origin": config.origin}
     return facts | {"steps": config.train.steps, "batch": config.train.batch, "lr": config.train.lr, "seed": config.train.seed}

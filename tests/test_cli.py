@@ -248,7 +248,7 @@ def test_bench(capsys, tmp_path, monkeypatch):
     from rrepa_lab import bench
 
     monkeypatch.setattr(bench, "CLASSES", (10, 20))
-    status, text, _ = run(capsys, "bench", "--repeats", 1, "--csv", tmp_path / "b.csv")
+    status, text, _ = run(capsys, "bench", "classify", "--repeats", 1, "--csv", tmp_path / "b.csv")
     assert status == 0
     assert "gradient, 10 classes" in text
     assert len(pd.read_csv(tmp_path / "b.csv")) == 4

@@ -46,7 +46,10 @@ def register(commands: Any) -> None:
     sample.add_argument("--guidance", type=float, default=0.0, help="classifier-free guidance weight")
     sample.add_argument("--temperature", type=float, default=1.0, help="of the unconditional branch, so only with guidance")
     sample.add_argument("--no-denoise", action="store_true", help="leave out the last step along the score")
-    sample.add_argument("--method", default="auto", help="decoding: auto, cached, sequential")
+    sample.add_argument("--method", default="auto", help="decoding: auto, cached, jacobi, sequential; all give the same images")
+    sample.add_argument(
+        "--precision", default="float32", choices=("float32", "bfloat16"), help="of the products; bfloat16 tells its error"
+    )
     sample.add_argument("--out", default="grid.png", help="picture to write")
 
     encoder = commands.add_parser("encoder", help="Train or score a small vision encoder.").add_subparsers(
@@ -148,6 +151,8 @@ def _import_tarflow(given: argparse.Namespace) -> int:
 
 
 def _sample(given: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     from rrepa_lab.runs import load
     from rrepa_lab.sampling.sample import sample
     from rrepa_lab.viz.images import grid, picture_format, save_picture
@@ -157,15 +162,19 @@ def _sample(given: argparse.Namespace) -> int:
     chosen = integers("--labels", given.labels) if given.labels else [-1]
     seeds = integers("--seeds", given.seeds)
     pairs = [(label, seed) for label in chosen for seed in seeds]
-    made = sample(
-        run,
-        [seed for _, seed in pairs],
-        [label for label, _ in pairs],
-        given.guidance,
-        temperature=given.temperature,
-        denoise=not given.no_denoise,
-        method=given.method,
-    )
+    total = run.flow.config.blocks * len(pairs)
+    with tqdm(total=total, unit="image and block", disable=None, leave=False, dynamic_ncols=True) as bar:
+        made = sample(
+            run,
+            [seed for _, seed in pairs],
+            [label for label, _ in pairs],
+            given.guidance,
+            temperature=given.temperature,
+            denoise=not given.no_denoise,
+            method=given.method,
+            precision=given.precision,
+            progress=lambda report: bar.update(report.images),
+        )
     sheet = grid(made.images, columns=len(seeds) if len(chosen) > 1 else None)
     save_picture(sheet, given.out)
     facts = {
@@ -174,6 +183,8 @@ def _sample(given: argparse.Namespace) -> int:
         "labels": chosen,
         "seeds": seeds,
         "guidance": given.guidance,
+        "decoded by": made.method,
+        **({} if made.error is None else {"decoding error": made.error}),
         "out": given.out,
     }
     print_facts(facts, given.json)

@@ -48,7 +48,7 @@ class BlockReport(NamedTuple):
     method: str
 
 
-Progress = Callable[[BlockReport], None]
+Progress = Callable[[BlockReport], object]
 
 
 class Decoded(NamedTuple):

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rrepa_lab.errors import LabError
+from rrepa_lab.flow.decoding import Progress
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow import TarFlow
 from rrepa_lab.runs import Run
@@ -21,6 +23,8 @@ class Samples:
     labels: Tensor  # (B,) int64; -1 is no label
     seeds: list[int]
     path: list[Tensor]  # (B, C, H, W) not clipped: noise, then the tokens after each block, N..1, then the denoised image
+    method: str = "cached"  # that they were decoded by
+    error: float | None = None  # the largest of any decoding that measured it, see `TarFlow.inverse`
 
 
 def noise(flow: TarFlow, seeds: Sequence[int]) -> Tensor:
@@ -42,6 +46,8 @@ def sample(
     denoise: bool = True,
     method: str = "auto",
     batch: int = 256,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    progress: Progress | None = None,
 ) -> Samples:
     """Draw images.
 
@@ -49,9 +55,9 @@ def sample(
         run: a run or its flow.
         seeds: one per image, each >= 0.
         labels: a class for all, one for each seed, or None; -1 is no label.
-        guidance, annealed, temperature, method: as in `TarFlow.inverse`.
+        guidance, annealed, temperature, method, precision, progress: as in `TarFlow.inverse`.
         denoise: finish with one step along the score, which removes the noise the flow was trained with.
-        batch: images decoded at once.
+        batch: images decoded at once, at most.
 
     Raises: LabError for no seeds, a negative seed, labels that do not match the seeds or are out of range.
 
@@ -69,17 +75,20 @@ def sample(
     z = noise(flow, seeds).to(like)
     y_used = y.to(like.device) if flow.config.classes or bool((y != -1).any()) else None
     sides = [Tap(number, "in").name for number in range(flow.config.blocks, 0, -1)]
-    paths = []
+    paths, errors = [], []
     for part in range(0, len(seeds), batch):
         rows = slice(part, part + batch)
         y_part = None if y_used is None else y_used[rows]
-        out = flow.inverse(z[rows], y_part, guidance, annealed, temperature, method, taps=sides)
+        out = flow.inverse(
+            z[rows], y_part, guidance, annealed, temperature, method, sides, precision=precision, progress=progress
+        )
+        errors += [] if out.error is None else [out.error]
         path = [flow.images(z[rows]), *(flow.images(out.states[name]) for name in sides)]
         if denoise:
             path.append(denoise_step(flow, path[-1], y_part))
         paths.append(path)
     path = [torch.cat(stages) for stages in zip(*paths, strict=True)]
-    return Samples(path[-1].clamp(-1, 1), y, seeds, path)
+    return Samples(path[-1].clamp(-1, 1), y, seeds, path, out.method, max(errors, default=None))
 
 
 def _labels(labels: int | Sequence[int] | None, count: int) -> Tensor:

@@ -14,7 +14,12 @@ def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = No
     """Write (or replace) card.md in the run's directory; scores are the table of `rl.evaluate`."""
     assert run.directory is not None
     facts = describe_config(run.config)
-    lines = [f"# {run.name}", "", f"A TARFlow trained by rrepa_lab, step {run.step} of {run.config.train.steps}.", ""]
+    trained = f"A TARFlow trained by rrepa_lab, step {run.step} of {run.config.train.steps}."
+    elsewhere = (
+        "A TARFlow that was trained elsewhere and imported. How it was trained is not on file: the `train` settings in\n"
+    )
+    elsewhere += "config.json are defaults and say nothing about it."
+    lines = [f"# {run.name}", "", elsewhere if run.config.origin else trained, ""]
     lines += ["| | |", "|---|---|"]
     for key, value in facts.items():
         shown = "<br>".join(value) if isinstance(value, list) else value
