@@ -105,6 +105,10 @@ def test_a_tolerance_that_cannot_be_met():
         flow.inverse(z, y, method="jacobi", tolerance=1e-12)
     with pytest.raises(LabError, match="tolerance must be > 0"):
         flow.inverse(z, y, method="jacobi", tolerance=0.0)
+    with pytest.raises(LabError, match="unknown precision 'float16'"):
+        flow.inverse(z, y, method="jacobi", precision="float16")
+    with pytest.raises(LabError, match="batch must be at least 1, not 0"):
+        flow.inverse(z, y, batch=0)
     flow.plan, flow = DecodePlan(windows=[4, 4, 4], upto=100), flow.requires_grad_(False)
     assert flow.inverse(z, y, tolerance=1e-12).method == "cached", "auto has another way"
 

@@ -36,7 +36,7 @@ def register(commands: Any) -> None:
         "Chromium), or plan (how --run is decoded fastest)",
     )
     bench.add_argument("--repeats", type=int, default=3, help="rounds")
-    bench.add_argument("--run", metavar="RUN", help="plan: the run to calibrate")
+    bench.add_argument("--run", dest="run_name", metavar="RUN", help="plan: the run to calibrate")
     bench.add_argument("--guidance", type=float, default=0.0, help="plan: classifier-free guidance weight")
     bench.add_argument("--save", action="store_true", help="plan: keep it in the run directory")
     bench.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
@@ -352,9 +352,9 @@ def _plan(given: argparse.Namespace) -> int:
     from rrepa_lab.runs import load
     from rrepa_lab.sampling.calibrate import calibrate
 
-    if given.run is None:
+    if given.run_name is None:
         raise LabError("which run shall be calibrated? add --run RUN, for example --run digits-reverse")
-    run = load(given.run, given.device)
+    run = load(given.run_name, given.device)
     with limited_threads(given.threads):
         plan = calibrate(run, given.guidance, given.repeats, save=given.save)
     facts = {"run": run.name, **plan.to_dict(), "threads": given.threads, "torch": torch.__version__}

@@ -107,7 +107,8 @@ def residual(
 ) -> Residual:
     """One sweep over all blocks, from the noise to the image, every token read in parallel at the answer given.
 
-    The exact answer does not change; the change of another is its distance from the exact one to first order. One pass.
+    The exact answer does not change. The change of another measures its distance from the exact one, but does not bound it:
+    what is wrong early in a block can have grown by its end; tests hold the distance to ten times the change. One pass.
 
     Args:
         blocks: block 1 first.

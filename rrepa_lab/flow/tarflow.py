@@ -39,6 +39,9 @@ from rrepa_lab.flow.taps import Tap, resolve
 Taps = str | Iterable[str]
 
 
+PRECISIONS = ("float32", "bfloat16")
+
+
 class FlowConfig(Config):
     """Geometry of a flow and the noise it was trained with."""
 
@@ -235,6 +238,10 @@ class TarFlow(nn.Module):
             raise unknown("decoding method", method, METHODS)
         if z.shape[1:] != (self.config.tokens, self.config.token_size):
             raise LabError(f"noise must be (B, {self.config.tokens}, {self.config.token_size}), not {tuple(z.shape)}")
+        if precision not in PRECISIONS:
+            raise unknown("precision", precision, PRECISIONS)
+        if batch is not None and batch < 1:
+            raise LabError(f"batch must be at least 1, not {batch}")
         if tolerance is not None and tolerance <= 0:
             raise LabError(f"tolerance must be > 0, not {tolerance}")
         wanted = self.resolve(taps)
