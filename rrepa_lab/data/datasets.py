@@ -100,7 +100,10 @@ def load_split(config: DataConfig, split: str) -> ImageSet:
             raise LabError(f"digits are 1 x 8 x 8, not {config.channels} x {config.image_size} x {config.image_size}")
         return _digits(split, config.holdout)
     if config.path is None:
-        raise LabError("data.path is not set: give the image folder, for example --set data.path=photos")
+        raise LabError(
+            "data.path is not set: give the image folder (train --set data.path=photos, import-tarflow --data photos, "
+            "or the config.json of a run)"
+        )
     return _folder(config, split)
 
 
