@@ -164,3 +164,16 @@ def view(page: str) -> Iterator[Any]:
         opened.goto(page)
         opened.wait_for_selector("#way img")
         yield opened
+
+
+def reopen(view: Any, address: str) -> None:
+    """Leave the page without a complaint so far, and open another view of it.
+
+    Leaving breaks off the page's streams, and it says so in its console, at times a moment later: those words are
+    dropped.
+    """
+    assert view.errors == []
+    view.goto("about:blank")
+    view.wait_for_timeout(200)
+    view.errors.clear()
+    view.goto(address)

@@ -5,6 +5,7 @@ import statistics
 import time
 
 import pytest
+from conftest import reopen
 
 from rrepa_lab.presets import ALIGNED
 from rrepa_lab.viz.images import picture
@@ -26,13 +27,6 @@ def quiet(view):
 def open_tab(view, name):
     view.get_by_role("tab", name=name, exact=True).click()
     view.wait_for_selector(TABS[name], state="attached")  # a curve of one point has no extent
-
-
-def reopen(view, address):
-    """Leave the page, with whatever it says to its being left, and open another view of it."""
-    view.goto("about:blank")
-    view.errors.clear()
-    view.goto(address)
 
 
 def pick_run(view, name, label="Run"):

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from conftest import reopen
 
 import rrepa_lab as rl
 from rrepa_lab.errors import LabError
@@ -424,11 +425,9 @@ def test_layers_are_drawn_and_change(view):
 
 @pytest.mark.browser
 def test_layers_come_back_from_a_link_on_a_phone(view, page):
-    view.goto("about:blank")
-    view.errors.clear()  # leaving a page breaks off its streams
     view.set_viewport_size({"width": 390, "height": 844})
     pins = "a-strategy=forward&a-blocks=1,2&b-strategy=reverse&b-blocks=3,4&b-layer=3"
-    view.goto(f"{page}?tab=layers&metric=cka&read=reverse&strategies=none|reverse&{pins}&__theme=dark")
+    reopen(view, f"{page}?tab=layers&metric=cka&read=reverse&strategies=none|reverse&{pins}&__theme=dark")
     view.wait_for_selector("#pair-map .heatmaplayer image")
     view.wait_for_function("document.querySelector('#b-layer input').value == '3'")
     view.wait_for_function("document.querySelector('#pair-note').innerText.includes('B: reverse, blocks 3,4, layer 3')")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import reopen
 
 import rrepa_lab as rl
 from rrepa_lab.analysis.features import Reading, together
@@ -229,7 +230,7 @@ def test_arrow_keys_go_through_the_images_and_a_zoom_stays(maps):
 @pytest.mark.browser
 def test_one_run_alone_and_a_link_to_it_on_a_phone(maps, page):
     maps.set_viewport_size({"width": 390, "height": 844})
-    maps.goto(f"{page}?__theme=dark&tab=map&compare=nothing&read=generated+by+class&image=14&block=2")
+    reopen(maps, f"{page}?__theme=dark&tab=map&compare=nothing&read=generated+by+class&image=14&block=2")
     maps.wait_for_selector("#map-picked img[alt*='seed 14, class 4']", timeout=60_000)
     maps.wait_for_selector("#map-here .points path")
     assert not maps.locator("#map-other").is_visible()
