@@ -2,7 +2,7 @@
 
 The numbers are those of `AffineBlock.read`. Reading few tokens is bound by what surrounds the products, so parameters are
 looked up once, the memory for keys and values is taken once, and few rows are multiplied as weight @ x^T, which takes 0.6 to
-0.8 of the time of x @ weight^T on a CPU (MKL).
+0.8 of the time of x @ weight^T on a CPU (MKL, two threads).
 """
 
 import torch
@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from rrepa_lab.flow.transformer import CausalTransformer, Layer, rotate
 
-HANDFUL, FEW_ROWS = 8, 64  # up to so many rows all products are turned, or those of the perceptron, which need no turning back
+FEW_ROWS = 64  # up to so many rows products are turned
+HANDFUL = 8  # up to so many a turned product is much faster of rows that lie together, though they are copied for it
 
 
 class Reader:
@@ -51,8 +52,7 @@ class Reader:
         rows, count, width = h.shape
         heads, size, stop = self.heads, self.head_width, place + count
         total = rows * count
-        few = self.device == "cpu" and not self.plain
-        turned, turned_mlp = few and total <= HANDFUL, few and total <= FEW_ROWS
+        turned = self.device == "cpu" and not self.plain and total <= FEW_ROWS
         mask = None
         if place and count > 1:
             mask = torch.ones(count, stop, dtype=torch.bool, device=h.device).tril(place)
@@ -74,14 +74,10 @@ class Reader:
             seen = self._attend(q, self.memory[number, :, :, :, :stop], mask)
             h = h + _product(seen, proj_w, proj_b, turned)
             x = F.layer_norm(h, (width,), scale2, shift2)
-            gated = layer.mlp.gated
-            if turned_mlp:
-                hidden = _activate(torch.addmm(up_b[:, None], up_w, x.t()), gated, dim=0)
-                # a handful of columns is multiplied much faster when it lies row by row
-                hidden = hidden.t().contiguous().t() if turned else hidden
-                h = h + torch.addmm(down_b[:, None], down_w, hidden).t()
-            else:
-                h = h + F.linear(_activate(F.linear(x, up_w, up_b), gated, dim=1), down_w, down_b)
+            hidden = _activate(_product(x, up_w, up_b, turned), layer.mlp.gated)
+            if total <= HANDFUL:
+                hidden = hidden.contiguous()
+            h = h + _product(hidden, down_w, down_b, turned)
         return h.view(rows, count, width)
 
     def _attend(self, q: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
@@ -100,11 +96,12 @@ class Reader:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor, turned: bool) -> Tensor:
+    """x @ weight^T + bias; turned, its columns lie together in memory instead of its rows."""
     return torch.addmm(bias[:, None], weight, x.t()).t() if turned else F.linear(x, weight, bias)
 
 
-def _activate(hidden: Tensor, gated: bool, dim: int) -> Tensor:
+def _activate(hidden: Tensor, gated: bool) -> Tensor:
     if not gated:
         return F.gelu(hidden)
-    gate, value = hidden.chunk(2, dim=dim)
+    gate, value = hidden.chunk(2, dim=1)
     return F.silu(gate) * value
