@@ -1,5 +1,6 @@
 """How costs grow: with tokens, blocks, classes and images."""
 
+import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -31,7 +32,7 @@ def scaling_table(repeats: int, device: str) -> pd.DataFrame:
         if over == "classes":
             calls = {"classify": calls["classify"]}
         for kind, seconds in alternate(calls, repeats, device).items():
-            middle = sorted(seconds)[len(seconds) // 2]
+            middle = statistics.median(seconds)
             row = {"kind": kind, "over": over, "size": size, "seconds": middle, "fastest": min(seconds)}
             rows.append(row | {"slowest": max(seconds), "seconds_per_image": middle / images, "images": images})
     return pd.DataFrame(rows)

@@ -4,6 +4,7 @@ Sizes, unless a row says otherwise: 8 blocks x 4 layers, width 256, 64 tokens, r
 """
 
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +58,7 @@ def speed_table(repeats: int, device: str) -> pd.DataFrame:
     rows = []
     for part in (_sampling, _one_image, _reverse_gradient, _training, _classification):
         for row in part(repeats, device):
-            middle = sorted(row.values)[len(row.values) // 2]
+            middle = statistics.median(row.values)
             met = middle >= row.required if row.kind == "faster" else middle <= row.required
             rows.append({
                 "what": row.what, "against": row.against, "kind": row.kind, "ratio": middle, "low": min(row.values),
@@ -80,7 +81,7 @@ def _pair(times: dict[Any, list[float]], what: str, against: str, kind: str) -> 
     """Ratios by round and both medians."""
     mine, other = times[what], times[against]
     over, under = (other, mine) if kind == "faster" else (mine, other)
-    middles = [sorted(times[name])[len(times[name]) // 2] for name in (what, against)]
+    middles = [statistics.median(times[name]) for name in (what, against)]
     return [a / b for a, b in zip(over, under, strict=True)], middles[0], middles[1]
 
 
