@@ -1,8 +1,8 @@
 """A block's Transformer unrolled for a few tokens at a time, without a graph: what fast decoding is made of.
 
 The numbers are those of `AffineBlock.read`. Reading few tokens is bound by what surrounds the products, so parameters are
-looked up once, the memory for keys and values is taken once, and few rows are multiplied as weight @ x^T, which takes 0.6 to
-0.8 of the time of x @ weight^T on a CPU (MKL, two threads).
+looked up once, the memory for keys and values is taken once, views are taken the cheap way (`narrow` rather than an index),
+and few rows are multiplied as weight @ x^T, which takes 0.6 to 0.8 of the time of x @ weight^T on a CPU (MKL, two threads).
 """
 
 import torch
@@ -13,6 +13,7 @@ from rrepa_lab.flow.transformer import CausalTransformer, Layer, rotate
 
 FEW_ROWS = 64  # up to so many rows products are turned
 HANDFUL = 8  # up to so many a turned product is much faster of rows that lie together, though they are copied for it
+FEW_LOGITS = 4096  # up to so many, on a CPU, attention is two plain products
 
 
 class Reader:
@@ -34,11 +35,11 @@ class Reader:
         weight = first.qkv.weight
         self.device = weight.device.type
         dtype = torch.get_autocast_dtype(self.device) if torch.is_autocast_enabled(self.device) else weight.dtype
-        shape = len(self.layers), 2, rows, self.heads, tokens, self.head_width
-        self.memory = torch.empty(shape, device=weight.device, dtype=dtype)
+        shape = 2, rows, self.heads, tokens, self.head_width
+        self.memory = [torch.empty(shape, device=weight.device, dtype=dtype) for _ in self.layers]  # keys and values
         self.divisor = None if divisor is None else divisor.to(dtype)
-        self.angles, self.rows = angles, rows
-        self.unused = weight.new_empty((), dtype=dtype)
+        self.angles = angles
+        self.unused = weight.new_empty((), dtype=dtype)  # the mask of one query
         self.plain = dtype != weight.dtype  # under autocast, which does not know turned products
         self.weights = [self._of(layer) for layer in self.layers]
 
@@ -53,51 +54,51 @@ class Reader:
         heads, size, stop = self.heads, self.head_width, place + count
         total = rows * count
         turned = self.device == "cpu" and not self.plain and total <= FEW_ROWS
-        mask = None
-        if place and count > 1:
-            mask = torch.ones(count, stop, dtype=torch.bool, device=h.device).tril(place)
+        mask = self.unused
+        if count > 1:
+            mask = mask.new_full((count, stop), -torch.inf).triu(place + 1)
         h = h.reshape(total, width)
-        for number, (layer, weights) in enumerate(zip(self.layers, self.weights, strict=True)):
+        for layer, weights, memory in zip(self.layers, self.weights, self.memory, strict=True):
             scale1, shift1, qkv_w, qkv_b, proj_w, proj_b, scale2, shift2, up_w, up_b, down_w, down_b = weights
-            x = F.layer_norm(h, (width,), scale1, shift1)
+            x = torch.layer_norm(h, (width,), scale1, shift1)
             qkv = _product(x, qkv_w, qkv_b, turned).view(rows, count, 3, heads, size).permute(2, 0, 3, 1, 4)
-            q = qkv[0]
+            q, new = qkv.select(0, 0), memory.narrow(3, place, count)
             if self.angles is not None:
                 turns = self.angles[place:stop]
                 q = rotate(q, turns)
-                self.memory[number, 0, :, :, place:stop] = rotate(qkv[1], turns)
-                self.memory[number, 1, :, :, place:stop] = qkv[2]
+                new[0], new[1] = rotate(qkv[1], turns), qkv[2]
             else:
-                self.memory[number, :, :, :, place:stop] = qkv[1:]
+                new.copy_(qkv.narrow(0, 1, 2))
             if self.divisor is not None:
                 q = q / self.divisor
-            seen = self._attend(q, self.memory[number, :, :, :, :stop], mask)
+            seen = self._attend(q, memory.narrow(3, 0, stop), mask)
             h = h + _product(seen, proj_w, proj_b, turned)
-            x = F.layer_norm(h, (width,), scale2, shift2)
+            x = torch.layer_norm(h, (width,), scale2, shift2)
             hidden = _activate(_product(x, up_w, up_b, turned), layer.mlp.gated)
             if total <= HANDFUL:
                 hidden = hidden.contiguous()
             h = h + _product(hidden, down_w, down_b, turned)
         return h.view(rows, count, width)
 
-    def _attend(self, q: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-        """Queries (rows, H, n, d) on keys and values (2, rows, H, m, d) -> (rows * n, D)."""
+    def _attend(self, q: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """Queries (rows, H, n, d) on keys and values (2, rows, H, m, d), with a mask to add if n > 1 -> (rows * n, D)."""
         rows, heads, count, size = q.shape
-        if count > 1 or self.device != "cpu":
+        if self.device != "cpu" or (count > 1 and rows * heads * count * memory.shape[3] > FEW_LOGITS):
             keys, values = memory.unbind(0)
-            causal = mask is None and count > 1
-            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
-            return out.transpose(1, 2).reshape(rows * count, self.width)
-        # one query on a CPU: two batched products are faster than the fused kernel, which works in blocks of queries
-        keys, values = memory.flatten(1, 2)
-        flat = q.reshape(rows * heads, 1, size)
-        logits = torch.baddbmm(self.unused, flat, keys.transpose(1, 2), beta=0, alpha=size**-0.5)  # for its alpha alone
-        return torch.bmm(logits.softmax(dim=2).to(values.dtype), values).view(rows, self.width)
+            first = count > 1 and memory.shape[3] == count  # nothing was read before
+            added = None if first or count == 1 else mask
+            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=added, is_causal=first)
+        else:  # on a CPU the fused kernel is dear to start, and works in blocks of queries
+            keys, values = memory.flatten(1, 2).unbind(0)
+            flat = q.reshape(rows * heads, count, size)
+            logits = torch.baddbmm(mask, flat, keys.transpose(1, 2), beta=int(count > 1), alpha=size**-0.5)
+            out = torch.bmm(logits.softmax(dim=2).to(values.dtype), values).view(rows, heads, count, size)
+        return out.transpose(1, 2).reshape(rows * count, self.width)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor, turned: bool) -> Tensor:
     """x @ weight^T + bias; turned, its columns lie together in memory instead of its rows."""
-    return torch.addmm(bias[:, None], weight, x.t()).t() if turned else F.linear(x, weight, bias)
+    return torch.addmm(bias.unsqueeze(1), weight, x.t()).t() if turned else F.linear(x, weight, bias)
 
 
 def _activate(hidden: Tensor, gated: bool) -> Tensor:
