@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.errors import LabError
-from rrepa_lab.flow import decoding, memory, tarflow
+from rrepa_lab.flow import decoding, memory, stepping, tarflow
 from rrepa_lab.flow.decoding import DecodePlan
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.sampling.sample import noise
@@ -55,6 +55,21 @@ def test_many_rows(flow):
     assert_close(
         flow.inverse(z, y, **rule, method="cached").x, flow.inverse(z, y, **rule, method="sequential").x, atol=1e-8, rtol=0
     )
+
+
+@pytest.mark.parametrize("turned", [0, 10**6])
+@pytest.mark.parametrize("handful", [0, 10**6])
+@pytest.mark.parametrize("logits", [0, 10**6])
+def test_layouts_and_kernels_give_the_same(flow, monkeypatch, turned, handful, logits):
+    """Which products are turned, copied or fused depends on sizes: here each way is taken whatever the size."""
+    monkeypatch.setattr(stepping, "FEW_ROWS", turned)
+    monkeypatch.setattr(stepping, "HANDFUL", handful)
+    monkeypatch.setattr(stepping, "FEW_LOGITS", logits)
+    z, y = start(flow)
+    rule = {"guidance": 1.5, "temperature": 0.8}
+    plain = flow.inverse(z, y, **rule, method="sequential").x
+    for method in FAST:
+        assert_close(flow.inverse(z, y, **rule, method=method).x, plain, atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 16])
