@@ -3,7 +3,6 @@
 import contextlib
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from rrepa_lab.bench.timing import spread
 from rrepa_lab.errors import LabError
 from rrepa_lab.places import bundled
 
@@ -89,8 +89,7 @@ def _repaints(view: Any, slider: str, watched: str, repeats: int) -> list[float]
 
 
 def _row(case: str, seconds: Sequence[float]) -> dict[str, Any]:
-    spread = {"seconds": statistics.median(seconds), "fastest": min(seconds), "slowest": max(seconds)}
-    return {"bench": "page", "case": case, "classes": 10, **spread, "flow": "digits-reverse beside digits-none"}
+    return {"bench": "page", "case": case, "classes": 10, **spread(seconds), "flow": "digits-reverse beside digits-none"}
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """How costs grow: with tokens, blocks, classes and images."""
 
-import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 
 from rrepa_lab.analysis.classify import classify
 from rrepa_lab.bench.speed import random_flow
-from rrepa_lab.bench.timing import alternate
+from rrepa_lab.bench.timing import alternate, spread
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.flow.tarflow import FlowConfig
 from rrepa_lab.sampling.sample import noise
@@ -32,9 +31,9 @@ def scaling_table(repeats: int, device: str) -> pd.DataFrame:
         if over == "classes":
             calls = {"classify": calls["classify"]}
         for kind, seconds in alternate(calls, repeats, device).items():
-            middle = statistics.median(seconds)
-            row = {"kind": kind, "over": over, "size": size, "seconds": middle, "fastest": min(seconds)}
-            rows.append(row | {"slowest": max(seconds), "seconds_per_image": middle / images, "images": images})
+            times = spread(seconds)
+            row = {"kind": kind, "over": over, "size": size} | times
+            rows.append(row | {"seconds_per_image": times["seconds"] / images, "images": images})
     return pd.DataFrame(rows)
 
 

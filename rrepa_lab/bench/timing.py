@@ -34,13 +34,15 @@ def kept_bytes(call: Callable[[], Any]) -> int:
     return sum(sizes.values())
 
 
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Seconds of a case in each round: their median, the least and the most."""
+    return {"seconds": statistics.median(seconds), "fastest": min(seconds), "slowest": max(seconds)}
+
+
 def summary(seconds: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
-    """Seconds of a case in each round, against those of its reference in the same rounds."""
+    """`spread`, and the median of the ratios to a reference in the same rounds."""
     ratios = [mine / theirs for mine, theirs in zip(seconds, reference, strict=True)]
-    return {
-        "seconds": statistics.median(seconds), "fastest": min(seconds), "slowest": max(seconds),
-        "ratio": statistics.median(ratios),
-    }  # fmt: skip
+    return spread(seconds) | {"ratio": statistics.median(ratios)}
 
 
 def alternate(cases: Mapping[Any, Callable[[], Any]], repeats: int, device: str = "cpu") -> dict[Any, list[float]]:

@@ -47,9 +47,7 @@ def register(commands: Any) -> None:
     sample.add_argument("--temperature", type=float, default=1.0, help="of the unconditional branch, so only with guidance")
     sample.add_argument("--no-denoise", action="store_true", help="leave out the last step along the score")
     sample.add_argument("--method", default="auto", help="decoding: auto, cached, jacobi, sequential; all give the same images")
-    sample.add_argument(
-        "--precision", default="float32", choices=("float32", "bfloat16"), help="of the products; bfloat16 tells its error"
-    )
+    sample.add_argument("--precision", default="float32", help="of the products: float32, or bfloat16, which tells its error")
     sample.add_argument("--out", default="grid.png", help="picture to write")
 
     encoder = commands.add_parser("encoder", help="Train or score a small vision encoder.").add_subparsers(

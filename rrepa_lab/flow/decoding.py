@@ -129,11 +129,9 @@ def default_tolerance(dtype: torch.dtype) -> float:
     return 1e-10 if dtype == torch.float64 else 1e-5
 
 
-def automatic(plan: DecodePlan | None, device: str, rows: int, tokens: int) -> str:
+def automatic(plan: DecodePlan | None, device: str, rows: int) -> str:
     """The faster of cached and jacobi for so many images times branches: by the plan, without one of this device cached."""
-    if plan is not None and plan.device == device:
-        return "jacobi" if rows <= plan.upto else "cached"
-    return "cached"
+    return "jacobi" if plan is not None and plan.device == device and rows <= plan.upto else "cached"
 
 
 def windows_of(plan: DecodePlan | None, blocks: int, tokens: int) -> list[int]:

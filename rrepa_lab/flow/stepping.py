@@ -74,7 +74,7 @@ class Reader:
             seen = self._attend(q, memory.narrow(3, 0, stop), mask)
             h = h + _product(seen, proj_w, proj_b, turned)
             x = torch.layer_norm(h, (width,), scale2, shift2)
-            hidden = _activate(_product(x, up_w, up_b, turned), layer.mlp.gated)
+            hidden = layer.mlp.activate(_product(x, up_w, up_b, turned))
             if total <= HANDFUL:
                 hidden = hidden.contiguous()
             h = h + _product(hidden, down_w, down_b, turned)
@@ -99,10 +99,3 @@ class Reader:
 def _product(x: Tensor, weight: Tensor, bias: Tensor, turned: bool) -> Tensor:
     """x @ weight^T + bias; turned, its columns lie together in memory instead of its rows."""
     return torch.addmm(bias.unsqueeze(1), weight, x.t()).t() if turned else F.linear(x, weight, bias)
-
-
-def _activate(hidden: Tensor, gated: bool) -> Tensor:
-    if not gated:
-        return F.gelu(hidden)
-    gate, value = hidden.chunk(2, dim=1)
-    return F.silu(gate) * value

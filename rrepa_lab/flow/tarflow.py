@@ -37,8 +37,6 @@ from rrepa_lab.flow.patches import patchify, unpatchify
 from rrepa_lab.flow.taps import Tap, resolve
 
 Taps = str | Iterable[str]
-
-
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -272,7 +270,7 @@ class TarFlow(nn.Module):
         inputs = [z, *([] if label is None else [label]), *self.parameters()]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
             return "sequential"
-        return automatic(self.plan, z.device.type, rule.branches * len(z), self.config.tokens)
+        return automatic(self.plan, z.device.type, rule.branches * len(z))
 
     def _sequential(
         self, z: Tensor, label: Tensor | None, rule: Guidance, wanted: list[Tap], progress: Progress | None
@@ -315,14 +313,15 @@ class TarFlow(nn.Module):
                 progress(BlockReport(number, count, len(z), sweeps[number], method))
         error = None
         if method == "jacobi" or precision == "bfloat16":
+            held = method == "jacobi" and precision == "float32"  # to the tolerance
             check = residual(blocks, z, made, labels, rule)
-            for _ in range(POLISH if method == "jacobi" and precision == "float32" else 0):
+            for _ in range(POLISH if held else 0):
                 if check.error <= tolerance:
                     break
                 made |= check.tokens
                 check = residual(blocks, z, made, labels, rule)
             error = check.error
-            if method == "jacobi" and precision == "float32" and error > tolerance:
+            if held and error > tolerance:
                 raise ToleranceError(
                     f"jacobi cannot meet the tolerance {tolerance:g} here: sweeps still move numbers by {error:.2g} in "
                     f"{str(z.dtype).removeprefix('torch.')}; choose a larger one, or method 'cached'"

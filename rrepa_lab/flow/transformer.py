@@ -75,11 +75,14 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n, D) -> (B, n, D)."""
-        h = self.up(self.norm(x))
-        if self.gated:
-            gate, h = h.chunk(2, dim=-1)
-            return self.down(F.silu(gate) * h)
-        return self.down(F.gelu(h))
+        return self.down(self.activate(self.up(self.norm(x))))
+
+    def activate(self, h: Tensor) -> Tensor:
+        """What `up` gives, (..., 2 * hidden) if gated -> what `down` reads, (..., hidden)."""
+        if not self.gated:
+            return F.gelu(h)
+        gate, h = h.chunk(2, dim=-1)
+        return F.silu(gate) * h
 
 
 class Layer(nn.Module):

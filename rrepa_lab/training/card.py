@@ -14,13 +14,12 @@ def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = No
     """Write (or replace) card.md in the run's directory; scores are the table of `rl.evaluate`."""
     assert run.directory is not None
     facts = describe_config(run.config)
-    trained = f"A TARFlow trained by rrepa_lab, step {run.step} of {run.config.train.steps}."
-    elsewhere = (
-        "A TARFlow that was trained elsewhere and imported. How it was trained is not on file: the `train` settings in\n"
-    )
-    elsewhere += "config.json are defaults and say nothing about it."
-    lines = [f"# {run.name}", "", elsewhere if run.config.origin else trained, ""]
-    lines += ["| | |", "|---|---|"]
+    trained = [f"A TARFlow trained by rrepa_lab, step {run.step} of {run.config.train.steps}."]
+    imported = [
+        "A TARFlow that was trained elsewhere and imported. How it was trained is not on file: the `train` settings in",
+        "config.json are defaults and say nothing about it.",
+    ]
+    lines = [f"# {run.name}", "", *(imported if run.config.origin else trained), "", "| | |", "|---|---|"]
     for key, value in facts.items():
         shown = "<br>".join(value) if isinstance(value, list) else value
         lines.append(f"| {key} | {shown} |")
