@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rrepa_lab.analysis.claims import verdicts
+from rrepa_lab.analysis.claims import JUDGED, claim_lines, verdicts
 from rrepa_lab.analysis.compare import gather, markdown, tabulate
 from rrepa_lab.batch.cell import Task, finished
 from rrepa_lab.batch.study import Study
@@ -40,14 +40,5 @@ def summarise(study: Study, tasks: Iterable[Task], out: Path) -> tuple[pd.DataFr
 
 
 def claims_markdown(judged: pd.DataFrame) -> str:
-    """A line for each claim: verdict, claim, where it is made, and the differences measured."""
-    lines = []
-    for _, rows in judged.groupby("claim", sort=False):
-        first = rows.iloc[0]
-        told = [
-            f"{row['metric']} {row['difference']:+.4f} ± {row['sd']:.4f} ({row['better']} against {row['than']})"
-            for row in rows.to_dict("records")
-            if isinstance(row["better"], str)
-        ]
-        lines.append(f"- **{first['verdict']}**: {first['claim']} ({first['source']})" + "".join(f"; {part}" for part in told))
-    return "\n".join(lines)
+    """A list of the claims with their verdicts, and of the differences measured, with how they are judged."""
+    return "\n".join([JUDGED, "", *claim_lines(judged)])

@@ -141,9 +141,9 @@ def _tell(reports: "list[CellReport]", failed: "list[CellReport]", out: str, pro
 
 
 def _tell_verdicts(judged: "pd.DataFrame") -> None:
-    print()
-    for row in judged.drop_duplicates("claim").to_dict("records"):
-        print(f"{row['verdict']}: {row['claim']}" + (f" ({row['source']})" if row["source"] else ""))
+    from rrepa_lab.analysis.claims import JUDGED, claim_lines
+
+    print("\n" + "\n".join([*(line.replace("**", "") for line in claim_lines(judged)), "", JUDGED]))
 
 
 def _facts(report: "CellReport") -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from rrepa_lab import __version__
+from rrepa_lab.analysis.claims import JUDGED, verdict_table
 from rrepa_lab.analysis.compare import protocols, settings_in, wide
 from rrepa_lab.errors import unknown
 from rrepa_lab.viz.theme import COLOURS, SYMBOLS, styled
@@ -72,18 +73,8 @@ def report(
     for name, other in (beside or {}).items():
         parts += [f"<h2>{html.escape(name)}</h2>", _html_table(other)]
     if verdicts is not None and len(verdicts):
-        again = verdicts["claim"].duplicated()
-        shown = verdicts.assign(
-            difference=[
-                "" if pd.isna(mean) else f"{mean:+.4f} ± {sd:.4f}"
-                for mean, sd in zip(verdicts["difference"], verdicts["sd"], strict=True)
-            ],
-            seeds=["" if pd.isna(count) else f"{count:.0f}" for count in verdicts["seeds"]],
-            holds=verdicts["holds"].map({True: "yes", False: "no"}),
-            **{name: verdicts[name].mask(again) for name in ("claim", "source", "verdict")},
-        )
-        shown = shown[["verdict", "claim", "source", "metric", "better", "than", "difference", "seeds", "holds"]]
-        parts += ["<h2>What becomes of the paper's claims</h2>", _html_table(shown.fillna(""))]
+        told = f"<p>{html.escape(JUDGED)}</p>"
+        parts += ["<h2>What becomes of the paper's claims</h2>", told, _html_table(verdict_table(verdicts))]
     scripts: bool | str = True
     for metric in dict.fromkeys(table["metric"]):
         figure = spread(table, metric)
