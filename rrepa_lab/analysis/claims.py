@@ -60,7 +60,7 @@ class Claim(Config):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if bool(self.not_testable) == bool(self.contrasts or self.monotone):
-            raise ValueError(f"claim {self.claim!r} needs either contrasts (or monotone) or a reason in not_testable")
+            raise ValueError(f"claim {self.claim!r} needs either contrasts or a reason in not_testable")
         if len(self.monotone) == 1:
             raise ValueError(f"claim {self.claim!r}: monotone has 1 setting and needs at least 2")
         if not self.not_testable and not self.metric:
