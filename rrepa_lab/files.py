@@ -5,17 +5,47 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+from safetensors import SafetensorError
+
+from rrepa_lab.errors import LabError
+
+TEMPORARY = ".tmp"
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it into place; on failure nothing is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Let `write` fill a temporary file beside `path`, then rename it into place; on failure nothing is left.
+
+    Raises: LabError in one line where the file cannot be written: no space, no permission, a path that cannot be.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
-        write(temporary)
-        temporary.chmod(0o644)  # some writers make files that only their owner can read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            temporary.chmod(0o644)  # some writers make files that only their owner can read
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise LabError(f"{path} cannot be written: {error.strerror or error}") from error
+    except (RuntimeError, SafetensorError) as error:  # what torch.save and safetensors make of an OSError
+        if not _is_write_error(error):
+            raise
+        raise LabError(f"{path} cannot be written ({str(error).splitlines()[0]}): is the disk full?") from error
+
+
+def _is_write_error(error: Exception) -> bool:
+    words = ("PytorchStreamWriter", "write", "No space", "I/O error", "IoError", "os error", "unexpected pos")
+    return any(word in str(error) for word in words)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of `write_atomically` whose process is gone, or is this one."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        number = path.name.removesuffix(TEMPORARY).rpartition(".")[2]
+        if not number.isdecimal() or int(number) == os.getpid() or not psutil.pid_exists(int(number)):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """A run: its configuration, its weights on disk, and how to get it back.
 
-A run directory holds config.json (everything needed to build it), model.safetensors (averaged weights and projectors),
+A run directory holds config.json (everything needed to build it), model.safetensors (averaged weights and projectors after
+the last step), best.safetensors (the same at the step that was best on the validation split, if `train.keep` names a metric),
 metrics.jsonl, card.md, scores.csv once it was evaluated, decoding.json once it was calibrated, and train_state.pt while it
 can be resumed.
 """
@@ -32,6 +33,8 @@ from rrepa_lab.places import assets, runs_root
 from rrepa_lab.training.settings import TrainConfig
 
 FORMAT = 1
+CHECKPOINTS = ("best", "last")
+BEST = "best.safetensors"  # the weights that were best on the validation split, where `train.keep` asks for them
 PLAN = "decoding.json"  # how it is decoded fastest, see `sampling.calibrate`
 
 
@@ -114,9 +117,18 @@ class Run:
         directory = Path(directory)
         about = {"format": FORMAT, "classes": self.classes, "config": self.config.to_dict()}
         write_text(directory / "config.json", json.dumps(about, indent=2) + "\n")
-        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self._modules().state_dict().items()}
-        metadata = {"step": str(self.step)}  # one key: safetensors writes several in any order, and the bytes would differ
-        write_atomically(directory / "model.safetensors", lambda path: save_file(weights, path, metadata))
+        self.save_weights(directory / "model.safetensors", self.weights(), self.step, dtype)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of flow and projectors by name, as model.safetensors holds them."""
+        return self._modules().state_dict()
+
+    @staticmethod
+    def save_weights(path: Path, weights: dict[str, Tensor], step: int, dtype: torch.dtype = torch.float32) -> None:
+        """Write tensors of `weights` in `dtype`, with the step they were taken at, atomically."""
+        stored = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
+        metadata = {"step": str(step)}  # one key: safetensors writes several in any order, and the bytes would differ
+        write_atomically(path, lambda temporary: save_file(stored, temporary, metadata))
 
     def push(self, repo_id: str, private: bool = True) -> str:
         """Upload the run directory to the Hugging Face Hub (needs a login and network); returns its address."""
@@ -185,15 +197,21 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load(name: str | Path, device: str = "cpu") -> Run:
+def load(name: str | Path, device: str = "cpu", checkpoint: str = "best") -> Run:
     """A fresh run by bundled or local name, run directory, or Hugging Face Hub id ("owner/name").
+
+    Args:
+        checkpoint: "best" takes the weights that were best on the validation split where the run kept them
+            (`train.keep`), else the last ones; "last" always takes the last ones.
 
     Raises: LabError when there is no such run, or its files are truncated or do not belong together.
     """
     where = pick_device(device)
+    if checkpoint not in CHECKPOINTS:
+        raise unknown("checkpoint", checkpoint, CHECKPOINTS)
     directory = _find(name)
     config, classes = _read_config(directory)
-    path = directory / "model.safetensors"
+    path = directory / (BEST if checkpoint == "best" and (directory / BEST).is_file() else "model.safetensors")
     weights, metadata = _read_weights(path)
     dims = {value.shape[0] for key, value in weights.items() if key.startswith("projectors.") and key.endswith(".4.bias")}
     projectors = Projectors(config.align.taps, config.flow.width, config.align.projector_width, max(dims, default=1))
@@ -220,7 +238,7 @@ def _find(name: str | Path) -> Path:
 def _download(repo_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    files = ["config.json", "model.safetensors", "metrics.jsonl", "card.md", "scores.csv", PLAN]
+    files = ["config.json", "model.safetensors", BEST, "metrics.jsonl", "card.md", "scores.csv", PLAN]
     try:
         return Path(snapshot_download(repo_id, allow_patterns=files))
     except Exception as error:

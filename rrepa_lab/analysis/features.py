@@ -90,7 +90,7 @@ class Reading:
         The noise on an image depends on its row and the seed alone.
         """
         batches = [part.tolist() for part in torch.arange(len(images)).split(self.batch)] if order is None else list(order)
-        workers = 0 if isinstance(images, TensorImages) else run.config.train.workers
+        workers = 0 if isinstance(images, TensorImages) else run.config.train.worker_count
         for rows, (x, y) in zip(batches, stream(images, batches, workers), strict=True):
             seen = x
             if self.noise_std:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def _train(given: argparse.Namespace) -> int:
     with (
         stop_on_interrupt() as stopped,
         bar,
-        closing(train(config, given.out, resume=given.resume, device=given.device)) as reports,
+        closing(train(config, given.out, resume=given.resume, device=given.device, stop=stopped)) as reports,
     ):
         for report in reports:
             bar.update(report.step - bar.n)
@@ -93,8 +93,6 @@ def _train(given: argparse.Namespace) -> int:
             if report.similarity:
                 parts["similarity"] = f"{sum(report.similarity.values()) / len(report.similarity):.3f}"
             bar.set_postfix(parts, refresh=False)
-            if stopped():
-                break
     if report is None:
         raise LabError(f"{given.out} is finished: nothing left to train; raise train.steps in a new run")
     facts = {"run": str(given.out), "step": report.step, "loss": report.loss, "nats_per_dim": report.nats_per_dim,
@@ -111,20 +109,23 @@ def _train(given: argparse.Namespace) -> int:
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C only notes the wish, so that a step can be finished and saved; a second one stops at once."""
+    """Within it Ctrl-C, SIGTERM and SIGHUP set a flag, so that a step can be finished and saved; a second one stops at once."""
     asked: list[bool] = []
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
     def handle(_signal: int, _frame: object) -> None:
         if asked:
             raise KeyboardInterrupt
         asked.append(True)
-        print("\nstopping after this report; Ctrl-C again to stop at once", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print("\nstopping after this step; Ctrl-C again to stop at once", file=sys.stderr)
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in signals}
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _import_tarflow(given: argparse.Namespace) -> int:

@@ -25,7 +25,14 @@ class DataConfig(Config):
     image_size: int = Field(8, ge=1, description="height and width; folder images are resized and cropped to it")
     channels: Literal[1, 3] = 1
     flip: bool = Field(False, description="mirror half of the training images; not for digits or text")
+    shift: int = Field(0, ge=0, description="move training images by up to so many pixels, each way; the rest is background")
+    shift_probability: float = Field(1.0, ge=0, le=1, description="part of the training images that are shifted")
     holdout: float = Field(0.0, ge=0, lt=1, description="part of the training split set aside as `val`")
+
+    @property
+    def augments(self) -> bool:
+        """Whether a training image differs from one epoch to the next, noise aside."""
+        return self.flip or bool(self.shift and self.shift_probability)
 
 
 class Batch(NamedTuple):

@@ -16,6 +16,7 @@ class Losses(NamedTuple):
     total: Tensor  # L_nf + lambda * L_align
     flow: Tensor  # L_nf, nats per dimension without the constant
     similarity: dict[str, Tensor]  # tap -> mean cosine with the encoder
+    z_square: Tensor | None = None  # (T, P) mean of z^2 over the batch, detached, of a volume-preserving flow
 
 
 class Objective(nn.Module):
@@ -30,8 +31,9 @@ class Objective(nn.Module):
         taps = self.flow.resolve(self.align.taps) if target is not None else []
         encoded, aligned = features(self.flow, x, y, self.align.strategy, taps, self.align.refinements)
         flow = flow_loss(encoded.z, encoded.logdet, self.flow.prior_var)
+        square = None if self.flow.prior_var is None else encoded.z.detach().square().mean(dim=0)
         if target is None or not aligned:
-            return Losses(flow, flow, {})
+            return Losses(flow, flow, {}, square)
         near = {tap: similarity(self.projectors.project(tap, states), target) for tap, states in aligned.items()}
         total = flow + self.align.weight * alignment_loss(near)
-        return Losses(total, flow, {tap: value.mean() for tap, value in near.items()})
+        return Losses(total, flow, {tap: value.mean() for tap, value in near.items()}, square)

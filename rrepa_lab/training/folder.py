@@ -1,0 +1,91 @@
+"""The run directory of a training: whether it may be used, the lock on it, and the room for checkpoints."""
+
+import shutil
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from rrepa_lab.errors import LabError
+from rrepa_lab.files import remove_leftovers
+from rrepa_lab.runs import RunConfig, _read_config, load
+from rrepa_lab.training.state import NAME as STATE
+from rrepa_lab.training.state import Checkpoint
+
+LOCK = ".lock"
+
+
+def take(out: Path, lock: FileLock) -> None:
+    """Make the run directory, lock it for this training, and clear what a killed one left behind; LabError if it cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        what = "is being trained by another process: wait for its end, or choose another --out"
+        raise LabError(f"{out} {what}") from None
+    except OSError as error:
+        raise LabError(f"{out} cannot be written to: {error.strerror or error}") from None
+    remove_leftovers(out)
+
+
+def check_space(out: Path, need: int) -> None:
+    """LabError if fewer than `need` bytes are free where `out` lies."""
+    free = shutil.disk_usage(out).free
+    if need > free:
+        raise LabError(f"{out}: checkpoints need {need / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free there")
+
+
+def resumes(config: RunConfig, classes: list[str], out: Path, resume: bool | str) -> bool:
+    """Whether this call goes on with the run in `out`.
+
+    A folder in which no step was taken (the training was killed before its first checkpoint was whole, or the disk was
+    full) counts as empty.
+
+    Raises: LabError for a folder of something else, a run that may not be overwritten, and other settings or classes.
+    """
+    if out.exists() and not out.is_dir():
+        raise LabError(f"{out} is a file: choose another --out")
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.exists() else set()
+    if not names:
+        if resume is True and not (out / LOCK).exists():
+            raise LabError(f"nothing to resume: {out} holds no run")
+        return False
+    if STATE not in names and not _is_run(out):
+        raise LabError(f"{out} is not empty and holds no run: choose another --out")
+    if _last_step(out) == 0:
+        return False
+    if not resume:
+        raise LabError(f"{out} already holds a run: --resume goes on with it, or choose another --out")
+    state = Checkpoint.load(out / STATE, lazily=True)
+    old_config, old_classes = (RunConfig.from_dict(state.config), state.classes) if state.config else _read_config(out)
+    old, new = old_config.flat(), config.flat()
+    for key in [*old, *new]:
+        if old.get(key) != new.get(key):
+            change = f"{key} was {old.get(key)}, now {new.get(key)}"
+            raise LabError(f"{out} was trained with another configuration ({change}): resume {out / 'config.json'}")
+    if old_classes != classes:
+        raise LabError(f"{out} was trained with the classes {_names(old_classes)}; the data now have {_names(classes)}")
+    return True
+
+
+def _is_run(out: Path) -> bool:
+    if not (out / "config.json").is_file():
+        return False
+    try:
+        _read_config(out)
+    except LabError:
+        return False
+    return True
+
+
+def _last_step(out: Path) -> int | None:
+    """Steps that the training in `out` took; None where that cannot be read."""
+    try:
+        if (out / STATE).exists():
+            return Checkpoint.load(out / STATE, lazily=True).step
+        return load(out).step if (out / "model.safetensors").exists() else 0
+    except LabError:
+        return None
+
+
+def _names(classes: list[str]) -> str:
+    return ", ".join(classes[:10]) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "") or "none"

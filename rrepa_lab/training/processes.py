@@ -1,0 +1,65 @@
+"""One process or several: the accelerator of a training, and how the main process decides for all of them."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rrepa_lab.errors import LabError
+
+
+def world_size() -> int:
+    """Processes that `torchrun` or `accelerate launch` started together; 1 without them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def accelerator_on(device: torch.device) -> Any:
+    """An `accelerate.Accelerator` that computes on this device, whatever an earlier training of this process used.
+
+    Several processes choose their GPUs themselves, one each.
+
+    Raises: LabError for a numbered GPU with several processes.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    if world_size() > 1:
+        if device.index is not None:
+            raise LabError(f"device {device} with {world_size()} processes: each takes a GPU of its own, use --device cuda")
+        return Accelerator(cpu=device.type == "cpu")
+    # accelerate keeps the first device of a process in shared state
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    name = "ACCELERATE_TORCH_DEVICE"
+    before = os.environ.get(name)
+    os.environ[name] = str(device)
+    try:
+        return Accelerator(cpu=device.type == "cpu")
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def main_decides(accelerator: Any, decide: Callable[[], Any]) -> Any:
+    """What `decide` returns in the main process, in all processes; its LabError is raised in all of them."""
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = decide()
+        except LabError as error:
+            answer[1] = str(error)
+    if accelerator.num_processes > 1:
+        torch.distributed.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise LabError(answer[1])
+    return answer[0]
+
+
+def any_process(accelerator: Any, flag: bool) -> bool:
+    """Whether the flag is set in any of the processes."""
+    if accelerator.num_processes == 1:
+        return flag
+    total: torch.Tensor = accelerator.reduce(torch.tensor(int(flag), device=accelerator.device), "sum")
+    return bool(total.item())
