@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rrepa_lab.analysis.compare import compare
     from rrepa_lab.analysis.embed import embed, neighbours, patch_colours
     from rrepa_lab.analysis.evaluate import evaluate, evaluate_samples
+    from rrepa_lab.analysis.floors import position_floor, teacher_floors
     from rrepa_lab.analysis.probe import best_layer, probe
     from rrepa_lab.analysis.report import ClassificationReport, classification_report
     from rrepa_lab.analysis.similarity import similarity
@@ -48,6 +49,8 @@ _HOMES = {
     "patch_colours": "analysis.embed",
     "evaluate": "analysis.evaluate",
     "evaluate_samples": "analysis.evaluate",
+    "position_floor": "analysis.floors",
+    "teacher_floors": "analysis.floors",
     "best_layer": "analysis.probe",
     "probe": "analysis.probe",
     "ClassificationReport": "analysis.report",
@@ -108,12 +111,14 @@ __all__ = [
     "load",
     "neighbours",
     "patch_colours",
+    "position_floor",
     "preset",
     "probe",
     "refinement_errors",
     "routing",
     "sample",
     "similarity",
+    "teacher_floors",
     "trace",
     "train",
     "write_result",

@@ -4,6 +4,7 @@ The recipe of the field, as REPA's authors state it (sihyun-yu/REPA, issue 24): 
 averaged over tokens. CKNNA and mutual k-NN compare directions: features have length 1.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Any
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 
 from rrepa_lab.align.encoder import Encoder, match_grid
 from rrepa_lab.align.projector import similarity as cosine
-from rrepa_lab.analysis.features import Read, Reading, check_spread, together
+from rrepa_lab.analysis.features import Read, Reading, check_spread, image_set, together
+from rrepa_lab.analysis.floors import LABEL_POSITION, POSITION, TargetMeans, teacher_means
 from rrepa_lab.analysis.tables import about, place
 from rrepa_lab.data.datasets import Batch, ImageSet
 from rrepa_lab.errors import LabError, unknown
@@ -134,7 +136,9 @@ def similarity(
             one, or with all of `other_taps`.
         metrics: of "cknna", "cka", "mutual_knn" and "teacher_cosine"; by default all that apply. "teacher_cosine" is what
             alignment trains: the mean cosine over patches between the run's own projector and its own encoder, so it is
-            there only for taps that have a projector.
+            there only for taps that have a projector. Beside it stands its floor, see `analysis.floors`: the cosine that is
+            reached without reading the image, by the best constants of the training split (its first `limit` images) for
+            each position, where the label is fed for each class and position.
         direction: "forward": real images on their way to the noise. "reverse": the generating pass from fresh noise,
             compared with the other's features of the FINISHED sample (denoised); another run generates from the same noise.
         neighbours: k of CKNNA and mutual k-NN.
@@ -147,7 +151,9 @@ def similarity(
         samples: how many, under "reverse", with seeds from `seed` on.
 
     Returns: columns run, strategy, train_seed, tap, block, layer, module_path, metric, value, n, other, other_tap,
-        direction, label_fed, guidance, noise_std, pool, neighbours, seed, device.
+        direction, label_fed, guidance, noise_std, pool, neighbours, seed, device; with "teacher_cosine" also floor,
+        above_floor (value - floor) and floor_of ("position" or "label and position"), nan and "" beside other metrics.
+        The floor is nan too where the training split is not at hand.
 
     Raises: LabError for a tap or metric that does not exist, an empty set, constant features, more neighbours than
         images, or a run without an encoder to compare with.
@@ -166,12 +172,13 @@ def similarity(
         theirs = together(how.batches(other, [tap.name for tap in partners], *fed), keep_images=False).features
         pairs = list(zip(wanted, partners, strict=True)) if other_taps is None else list(product(wanted, partners))
         named = [(tap, partner.name) for tap, partner in pairs]
-        what, cosines = other.name, dict[str, float]()
+        what, cosines, floor = other.name, dict[str, float](), math.nan
     else:
         encoder = (run.encoder() if other is None else other).to(run.device)
         with_projector = [tap.name for tap in wanted if tap.name in run.projectors.taps and "teacher_cosine" in chosen]
         batches = how.batches(run, [tap.name for tap in wanted], *fed)
-        mine, seen, cosines = _beside_encoder(batches, run, encoder, how, with_projector)
+        means = _training_means(run, encoder, limit, batch) if with_projector else None
+        mine, seen, cosines, floor = _beside_encoder(batches, run, encoder, how, with_projector, means)
         theirs = {"": seen}
         named = [(tap, "") for tap in wanted]
         what = f"{encoder.config.model}, {encoder.config.weights}"
@@ -185,8 +192,11 @@ def similarity(
                 value = _MEASURES[name](mine.features[tap.name], theirs[partner], neighbours)
                 rows.append({**at, "metric": name, "value": value})
             elif tap.name in cosines:
-                rows.append({**at, "metric": name, "value": cosines[tap.name]})
+                beside = {"floor": floor, "above_floor": cosines[tap.name] - floor, "floor_of": _floor_of(run, how)}
+                rows.append({**at, "metric": name, "value": cosines[tap.name], **beside})
     table = pd.DataFrame([about(run) | row for row in rows])
+    if "floor_of" in table:
+        table["floor_of"] = table["floor_of"].fillna("")
     return table.assign(other=what, neighbours=neighbours, n=len(mine.y), **how.columns(run))
 
 
@@ -205,12 +215,26 @@ def _metrics(run: Run, other: Run | Encoder | None, taps: list[Tap], metrics: It
     return chosen
 
 
+def _floor_of(run: Run, how: Reading) -> str:
+    """What the best constants may know: the label only where the flow is fed it."""
+    return LABEL_POSITION if how.feed_label and run.flow.config.classes else POSITION
+
+
+def _training_means(run: Run, encoder: Encoder, limit: int | None, batch: int) -> TargetMeans | None:
+    """Of the run's training split, where it is at hand."""
+    try:
+        images = image_set(run, "train", None, limit)
+    except LabError:
+        return None
+    return teacher_means(run, encoder, images, batch)
+
+
 @torch.no_grad()
 def _beside_encoder(
-    batches: Iterable[Read], run: Run, encoder: Encoder, how: Reading, with_projector: list[str]
-) -> tuple[Read, Tensor, dict[str, float]]:
-    """The flow's features, the encoder's (n, E) of the same images, and the mean cosine over patches by projector."""
-    parts, seen = [], []
+    batches: Iterable[Read], run: Run, encoder: Encoder, how: Reading, with_projector: list[str], means: TargetMeans | None
+) -> tuple[Read, Tensor, dict[str, float], float]:
+    """The flow's features, the encoder's (n, E) of the same images, the mean cosine over patches by projector, its floor."""
+    parts, seen, floors = [], [], list[Tensor]()
     cosines: dict[str, list[Tensor]] = {name: [] for name in with_projector}
     for part in batches:
         patches = encoder(part.x.to(run.device))
@@ -218,8 +242,12 @@ def _beside_encoder(
         target = match_grid(patches, encoder.grid, run.flow.config.side)
         for name, values in cosines.items():
             values.append(cosine(run.projectors.project(name, part.states[name]), target).cpu())
+        if means is not None:
+            floor = means.floor(target, part.y)
+            floors.append(floor.label_position if _floor_of(run, how) == LABEL_POSITION else floor.position)
         parts.append(Read(part.features, part.y, part.x[:0], {}))
-    return together(parts), torch.cat(seen), {name: float(torch.cat(values).mean()) for name, values in cosines.items()}
+    near = {name: float(torch.cat(values).mean()) for name, values in cosines.items()}
+    return together(parts), torch.cat(seen), near, float(torch.cat(floors).mean()) if floors else math.nan
 
 
 _MEASURES: dict[str, Callable[[Tensor, Tensor, int], float]] = {

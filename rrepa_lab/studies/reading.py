@@ -31,8 +31,20 @@ from rrepa_lab.studies.digits import SEEDS, write_sums
 LAYERS, CLASSES = "digits-layers", "digits-classification"
 CLASSIFIERS = ("gradient", "iterated", "bayes")
 _TEXTS = dict.fromkeys(
-    ("tap", "module_path", "other", "other_tap", "probe", "blocks", "align.strategy", "align.blocks", "align.layers"), str
-)
+    (
+        "tap",
+        "module_path",
+        "other",
+        "other_tap",
+        "floor_of",
+        "probe",
+        "blocks",
+        "align.strategy",
+        "align.blocks",
+        "align.layers",
+    ),
+    str,
+)  # fmt: skip
 
 
 def read_layers(source: str | Path) -> pd.DataFrame:
@@ -71,10 +83,12 @@ def read_runs(read: Callable[[str | Path], pd.DataFrame], sources: Sequence[str 
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean (`value`), standard deviation (`sd`) and number of training seeds of every cell."""
-    keys = [name for name in table.columns if name not in ("train_seed", "value", "standard_error")]
-    cells = table.groupby(keys, sort=False, dropna=False)["value"].agg(["mean", "std", "count"]).reset_index()
-    return cells.rename(columns={"mean": "value", "std": "sd", "count": "train_seeds"})
+    """Mean (`value`), standard deviation (`sd`) and number of training seeds of every cell; floors are means too."""
+    beside = [name for name in ("floor", "above_floor") if name in table]
+    keys = [name for name in table.columns if name not in ("train_seed", "value", "standard_error", *beside)]
+    groups = table.groupby(keys, sort=False, dropna=False)
+    cells = groups["value"].agg(["mean", "std", "count"]).rename(columns={"mean": "value", "std": "sd", "count": "train_seeds"})
+    return cells.join(groups[beside].mean()).reset_index() if beside else cells.reset_index()
 
 
 def load_table(name: str = LAYERS) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """card.md: what a run is, how it was trained and how it scores, for a reader who finds the folder."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -8,6 +9,9 @@ from rrepa_lab.align.selfsup import EncoderTrainConfig
 from rrepa_lab.files import write_text
 from rrepa_lab.runs import Run, describe_config
 from rrepa_lab.training.records import Records
+
+# columns of metrics.jsonl that hold a floor of the similarity -> what its constants know
+FLOORS = {"floors.label_position": "label and position", "floors.position": "position"}
 
 
 def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = None) -> None:
@@ -32,13 +36,28 @@ def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = No
             f"Last report, step {last['step']:.0f}: {last['nats_per_dim']:.4f} nats/dim on training images",
         ]
         lines[-1] += f" under the training noise, {last['seconds']:.0f} s since the start or the last resume."
-        for name in metrics.columns[metrics.columns.str.startswith("similarity.")]:
-            lines.append(f"Cosine with the encoder at {name.removeprefix('similarity.')}: {last[name]:.3f}.")
+        lines += similarity_lines(last)
         lines.append("Curves: metrics.jsonl.")
     if scores is not None:
         lines += ["", "## Scores", "", *score_lines(scores)]
     lines += ["", "Load it: `rl.load(<this folder>)`; command line: `rrepa-lab sample <this folder>`.", ""]
     write_text(Path(run.directory) / "card.md", "\n".join(lines))
+
+
+def similarity_lines(report: "pd.Series[Any]") -> list[str]:
+    """A line for each aligned tap of a report of training: its cosine with the encoder and, where the floors were recorded
+    (`floors.position`, `floors.label_position`, see `analysis.floors`), by how much it is above them.
+    """
+    floors = {text: float(report[key]) for key, text in FLOORS.items() if pd.notna(report.get(key))}
+    lines = []
+    for name in report.index[report.index.str.startswith("similarity.")]:
+        if pd.notna(report[name]):
+            lines.append(f"Cosine with the encoder at {name.removeprefix('similarity.')}: {report[name]:.3f}")
+            lines[-1] += "".join(f", {report[name] - floor:+.3f} above {text} alone" for text, floor in floors.items()) + "."
+    if lines and floors:
+        known = ", ".join(f"{text} {floor:.3f}" for text, floor in floors.items())
+        lines.append(f"Floors, reached by constants without reading the image: {known}.")
+    return lines
 
 
 def save_scores(run: Run, scores: pd.DataFrame) -> None:
@@ -49,10 +68,22 @@ def save_scores(run: Run, scores: pd.DataFrame) -> None:
 
 
 def score_lines(scores: pd.DataFrame) -> list[str]:
-    """A Markdown table of an evaluation, protocol included."""
-    lines = ["| metric | value | unit | n | protocol |", "|---|---|---|---|---|"]
-    for row in scores.itertuples():
-        lines.append(f"| {row.metric} | {row.value:.4f} | {row.unit} | {row.n} | {row.protocol} |")
+    """A Markdown table of an evaluation, protocol included; the splits of a metric side by side where there are several.
+
+    A metric that one split alone has, or that was measured under another protocol there, has "-" in the other column.
+    """
+    splits = list(dict.fromkeys(scores["split"])) if "split" in scores else []
+    if len(splits) < 2:
+        lines = ["| metric | value | unit | n | protocol |", "|---|---|---|---|---|"]
+        for row in scores.itertuples():
+            lines.append(f"| {row.metric} | {row.value:.4f} | {row.unit} | {row.n} | {row.protocol} |")
+        return lines
+    lines = [f"| metric | {' | '.join(splits)} | unit | n | protocol |", f"|---|{'---|' * len(splits)}---|---|---|"]
+    for (metric, unit, protocol), rows in scores.groupby(["metric", "unit", "protocol"], sort=False, dropna=False):
+        by_split = rows.drop_duplicates("split").set_index("split")
+        values = [f"{by_split.loc[split, 'value']:.4f}" if split in by_split.index else "-" for split in splits]
+        counts = " / ".join(str(by_split.loc[split, "n"]) if split in by_split.index else "-" for split in splits)
+        lines.append(f"| {metric} | {' | '.join(values)} | {unit} | {counts} | {protocol} |")
     return lines
 
 

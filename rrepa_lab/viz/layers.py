@@ -83,8 +83,8 @@ def layer_curves(
     """One curve over all layers for each run, with a band of one standard deviation over its seeds.
 
     Beside an accuracy, rows of classifiers (tap "", as `rl.probe(classifiers=["gradient"])` adds them) become dashed levels
-    in the run's colour, and those of the baselines levels in grey. With "gradient" this is Figure 4 of R-REPA
-    (arXiv 2511.22345). `title` stands instead of the metric.
+    in the run's colour, and those of the baselines levels in grey, as is the floor of a cosine. With "gradient" this is
+    Figure 4 of R-REPA (arXiv 2511.22345). `title` stands instead of the metric.
     """
     rows = _layers(table, metric)
     figure = go.Figure()
@@ -105,6 +105,8 @@ def layer_curves(
             if name in shown:
                 _level(figure, x, shown[name], f"{run}: {_name(name)}", colour, dash)
                 values.setdefault(name, []).append(f"{run} {shown[name]:.3f}")
+    for text, value in _floors(rows).items():
+        _level(figure, x, value, f"floor: {text}", INK, "dot", f"floor, {text} {value:.3f}", left=True)
     baselines = table[(table["metric"] == metric) & table["tap"].isin(("pixels", "encoder"))]
     for baseline, value in baselines.groupby("tap")["value"].mean().items():
         pixels = baseline == "pixels"  # named at the left end, the encoder at the right: the two may be close
@@ -183,6 +185,14 @@ def _level(
     )  # fmt: skip
 
 
+def _floors(rows: pd.DataFrame) -> dict[str, float]:
+    """Where a cosine has a floor: what that knows -> its mean over the rows."""
+    if "floor" not in rows:
+        return {}
+    known = rows.dropna(subset=["floor"])
+    return {str(name): float(value) for name, value in known.groupby("floor_of")["floor"].mean().items()}
+
+
 def _caption(rows: pd.DataFrame) -> str:
     """n, seeds and protocol of the rows shown."""
     what = "real images" if one_of(rows["direction"]) == "forward" else "generated images"
@@ -198,6 +208,7 @@ def _caption(rows: pd.DataFrame) -> str:
         parts.append(f"fitted on {one_of(rows['n_train'])} images, {one_of(rows['probe'])}")
     if "other" in rows and one_of(rows["other"]):
         parts.append(f"compared with {one_of(rows['other'])}")
+    parts += [f"{text} alone reaches {value:.3f} (floor)" for text, value in _floors(rows).items()]
     if "standard_error" in rows and rows["standard_error"].notna().any():
         parts.append(f"standard error at most {rows['standard_error'].max():.3f}")
     return "; ".join(parts)

@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.likelihood import HALF_LOG_2PI
+from rrepa_lab.training.card import FLOORS
 from rrepa_lab.viz.charts import band
-from rrepa_lab.viz.theme import COLOURS, SYMBOLS, one_of, styled
+from rrepa_lab.viz.theme import COLOURS, INK, SYMBOLS, one_of, styled
 
 # what curves may be drawn against, by the column of the table that holds it
 AXES = {"step": "step", "images": "training images seen", "seconds": "seconds of training"}
@@ -69,8 +70,11 @@ def loss_parts(metrics: Mapping[str, pd.DataFrame], caption: str = "", x: str = 
 
 
 def similarity_curves(metrics: Mapping[str, pd.DataFrame], caption: str = "", x: str = "step") -> go.Figure:
-    """Mean cosine of the aligned features with the encoder's against steps, one curve for each run and tap."""
-    figure = go.Figure()
+    """Mean cosine of the aligned features with the encoder's against steps, one curve for each run and tap.
+
+    Where the floors were recorded (see `analysis.floors`), they are grey levels and stand in the caption.
+    """
+    figure, floors = go.Figure(), dict[str, None]()
     for place, (name, table) in enumerate(metrics.items()):
         taps = [column for column in table.columns if column.startswith("similarity.")]
         for column, dash in zip(taps, ("solid", "dash", "dot", "dashdot") * len(taps), strict=False):
@@ -80,9 +84,22 @@ def similarity_curves(metrics: Mapping[str, pd.DataFrame], caption: str = "", x:
                 line={"color": COLOURS[place % len(COLOURS)], "dash": dash},
                 hovertemplate=f"{name}, {tap}, {x} %{{x}}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
+    lines = len(figure.data)
+    for table in metrics.values():
+        for column, what in FLOORS.items():
+            known = _known(table, column)
+            if known.empty or (text := f"{what} alone {known[column].iloc[-1]:.3f}") in floors:
+                continue
+            floors[text] = None
+            figure.add_scatter(
+                x=known[x], y=known[column], name=text, mode="lines", showlegend=False,
+                line={"color": INK, "dash": "dot", "width": 1.5}, hovertemplate=f"floor: {text}<extra></extra>",
+            )  # fmt: skip
     figure.update_xaxes(title=AXES[x])
     figure.update_yaxes(title="cosine with the encoder", range=[-0.05, 1])
-    return styled(figure, "How near do the aligned features come to the encoder's?", caption, legend=len(figure.data))
+    if floors:
+        caption = "; ".join([*([caption] if caption else []), f"dotted, without reading the image: {', '.join(floors)}"])
+    return styled(figure, "How near do the aligned features come to the encoder's?", caption, legend=lines)
 
 
 def accuracy_curves(metrics: Mapping[str, pd.DataFrame], caption: str = "", x: str = "step") -> go.Figure:
