@@ -157,7 +157,7 @@ def film() -> Iterator[int]:
 
 @lru_cache(maxsize=32)
 def answers(run: rl.Run, method: str) -> ClassificationReport:
-    """`rl.classification_report` of the test split, its first TESTED images."""
+    """`rl.classification_report` of TESTED images of the test split, class-balanced."""
     return classification_report(run, method, limit=TESTED)
 
 

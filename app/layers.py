@@ -13,7 +13,6 @@ from shell import HIDDEN, computes, get_run, keep_file, pair, stamp, told, witho
 
 import rrepa_lab as rl
 from rrepa_lab.analysis.compare import settings_in
-from rrepa_lab.data.datasets import load_split
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.places import assets, runs_root
@@ -88,8 +87,8 @@ def measured_rows(runs: dict[str, rl.Run], direction: str) -> pd.DataFrame:
 
 
 def limit_for(run: rl.Run) -> int | None:
-    """How many images of each split are read: all of a small set, the first ENOUGH of a large one."""
-    return ENOUGH if len(load_split(run.config.data, "train")) > MANY else None
+    """How many images of each split are read: all of a small set, ENOUGH of a large one, class-balanced."""
+    return ENOUGH if len(run.images("train")) > MANY else None
 
 
 def measure_kind(run: rl.Run, kind: str, direction: str) -> pd.DataFrame:

@@ -81,7 +81,7 @@ def pair(first: str, second: str) -> dict[str, rl.Run]:
 
 @lru_cache(maxsize=8)
 def test_images(run: rl.Run) -> Batch:
-    """The first TESTED images of the run's test split, with their labels: those that can be picked by number."""
+    """TESTED images of the run's test split, class-balanced, with their labels: those that can be picked by number."""
     return run.data("test", TESTED)
 
 

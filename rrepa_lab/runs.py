@@ -22,7 +22,7 @@ from rrepa_lab.align.encoder import Encoder, EncoderConfig
 from rrepa_lab.align.projector import Projectors
 from rrepa_lab.align.strategies import AlignConfig
 from rrepa_lab.config import Config
-from rrepa_lab.data.datasets import Batch, DataConfig, load_split, whole
+from rrepa_lab.data.datasets import Batch, DataConfig, ImageSet, load_split, whole
 from rrepa_lab.data.loaders import seeded
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.files import write_atomically, write_text
@@ -107,9 +107,16 @@ class Run:
             self._encoder = Encoder(self.config.encoder)
         return self._encoder.to(self.device)
 
-    def data(self, split: str = "test", limit: int | None = None) -> Batch:
-        """Images (n, C, H, W) in [-1, 1] and labels (n,) of a split, or its first `limit`, on the run's device."""
-        x, y = whole(load_split(self.config.data, split), limit)
+    def images(self, split: str = "test") -> ImageSet:
+        """A split of the run's data, read as it is needed; labels count the run's own classes, by name."""
+        return load_split(self.config.data, split, self.classes)
+
+    def data(self, split: str = "test", limit: int | None = None, seed: int = 0) -> Batch:
+        """Images (n, C, H, W) in [-1, 1] and labels (n,) of a split, on the run's device.
+
+        With a `limit` below their number, a class-balanced subset drawn with this seed (`data.subset`).
+        """
+        x, y = whole(self.images(split), limit, seed)
         return Batch(x.to(self.device), y.to(self.device))
 
     def save(self, directory: Path | str, dtype: torch.dtype = torch.float32) -> None:

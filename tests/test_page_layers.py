@@ -336,7 +336,7 @@ def test_a_stopped_measurement_keeps_what_was_done(local):
 def test_a_large_set_is_read_in_part(monkeypatch):
     run = rl.load("digits-none")
     assert layers.limit_for(run) is None
-    monkeypatch.setattr(layers, "load_split", lambda *_: range(6000))
+    monkeypatch.setattr(rl.Run, "images", lambda *_: range(6000))
     assert layers.limit_for(run) == 2000
 
 

@@ -11,7 +11,7 @@ from rrepa_lab.align.encoder import match_grid
 from rrepa_lab.align.measure import check_layers
 from rrepa_lab.align.projector import Projectors, alignment_loss, similarity
 from rrepa_lab.align.strategies import STRATEGIES, features
-from rrepa_lab.data.datasets import load_split, whole
+from rrepa_lab.data.datasets import class_names
 from rrepa_lab.data.loaders import seeded
 from rrepa_lab.errors import unknown
 from rrepa_lab.flow.taps import Tap
@@ -118,7 +118,7 @@ def _prepare(
     run = _double_copy(source, seed)
     wanted = run.flow.resolve(taps or run.config.align.taps or "block.*.layer.1")
     check_layers(wanted)
-    x, y = whole(load_split(run.config.data, "test"), images)
+    x, y = run.data("test", images)
     x, labels = x.double(), y if run.flow.config.classes else None
     encoder = run.encoder()
     target = match_grid(encoder(x), encoder.grid, run.flow.config.side).double()
@@ -168,7 +168,7 @@ def _double_copy(source: Run | RunConfig, seed: int) -> Run:
         run.flow.load_state_dict(source.flow.state_dict())
         run.flow.double()
         return Run(run.flow, source.config, source.classes, run.projectors)
-    fresh = build(source.override({"align.strategy": "none", "train.seed": seed}), load_split(source.data, "test").classes)
+    fresh = build(source.override({"align.strategy": "none", "train.seed": seed}), class_names(source.data))
     fresh.flow.double()
     perturb(fresh.flow, seed)
     return Run(fresh.flow, source, fresh.classes, fresh.projectors)

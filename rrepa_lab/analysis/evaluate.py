@@ -10,9 +10,10 @@ from rrepa_lab.analysis.classify import classify
 from rrepa_lab.analysis.evaluator import Evaluator, frechet_distance, load_evaluator
 from rrepa_lab.analysis.features import in_turn
 from rrepa_lab.analysis.tables import about, accuracy
-from rrepa_lab.data.datasets import Batch, load_split
+from rrepa_lab.data.images import Batch
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.data.pixels import training_noise
+from rrepa_lab.data.subset import subset_words, whole
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.likelihood import bits_per_dim, nats_per_dim
 from rrepa_lab.runs import Run
@@ -34,17 +35,20 @@ def evaluate(
         samples: images generated, unguided, with labels 0..K-1 in turn, seeds from `seed` on; 0 skips them.
         draws: noise draws a likelihood is averaged over.
         seed: of the noise and the samples.
-        limit: likelihood and accuracies of the first images of the split only; samples are held against all of it.
+        limit: likelihood and accuracies of so many images of the split, class-balanced (seed 0); samples are held against all
+            of it.
 
     Returns: columns run, strategy, split, train_seed, metric, value, unit, n, protocol.
     """
-    x, y = run.data(split, limit)
-    images = load_split(run.config.data, split)
-    rows = [_likelihood(run, Batch(x, y), images.levels, draws, seed)]
+    images = run.images(split)
+    x, y = whole(images, limit)
+    x, y = x.to(run.device), y.to(run.device)
+    part = "" if len(y) == len(images) else f", {subset_words(len(y), len(images))}"
+    rows = [_likelihood(run, Batch(x, y), images.levels, draws, seed, part)]
     for method in ("gradient", "bayes") if run.config.flow.classes else ():
         right = classify(run, x, method=method).label == y
         what = "one step from zero logits" if method == "gradient" else "equal priors"
-        rows.append(_row(f"{method}_accuracy", float(right.double().mean()), "fraction", len(y), f"clean images, {what}"))
+        rows.append(_row(f"{method}_accuracy", float(right.double().mean()), "fraction", len(y), f"clean images, {what}{part}"))
     told = about(run) | {"split": split}
     table = pd.DataFrame([told | row for row in rows], columns=_COLUMNS)
     if samples and (evaluator := _bundled_evaluator(run)):
@@ -122,7 +126,7 @@ def _row(metric: str, value: float, unit: str, n: int, protocol: str) -> dict[st
 
 
 @torch.no_grad()
-def _likelihood(run: Run, batch: Batch, levels: int, draws: int, seed: int) -> dict[str, object]:
+def _likelihood(run: Run, batch: Batch, levels: int, draws: int, seed: int, part: str) -> dict[str, object]:
     flow, config = run.flow, run.config.flow
     y = batch.y if config.classes else None
 
@@ -141,4 +145,4 @@ def _likelihood(run: Run, batch: Batch, levels: int, draws: int, seed: int) -> d
         values = bits_per_dim(densities, config.dims, levels)
         metric, unit, how = "bits_per_dim", "bits/dim", "uniform dequantization"
     value = float(values.double().mean())
-    return _row(metric, value, unit, len(batch.x), f"{how}, {draws} draws, true labels, seed {seed}")
+    return _row(metric, value, unit, len(batch.x), f"{how}, {draws} draws, true labels, seed {seed}{part}")

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.analysis.trace import DIRECTIONS
-from rrepa_lab.data.datasets import Batch, ImageSet, TensorImages, load_split
+from rrepa_lab.data.images import Batch, ImageSet, TensorImages
 from rrepa_lab.data.loaders import generator, stream
 from rrepa_lab.data.pixels import add_noise
+from rrepa_lab.data.subset import limited
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.runs import Run
 from rrepa_lab.sampling.denoise import denoise_step
@@ -133,32 +134,18 @@ def in_turn(run: Run, count: int) -> Tensor:
 
 
 def image_set(run: Run, split: str, data: ImageSet | Batch | None = None, limit: int | None = None) -> ImageSet:
-    """A split of the run's own data, or what was given instead; its first `limit` images.
+    """A split of the run's own data, or what was given instead; class-balanced, seed 0, where a `limit` is below its size.
 
     Raises: LabError if there are no images, or not as many labels.
     """
-    images = load_split(run.config.data, split) if data is None else data
+    images = run.images(split) if data is None else data
     if isinstance(images, Batch):
         if len(images.x) != len(images.y):
             raise LabError(f"{len(images.x)} images but {len(images.y)} labels")
         images = TensorImages(images.x.cpu(), images.y.cpu(), run.classes, 0)
     if not len(images) or (limit is not None and limit < 1):
         raise LabError("there are no images to read")
-    return images if limit is None or limit >= len(images) else _First(images, limit)
-
-
-class _First:
-    """The first images of a set."""
-
-    def __init__(self, images: ImageSet, limit: int) -> None:
-        self.images, self.limit, self.classes, self.levels = images, limit, images.classes, images.levels
-
-    def __len__(self) -> int:
-        return self.limit
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Batch of these rows."""
-        return self.images.__getitems__(indices)
+    return limited(images, limit)
 
 
 def check_spread(features: Tensor, what: str) -> None:

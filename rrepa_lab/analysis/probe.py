@@ -77,7 +77,7 @@ def probe(
             probe then reads the label off the label: refused unless `force` is set too. Under "reverse" the features are
             those of the generating pass itself, fed the label that was asked for.
         train, test: image sets or (x, y) batches instead of the run's own splits.
-        limit: only the first images of each.
+        limit: so many images of each, class-balanced, seed 0.
         seed: of the noise on images, the torch solver, and the first sample.
 
     Returns: columns run, strategy, train_seed, tap, block, layer, module_path, metric (linear_accuracy, knn_accuracy,

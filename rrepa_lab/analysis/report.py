@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rrepa_lab.analysis.classify import classify
 from rrepa_lab.analysis.tables import about, accuracy
-from rrepa_lab.data.datasets import Batch
+from rrepa_lab.data.images import Batch
+from rrepa_lab.data.subset import subset_words, whole
 from rrepa_lab.errors import LabError
 from rrepa_lab.runs import Run
 
@@ -40,7 +41,7 @@ def classification_report(
     seed: int = 0,
     batch: int = 256,
 ) -> ClassificationReport:
-    """Classify a split (or `data`, images in [-1, 1] with labels, or the first `limit` images) and look at the answers.
+    """Classify a split (or `data`, images in [-1, 1] with labels, or `limit` of its images, class-balanced, seed 0) and look at the answers.
 
     Args:
         bins: of equal width between confidence 0 and 1. Confidence is the probability of the answer
@@ -49,7 +50,14 @@ def classification_report(
 
     The other arguments, and the errors, are those of `classify`.
     """
-    x, y = run.data(split, limit) if data is None else data
+    if data is None:
+        images = run.images(split)
+        data, read = whole(images, limit), split
+        if len(data.y) < len(images):
+            read = f"{split}, {subset_words(len(data.y), len(images))}"
+    else:
+        read = "given"
+    x, y = data.x.to(run.device), data.y
     if len(x) != len(y):
         raise LabError(f"{len(x)} images but {len(y)} labels")
     result = classify(
@@ -62,7 +70,7 @@ def classification_report(
     names = run.classes
     iterated = method == "iterated"
     protocol = {
-        **about(run), "method": method, "split": split if data is None else "given", "draws": draws,
+        **about(run), "method": method, "split": read, "draws": draws,
         "blocks": "all" if blocks is None else ",".join(map(str, sorted(blocks))), "steps": steps if iterated else 1,
         "step_size": step_size if iterated else float("nan"), "seed": seed,
     }  # fmt: skip

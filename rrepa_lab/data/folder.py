@@ -1,0 +1,272 @@
+"""Image folders on disk: how they are laid out, which pictures belong to a split, and which class each has.
+
+Three layouts are read. <split>/<class>/<picture> is taken as it is, with a part of train/ set aside for every split that has
+no folder of its own. <class>/<picture> is divided into train, val and test class by class. Pictures without class folders,
+in either place, have no labels. Entries that an operating system or an editor leaves behind are ignored and counted.
+"""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from rrepa_lab.errors import LabError
+
+SPLITS = ("train", "val", "test")
+SHARE = 0.1  # part of the pictures that serves as a split without a folder of its own
+PICTURES = frozenset(
+    (
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    )
+)
+_SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_SYSTEM = frozenset(("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"))
+
+
+class Part(NamedTuple):
+    """Where the pictures of a split come from."""
+
+    folder: Path
+    share: str  # the split whose pictures these are, where `folder` is divided
+    val: float  # part of each class of `folder` set aside as val, and as test
+    test: float
+    rule: str  # in words
+
+
+class Listing(NamedTuple):
+    """The pictures of a split by class."""
+
+    classes: list[str]  # in alphabetical order; none where the pictures lie in no class folders
+    files: list[list[str]]  # of each class, relative to the folder, sorted; of all pictures if there are no classes
+    ignored: Counter[str]  # kind of entry -> how many
+
+
+def visible(name: str) -> bool:
+    """Whether an entry is the user's own: no dot file (.DS_Store, ._x.png, .ipynb_checkpoints), no leftover of a system."""
+    return not name.startswith(".") and name.casefold() not in _SYSTEM
+
+
+def parts(root: Path, holdout: float | None) -> dict[str, Part]:
+    """The splits of an image folder.
+
+    Args:
+        root: the folder that data.path names, absolute.
+        holdout: part of the training pictures that serves as `val` where there are not both val/ and test/. None: a tenth
+            where test is taken from the training pictures too, else nothing. 0: nothing.
+
+    Returns: split -> its part; there is no "train" in a folder of held-out pictures only, and no "val" where nothing serves
+    as such: one held-out folder, whatever its name, is `test`.
+    Raises: LabError, in one line, for a path that is no folder.
+    """
+    if not root.is_dir():
+        what = "it is a file" if root.exists() else "there is nothing"
+        raise LabError(f"no image folder at {root} ({what}): data.path names a folder of <split>/<class> or <class> folders")
+    own = _split_folders(root)
+    if not own:
+        return _carved(root, SHARE if holdout is None else holdout, SHARE)
+    if {"val", "test"} <= own.keys():
+        unused = " (data.holdout is not used)" if holdout else ""
+        return {
+            name: Part(place, name, 0, 0, f"{name} = {place.name}/{unused if name == 'val' else ''}")
+            for name, place in own.items()
+        }
+    test = own.get("test") or own.get("val")
+    if test is None:
+        return _carved(own["train"], SHARE if holdout is None else holdout, SHARE)
+    found = _carved(own["train"], holdout or 0, 0) if "train" in own else {}
+    rule = "test = test/" if "test" in own else f"test = {test.name}/ (no test folder)"
+    return found | {"test": Part(test, "test", 0, 0, rule)}
+
+
+def _carved(folder: Path, val: float, test: float) -> dict[str, Part]:
+    """A folder divided into splits, each with its rule in words."""
+    if val + test > 0.999:
+        raise LabError(f"data.holdout is {val}: with {test:.0%} for test nothing is left to train on")
+    found = {}
+    for name, part in {"train": 1 - val - test, "val": val, "test": test}.items():
+        if part:
+            place = f"{folder.name}/" if part == 1 else f"{part:.0%} of {folder.name}/, stratified, seed 0"
+            found[name] = Part(folder, name, val, test, f"{name} = {place}")
+    return found
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Split -> its folder, where the folder is laid out by splits."""
+    names = {name.casefold(): name for name in _folders(root)}
+    own = {}
+    for split, spellings in _SPLIT_NAMES.items():
+        for spelling in spellings:
+            if spelling in names:
+                own.setdefault(split, root / names[spelling])
+    others = [name for key, name in names.items() if all(key not in spellings for spellings in _SPLIT_NAMES.values())]
+    # a class may be called "train": then it has pictures of its own, and so have the classes beside it
+    if others and all(_has_loose(folder) for folder in own.values()) and any(_has_loose(root / name) for name in others):
+        return {}
+    return own
+
+
+def class_names(root: Path, holdout: float | None) -> list[str]:
+    """The classes of an image folder, alphabetically: those of train/ where there is one; none for unlabelled pictures.
+
+    Raises: LabError for a class folder without a picture, and a folder that holds another image folder.
+    """
+    found = parts(root, holdout)
+    folder = found.get("train", found["test"]).folder
+    classes = _class_folders(folder)
+    filled = [name for name, places in classes.items() if any(next(_pictures(place), None) for place in places)]
+    if not filled:
+        if _has_loose(folder):
+            return []
+        raise LabError(f"{folder} holds no pictures: expected <class>/<picture> in it")
+    empty = [name for name in classes if name not in filled]
+    if empty:
+        raise LabError(f"{classes[empty[0]][0]} holds no pictures: fill this class folder, or remove it")
+    if len(filled) == 1:
+        inner = classes[filled[0]][0]
+        if not _has_loose(inner) and (_split_folders(inner) or (folder == root and len(_folders(inner)) > 1)):
+            raise LabError(f"{root} holds one folder, {inner.name}, with the image folder in it: set data.path={inner}")
+    return filled
+
+
+def listing(part: Part, classes: Sequence[str] | None = None) -> Listing:
+    """The pictures of a split, by class.
+
+    Args:
+        classes: the names that labels count, in this order; by default those of the folder. Empty: pictures without labels.
+
+    Raises: LabError for a class that is not among `classes`, and for a split without pictures.
+    """
+    ignored: Counter[str] = Counter()
+    places = _class_folders(part.folder, ignored)
+    files = {name: [path for place in found for path in _pictures(place, ignored)] for name, found in places.items()}
+    files = {name: sorted(_relative(path, part.folder) for path in found) for name, found in files.items() if found}
+    loose = sorted(_relative(path, part.folder) for path in _loose(part.folder, ignored))
+    if not files and not loose:
+        raise LabError(f"{part.folder} holds no pictures ({_ignored_words(ignored)}): {part.rule}")
+    names = sorted(files) if classes is None else list(classes)
+    strangers = [name for name in files if name not in names]
+    if names and strangers:
+        what = f"the class {strangers[0]!r} in {part.folder} is not one of the classes {_listed(names)}"
+        raise LabError(f"{what}; the folder has {_listed(sorted(files))}: rename it, or take it out")
+    if names and not files:
+        raise LabError(
+            f"{part.folder} holds pictures without class folders, but there are the classes {_listed(names)}: sort them"
+        )
+    if files and loose:
+        ignored["pictures outside class folders"] += len(loose)
+    grouped = [files.get(name, []) for name in names] if names else [sorted(chain(loose, *files.values()))]
+    return Listing(names, _divided(grouped, part), ignored)
+
+
+def _divided(grouped: list[list[str]], part: Part) -> list[list[str]]:
+    """The files of one share of a folder: of each class in the order of a hash, so that it depends on the names alone."""
+    if not (part.val or part.test):
+        return grouped
+    chosen = [_share(files, part) for files in grouped]
+    if any(chosen):
+        return chosen
+    # too few pictures in each class: divided as one class
+    everything = [name for files in grouped for name in files]
+    kept = set(_share(everything, part))
+    if not kept:
+        raise LabError(
+            f"{part.folder} has {len(everything)} pictures, too few to divide it: {part.rule}; add some, or a folder"
+        )
+    return [[name for name in files if name in kept] for files in grouped]
+
+
+def _share(files: list[str], part: Part) -> list[str]:
+    order = sorted(files, key=lambda name: blake2b(b"0/" + name.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+    enough = len(files) > (part.val > 0) + (part.test > 0)
+    test = max(1, int(len(files) * part.test + 0.5)) if enough and part.test else 0
+    val = min(max(1, int(len(files) * part.val + 0.5)), len(files) - test - 1) if enough and part.val else 0
+    bounds = {"test": (0, test), "val": (test, test + val), "train": (test + val, len(files))}
+    first, last = bounds[part.share]
+    return sorted(order[first:last])
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise LabError(f"{folder} cannot be read: {error.strerror or error}") from None
+
+
+def _folders(folder: Path) -> list[str]:
+    return [entry.name for entry in _entries(folder) if visible(entry.name) and entry.is_dir()]
+
+
+def _class_folders(folder: Path, ignored: Counter[str] | None = None) -> dict[str, list[Path]]:
+    """Class -> its folders; names are compared in Unicode's composed form, as one system writes them and another does not."""
+    found: dict[str, list[Path]] = {}
+    for entry in _entries(folder):
+        if entry.is_dir() and visible(entry.name):
+            found.setdefault(unicodedata.normalize("NFC", entry.name), []).append(Path(entry.path))
+        elif ignored is not None and not visible(entry.name):
+            ignored["hidden or system entries"] += 1
+    return dict(sorted(found.items()))
+
+
+def _loose(folder: Path, ignored: Counter[str] | None = None) -> Iterator[Path]:
+    """Pictures that lie in a folder itself."""
+    for entry in _entries(folder):
+        if visible(entry.name) and entry.is_file():
+            if _is_picture(entry.name):
+                yield Path(entry.path)
+            elif ignored is not None:
+                ignored["files that are no pictures"] += 1
+
+
+def _has_loose(folder: Path) -> bool:
+    return next(_loose(folder), None) is not None
+
+
+def _pictures(folder: Path, ignored: Counter[str] | None = None, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Pictures in a folder and the folders below it; a link that leads back to a folder above is not followed."""
+    above = (*above, os.path.realpath(folder))
+    for entry in _entries(folder):
+        if not visible(entry.name):
+            if ignored is not None:
+                ignored["hidden or system entries"] += 1
+        elif entry.is_dir():
+            if os.path.realpath(entry.path) not in above:
+                yield from _pictures(Path(entry.path), ignored, above)
+        elif entry.is_file() and _is_picture(entry.name):
+            yield Path(entry.path)
+        elif ignored is not None:
+            ignored["files that are no pictures"] += 1
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].casefold() in PICTURES
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _ignored_words(ignored: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in ignored.items()) or "it is empty"
