@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rrepa_lab.align.measure import Alignment, alignment
-    from rrepa_lab.align.routing import refinement_errors, routing
+    from rrepa_lab.align.routing import gradient_ratio, refinement_errors, routing
     from rrepa_lab.analysis.classify import Classification, classify, classify_steps, evidence
     from rrepa_lab.analysis.compare import compare
     from rrepa_lab.analysis.embed import embed, neighbours, patch_colours
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Alignment": "align.measure",
     "alignment": "align.measure",
+    "gradient_ratio": "align.routing",
     "refinement_errors": "align.routing",
     "routing": "align.routing",
     "Classification": "analysis.classify",
@@ -107,6 +108,7 @@ __all__ = [
     "evaluate",
     "evaluate_samples",
     "evidence",
+    "gradient_ratio",
     "import_tarflow",
     "load",
     "neighbours",

@@ -1,5 +1,7 @@
 """Floors of the cosine with a teacher, the gradient ratio, and where both stand beside the similarity."""
 
+from copy import deepcopy
+
 import pandas as pd
 import pytest
 import torch
@@ -8,11 +10,15 @@ from torch.nn import functional as F
 import rrepa_lab as rl
 from rrepa_lab.align.encoder import match_grid
 from rrepa_lab.analysis.floors import TargetMeans, position_floor, teacher_floors
+from rrepa_lab.data.datasets import load_split
+from rrepa_lab.data.loaders import generator
+from rrepa_lab.data.pixels import training_noise
 from rrepa_lab.errors import LabError
 from rrepa_lab.results import measurements
 from rrepa_lab.runs import build
 from rrepa_lab.studies.reading import over_seeds
 from rrepa_lab.training.card import save_scores, score_lines, write_card
+from rrepa_lab.training.objective import Objective
 from rrepa_lab.viz.layers import layer_curves, layer_map
 from rrepa_lab.viz.training import similarity_curves
 
@@ -257,3 +263,81 @@ def test_splits_stand_side_by_side_on_the_card(tmp_path):
     run.directory = tmp_path
     save_scores(run, pd.concat([scores("train", 0.1, 1437), scores("test", 0.2, 360)], ignore_index=True))
     assert lines[2] in (tmp_path / "card.md").read_text()
+
+
+# --- the ratio of the gradients ---------------------------------------------------------------------------------------
+
+
+def by_objective(run, strategy, rows, seed, batch):
+    """The two gradients of one batch as differences of what the training objective gives, in float64."""
+    images = load_split(run.config.data, "train")
+    x, y = images.__getitems__(rows)
+    config = run.flow.config
+    noised = training_noise(x, config.noise, config.noise_std, images.levels, generator(seed, 2, batch)).double()
+    encoder = run.encoder()
+    target = match_grid(encoder(x), encoder.grid, config.side).double()
+    flow, projectors = deepcopy(run.flow).double().requires_grad_(), deepcopy(run.projectors).double()
+    names = [name for name, _ in flow.named_parameters()]
+    found = []
+    for used in ("none", strategy):
+        align = run.config.align.override({"strategy": used})
+        total = Objective(flow, projectors, align)(noised, y, target if used != "none" else None).total
+        found.append(torch.autograd.grad(total, list(flow.parameters()), allow_unused=True, materialize_grads=True))
+    alone, both = found
+    return {name: (a, b - a) for name, a, b in zip(names, alone, both, strict=True)}
+
+
+@pytest.mark.parametrize("strategy", ["forward", "detach", "reverse", "reverse-exact"])
+def test_the_gradient_ratio_is_that_of_the_training_objective(reverse, strategy):
+    table = rl.gradient_ratio(reverse, strategy=strategy, batches=2, batch=5, seed=3)
+    rows = torch.randperm(1437, generator=generator(3, 1)).split(5)
+    both = [by_objective(reverse, strategy, rows[batch].tolist(), 3, batch) for batch in range(2)]
+    modules = {"all": "", "block.1": "blocks.0.", "block.4": "blocks.3.", "block.3.layer.2": "blocks.2.transformer.layers.1."}
+    for group, prefix in modules.items():
+        part = table[table["group"] == group].set_index("metric")
+        vectors = [
+            [torch.cat([pair[k].flatten() for name, pair in one.items() if name.startswith(prefix)]) for k in (0, 1)]
+            for one in both
+        ]
+        likelihood, alignment = ([float(pair[k].norm()) for pair in vectors] for k in (0, 1))
+        ratios = [a / b for a, b in zip(alignment, likelihood, strict=True)]
+        assert part.loc["likelihood_gradient", "value"] == pytest.approx(sum(likelihood) / 2, rel=1e-6)
+        assert part.loc["alignment_gradient", "value"] == pytest.approx(sum(alignment) / 2, rel=1e-6, abs=1e-9)
+        assert part.loc["gradient_ratio", "value"] == pytest.approx(sum(ratios) / 2, rel=1e-6, abs=1e-9)
+        assert part.loc["gradient_ratio", "standard_error"] == pytest.approx(abs(ratios[0] - ratios[1]) / 2, rel=1e-5, abs=1e-9)
+        if ratios[0]:
+            cosines = [float(F.cosine_similarity(a, b, dim=0)) for a, b in vectors]
+            assert part.loc["gradient_cosine", "value"] == pytest.approx(sum(cosines) / 2, abs=1e-6)
+        else:
+            assert pd.isna(part.loc["gradient_cosine", "value"])
+        assert part.loc["gradient_ratio", "parameters"] == vectors[0][0].numel()
+    assert (table["n"] == 10).all()
+
+
+def test_lambda_scales_the_ratio_and_the_run_stays_as_it_was(reverse):
+    before = {name: value.clone() for name, value in reverse.flow.state_dict().items()}
+    once = rl.gradient_ratio(reverse, batches=1, batch=4)
+    twice = rl.gradient_ratio(reverse, batches=1, batch=4, weight=2 * reverse.config.align.weight)
+    ratio = [table[table["metric"] == "gradient_ratio"]["value"].to_numpy() for table in (once, twice)]
+    assert ratio[1] == pytest.approx(2 * ratio[0])
+    assert 0.001 < ratio[0][0] < 0.2, "saturated at the end of the bundled training"
+    assert set(once["weight"]) == {0.5}
+    assert all(torch.equal(value, before[name]) for name, value in reverse.flow.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in reverse.flow.parameters())
+    assert next(reverse.flow.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "match"),
+    [
+        ("digits-none", {}, "aligns nothing"),
+        ("digits-none", {"strategy": "reverse"}, "aligns nothing"),
+        ("digits-reverse", {"strategy": "none"}, "aligns nothing"),
+        ("digits-reverse", {"strategy": "revers"}, "unknown strategy 'revers'"),
+        ("digits-reverse", {"batches": 0}, "batches must be at least 1"),
+        ("digits-reverse", {"batch": 0}, "at least one image"),
+    ],
+)
+def test_ratios_that_do_not_exist(name, settings, match):
+    with pytest.raises(LabError, match=match):
+        rl.gradient_ratio(rl.load(name), **settings)

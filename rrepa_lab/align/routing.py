@@ -1,7 +1,9 @@
 """The gradient atlas: which parameters the alignment loss of each strategy reaches."""
 
+import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from copy import deepcopy
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -10,10 +12,12 @@ from torch import Tensor, nn
 from rrepa_lab.align.encoder import match_grid
 from rrepa_lab.align.measure import check_layers
 from rrepa_lab.align.projector import Projectors, alignment_loss, similarity
-from rrepa_lab.align.strategies import STRATEGIES, features
+from rrepa_lab.align.strategies import STRATEGIES, features, plain_features
 from rrepa_lab.data.datasets import class_names
-from rrepa_lab.data.loaders import seeded
-from rrepa_lab.errors import unknown
+from rrepa_lab.data.loaders import generator, seeded
+from rrepa_lab.data.pixels import training_noise
+from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.flow.likelihood import flow_loss
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow import Taps
 from rrepa_lab.runs import Run, RunConfig, build
@@ -109,6 +113,108 @@ def refinement_errors(
                 row = {"refinements": count, "tap": tap.name, "block": group.block, "cosine": cosine, "relative_error": error}
                 rows.append(row | {"n": len(x), "seed": seed})
     return pd.DataFrame(rows)
+
+
+def gradient_ratio(
+    run: Run,
+    *,
+    strategy: str | None = None,
+    weight: float | None = None,
+    batches: int = 8,
+    batch: int | None = None,
+    split: str = "train",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How strongly alignment pulls beside the likelihood: norm of lambda * grad L_align over norm of grad L_nf.
+
+    Both are gradients in the flow's parameters on the same batch of images, which the flow reads under the training noise
+    with their labels (none is dropped) and the teacher clean; in float64. The projectors, which the likelihood does not
+    reach, are left out. A small ratio means that alignment has stopped to move the flow: either it is satisfied or lambda
+    is small.
+
+    Args:
+        run: one with aligned layers.
+        strategy, weight: others than the run's own.
+        batches: how many, without repetition as far as the split reaches.
+        batch: images in each; by default `train.batch`, since the norm of a gradient depends on it.
+        seed: of the choice of images and of the noise.
+
+    Returns: rows run, strategy, train_seed, group, block (0 for all), metric, value (mean over batches), standard_error (of
+        that mean), n (images read), parameters, weight, batch, split, seed. Groups: "all"; "block.<t>"; the groups of
+        `routing`. Metrics: likelihood_gradient and alignment_gradient (norms, lambda included), gradient_ratio (mean of
+        the ratios; nan where the likelihood's gradient is zero), gradient_cosine (between the two; nan where either is
+        zero).
+
+    Raises: LabError for a run that is not aligned, an unknown strategy, or no images.
+    """
+    align = run.config.align
+    strategy = align.strategy if strategy is None else strategy
+    weight = align.weight if weight is None else weight
+    if not align.taps or strategy == "none":
+        raise LabError(f"run {run.name!r} with strategy {strategy!r} aligns nothing: there is no gradient to compare")
+    if strategy not in STRATEGIES:
+        raise unknown("strategy", strategy, STRATEGIES[1:])
+    if batches < 1:
+        raise LabError(f"batches must be at least 1, not {batches}")
+    copy, projectors = _double_copy(run, seed).to(run.device), deepcopy(run.projectors).double()
+    groups, config = _nested_groups(copy), run.flow.config
+    images, encoder = run.images(split), run.encoder()
+    size = min(run.config.train.batch if batch is None else batch, len(images))
+    if size < 1:
+        raise LabError(f"a gradient needs at least one image: batch {batch} of the {len(images)} images of {split}")
+    found: dict[str, list[list[float]]] = {group.name: [] for group in groups}
+    order = torch.randperm(len(images), generator=generator(seed, 1)).split(size)
+    for number, rows in enumerate(order[: min(batches, len(images) // size)]):
+        x, y = (part.to(run.device) for part in images.__getitems__(rows.tolist()))
+        noised = training_noise(x, config.noise, config.noise_std, images.levels, generator(seed, 2, number)).double()
+        target = match_grid(encoder(x), encoder.grid, config.side).double()
+        losses = _two_losses(copy, projectors, noised, y if config.classes else None, target, strategy)
+        likelihood, alignment = (_gradient_by_parameter(loss, groups[0].parameters) for loss in losses)
+        for group in groups:
+            a, b = (torch.cat([by[one].flatten() for one in group.parameters]) for by in (likelihood, alignment))
+            found[group.name].append(_lengths(a, b, weight))
+    told = {"run": run.name, "strategy": strategy, "train_seed": run.config.train.seed}
+    table: list[dict[str, Any]] = []
+    for group in groups:
+        values = torch.tensor(found[group.name], dtype=torch.float64)
+        beside = {"n": len(values) * size, "parameters": sum(parameter.numel() for parameter in group.parameters)}
+        for column, metric in zip(values.T, RATIO_METRICS, strict=True):
+            error = float(column.std()) / math.sqrt(len(column)) if len(column) > 1 else math.nan
+            row = {"group": group.name, "block": group.block, "metric": metric, "value": float(column.mean())}
+            table.append(told | row | {"standard_error": error} | beside)
+    return pd.DataFrame(table).assign(weight=weight, batch=size, split=split, seed=seed)
+
+
+RATIO_METRICS = ("likelihood_gradient", "alignment_gradient", "gradient_ratio", "gradient_cosine")
+
+
+def _two_losses(
+    run: Run, projectors: Projectors, x: Tensor, y: Tensor | None, target: Tensor, strategy: str
+) -> tuple[Tensor, Tensor]:
+    """L_nf and L_align, without lambda, of one pass; each can be differentiated any number of times."""
+    taps = run.flow.resolve(run.config.align.taps)
+    encoded, aligned = plain_features(run.flow, x, y, strategy, taps, run.config.align.refinements)
+    near = {tap: similarity(projectors.project(tap, states), target) for tap, states in aligned.items()}
+    return flow_loss(encoded.z, encoded.logdet, run.flow.prior_var), alignment_loss(near)
+
+
+def _gradient_by_parameter(loss: Tensor, parameters: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return dict(zip(parameters, found, strict=True))
+
+
+def _lengths(likelihood: Tensor, alignment: Tensor, weight: float) -> list[float]:
+    """The values of RATIO_METRICS for one batch."""
+    length, norm = float(likelihood.norm()), weight * float(alignment.norm())
+    cosine = weight * float(alignment @ likelihood) / (norm * length) if norm and length else math.nan
+    return [length, norm, norm / length if length else math.nan, cosine]
+
+
+def _nested_groups(run: Run) -> list[Group]:
+    """All parameters of the flow, each block, and the groups of the atlas."""
+    numbers = range(1, run.flow.config.blocks + 1)
+    blocks = [Group(f"block.{number}", number, list(run.flow.block(number).parameters())) for number in numbers]
+    return [Group("all", 0, list(run.flow.parameters())), *blocks, *parameter_groups(run)]
 
 
 def _prepare(
