@@ -49,7 +49,7 @@ def _photographs(
         align=AlignConfig(strategy=strategy, blocks=[blocks - 1, blocks], layers=[layers * 3 // 4], weight=0.1),
         encoder=EncoderConfig(),
         train=TrainConfig(
-            steps=steps, batch=256, lr=1e-4, warmup=1000, ema=0.9999, precision="bfloat16", workers=8,
+            steps=steps, batch=256, lr=1e-4, warmup=1000, ema=0.9999,
             report_every=50, look_every=5000, save_every=5000,
         ),
     )  # fmt: skip

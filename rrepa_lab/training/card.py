@@ -37,6 +37,9 @@ def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = No
         ]
         lines[-1] += f" under the training noise, {last['seconds']:.0f} s since the start or the last resume."
         lines += similarity_lines(last)
+        if "precision" in metrics:
+            lines.append(f"Matrix products in {last['precision']}.")
+        lines += _best_line(run, metrics)
         lines.append("Curves: metrics.jsonl.")
     if scores is not None:
         lines += ["", "## Scores", "", *score_lines(scores)]
@@ -58,6 +61,19 @@ def similarity_lines(report: "pd.Series[Any]") -> list[str]:
         known = ", ".join(f"{text} {floor:.3f}" for text, floor in floors.items())
         lines.append(f"Floors, reached by constants without reading the image: {known}.")
     return lines
+
+
+def _best_line(run: Run, metrics: pd.DataFrame) -> list[str]:
+    """The validation at which the kept weights were best, in words."""
+    metric = run.config.train.keep
+    column = f"held_out_{metric}"
+    if metric == "last" or column not in metrics or metrics[column].isna().all():
+        return []
+    best = metrics.loc[metrics[column].idxmin() if metric == "nats_per_dim" else metrics[column].idxmax()]
+    parts = [f"{column.replace('_', ' ')} {best[column]:.4f}"]
+    if pd.notna(best.get(f"train_{metric}")):
+        parts.append(f"{best[f'train_{metric}']:.4f} on as many training images")
+    return [f"Best on the validation split at step {best['step']:.0f}: {', '.join(parts)}. Those weights are best.safetensors."]
 
 
 def save_scores(run: Run, scores: pd.DataFrame) -> None:

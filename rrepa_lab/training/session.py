@@ -15,6 +15,7 @@ from filelock import FileLock
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from rrepa_lab.analysis.floors import position_floor
 from rrepa_lab.data.augment import shifted
 from rrepa_lab.data.datasets import Batch, TensorImages, load_split
 from rrepa_lab.data.loaders import SeededBatches, generator, stream
@@ -34,6 +35,7 @@ from rrepa_lab.training.settings import TrainConfig
 from rrepa_lab.training.state import NAME as STATE
 from rrepa_lab.training.state import Best, Checkpoint
 from rrepa_lab.training.teacher import Teacher
+from rrepa_lab.training.validation import PART as VALIDATED_AT_ONCE
 from rrepa_lab.training.validation import Validation
 
 # purposes of the random streams of a step, so that none shares its numbers with another
@@ -54,6 +56,8 @@ class StepReport:
     grad_norm: float  # before clipping
     seconds: float  # since this call of train began
     remaining: float  # seconds, at the pace so far
+    precision: str = "float32"  # of the matrix products
+    floors: dict[str, float] = field(default_factory=dict)  # of the similarity, without reading the image: see analysis.floors
     # of the averaged weights, at a validation; the same number of images of the validation and of the training split
     held_out_nats_per_dim: float | None = field(default=None)
     held_out_accuracy: float | None = field(default=None)  # of one gradient step, under the noise of `config.read`
@@ -129,9 +133,22 @@ class Session:
             self.checkpoint()
         else:
             self.publish()
-        if self.teacher is not None and self._repeats(self.teacher):
-            with self._autocast():
-                self.teacher.remember(self.images, self.device, self._workers)
+        with self._autocast():
+            self.floors = self._prepare_teacher(self.teacher) if self.teacher is not None and not self._finished else {}
+
+    def _prepare_teacher(self, teacher: Teacher) -> dict[str, float]:
+        """Keep the teacher's features of all images where that pays; returns the floors of the similarity.
+
+        These are taken over all training images then, else over those of the validation.
+        """
+        if self._repeats(teacher):
+            labels = teacher.remember(self.images, self.device, self._workers)
+            table = teacher.table
+            assert table is not None
+        else:
+            x, labels = self.validation.batches["train"]
+            table = torch.cat([teacher(part.to(self.device), []) for part in x.split(VALIDATED_AT_ONCE)])
+        return position_floor(table, labels if self.config.flow.classes else None) if len(table) > 1 else {}
 
     def __enter__(self) -> "Session":
         return self
@@ -158,6 +175,8 @@ class Session:
                 grad_norm=norm,
                 seconds=seconds,
                 remaining=seconds / (self.step - first) * (t.steps - self.step),
+                precision=self.precision,
+                floors=self.floors,
             )
 
         try:
@@ -191,6 +210,10 @@ class Session:
         # the error that ends the training is the one to report; if this fails too the last checkpoint stands
         with contextlib.suppress(LabError):
             self.checkpoint()
+
+    @property
+    def _finished(self) -> bool:
+        return self.ended or self.step >= self.config.train.steps
 
     def _batches(self) -> Iterator[tuple[list[int], Batch]]:
         """The batches that are still to come, this process's part of each, with their rows of the split."""
@@ -320,7 +343,7 @@ class Session:
     def _repeats(self, teacher: Teacher) -> bool:
         """Whether the encoder would read the same images again, and its features of all of them may be kept."""
         t, count = self.config.train, len(self.images)
-        again = self.step < t.steps and not self.ended and t.steps * t.batch > count
+        again = t.steps * t.batch > count
         return again and not self.config.data.augments and teacher.table_bytes(count) <= t.feature_cache * 2**20
 
     def _inputs(self, batch: Batch, rows: list[int]) -> tuple[Tensor, Tensor | None, Tensor | None]:

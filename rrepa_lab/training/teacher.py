@@ -26,13 +26,16 @@ class Teacher:
         """Size of a table of so many images, float32."""
         return images * self.side**2 * self.dim * 4
 
-    def remember(self, images: ImageSet, device: torch.device, workers: int = 0) -> None:
-        """Read a whole split and keep its features on the device."""
+    def remember(self, images: ImageSet, device: torch.device, workers: int = 0) -> Tensor:
+        """Read a whole split and keep its features on the device; returns the labels (n,)."""
         chunks = [part.tolist() for part in torch.arange(len(images)).split(CHUNK)]
         table = torch.empty(len(images), self.side**2, self.dim, device=device)
-        for rows, (x, _) in zip(chunks, stream(images, chunks, workers), strict=True):
+        labels = []
+        for rows, (x, y) in zip(chunks, stream(images, chunks, workers), strict=True):
             table[rows[0] : rows[-1] + 1] = self(x.to(device), rows)
+            labels.append(y)
         self.table, self.encoder = table, None
+        return torch.cat(labels)
 
     def __call__(self, clean: Tensor, rows: list[int]) -> Tensor:
         """Features (B, T, E) of clean images (B, C, H, W), which stand at these rows of their split."""
