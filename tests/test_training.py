@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,7 +159,7 @@ def test_nothing_is_written_when_a_run_cannot_begin(tiny, tmp_path):
         ({"encoder.weights": "nowhere.safetensors"}, "no encoder weights at nowhere.safetensors"),
         ({"flow.classes": 7}, "flow.classes is 7, but digits has 10 classes"),
         ({"data.name": "folder"}, "data.path is not set"),
-        ({"data.name": "folder", "data.path": "nowhere"}, "no image folder at nowhere/train"),
+        ({"data.name": "folder", "data.path": "nowhere"}, f"no image folder at {Path('nowhere').absolute()}"),
     ):
         with pytest.raises(LabError, match=message):
             train(tiny, out, settings=settings)

@@ -41,7 +41,7 @@ def classification_report(
     seed: int = 0,
     batch: int = 256,
 ) -> ClassificationReport:
-    """Classify a split (or `data`, images in [-1, 1] with labels, or `limit` of its images, class-balanced, seed 0) and look at the answers.
+    """Classify a split, `limit` of its images (class-balanced, seed 0), or `data` (images in [-1, 1] with labels).
 
     Args:
         bins: of equal width between confidence 0 and 1. Confidence is the probability of the answer
