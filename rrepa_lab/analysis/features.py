@@ -96,7 +96,7 @@ class Reading:
             seen = x
             if self.noise_std:
                 pairs = zip(x, rows, strict=True)
-                seen = torch.stack([add_noise(image, self.noise_std, generator(self.seed, row)) for image, row in pairs])
+                seen = torch.cat([add_noise(image[None], self.noise_std, generator(self.seed, row)) for image, row in pairs])
             label = y.to(run.device) if self.feed_label else None
             yield self._pooled(run.flow(seen.to(next(run.flow.parameters())), label, taps).states, y, x)
 

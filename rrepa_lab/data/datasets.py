@@ -14,7 +14,8 @@ from rrepa_lab.config import Config
 from rrepa_lab.data import folder
 from rrepa_lab.data.folder import SPLITS
 from rrepa_lab.data.images import Batch, ImageSet, TensorImages, missing_classes
-from rrepa_lab.data.pixels import from_picture, read_picture, to_integers, to_unit
+from rrepa_lab.data.pictures import load_picture
+from rrepa_lab.data.pixels import to_integers, to_unit
 from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
 
@@ -86,10 +87,10 @@ class FolderImages:
 
     def _read(self, name: str) -> Tensor:
         try:
-            picture = read_picture(self.root / name)
+            x = load_picture(self.root / name, self.channels, self.size)
         except LabError as error:
             raise LabError(f"{self.root / name}: {error}; mend the file, or take it out") from None
-        return to_unit(to_integers(from_picture(picture, self.channels, self.size), 256), 256)
+        return to_unit(to_integers(x, 256), 256)
 
 
 def load_split(config: DataConfig, split: str, classes: Sequence[str] | None = None) -> ImageSet:

@@ -16,8 +16,13 @@ from rrepa_lab.data.datasets import Batch, ImageSet
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU random stream of its own for each tuple of integers (seed, purpose, step, ...)."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+    """A CPU random stream of its own for each tuple of integers (seed, purpose, step, ...), each in 0 .. 2^64 - 1.
+
+    SeedSequence fills its entropy up with zeros and splits large integers into words, so that (0, 3), (0, 3, 0, 0) and
+    (3 * 2^32,) would be one stream: the number of integers goes in first, and each of them as two words.
+    """
+    words = [word for number in key for word in (number & 0xFFFFFFFF, number >> 32)]
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([len(key), *words]).generate_state(1, np.uint64)[0] >> 1))
 
 
 @contextmanager

@@ -1,15 +1,20 @@
-"""Pixel values: scaling to [-1, 1] and back, training noise, dequantization, pictures from outside."""
+"""Pixel values: scaling to [-1, 1] and back, training noise, dequantization, drawings."""
 
-import warnings
-from pathlib import Path
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
+from rrepa_lab.data.pictures import from_picture, read_picture
 from rrepa_lab.errors import LabError
+
+__all__ = [
+    "add_noise", "dequantize", "from_drawing", "from_picture", "normal_rows", "read_picture", "to_integers", "to_uint8",
+    "to_unit", "training_noise",
+]  # fmt: skip
 
 
 def to_unit(values: Tensor, levels: int) -> Tensor:
@@ -29,8 +34,18 @@ def dequantize(x: Tensor, levels: int, generator: torch.Generator | None = None)
 
 
 def add_noise(x: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
-    """x + std * eps with standard normal eps, drawn on the CPU so that a seed means the same everywhere."""
-    return x + std * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    """x + std * eps with standard normal eps, drawn on the CPU so that a seed means the same everywhere; see `normal_rows`."""
+    return x + std * normal_rows(x.shape, generator, x.dtype).to(x.device)
+
+
+def normal_rows(shape: Sequence[int], generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal numbers (B, ...) on the CPU: row i depends on the generator and i, not on how many rows follow.
+
+    torch fills a CPU tensor in chunks of 16 numbers, and the last chunk from its end: each row is padded to whole chunks.
+    """
+    numbers = math.prod(shape[1:])
+    padded = torch.randn(shape[0], -(-numbers // 16) * 16, generator=generator, dtype=dtype)
+    return padded[:, :numbers].reshape(tuple(shape))
 
 
 def training_noise(x: Tensor, kind: str, std: float, levels: int, generator: torch.Generator | None = None) -> Tensor:
@@ -41,55 +56,6 @@ def training_noise(x: Tensor, kind: str, std: float, levels: int, generator: tor
 def to_uint8(x: Tensor) -> np.ndarray:
     """Images (B, C, H, W) in [-1, 1] -> (B, H, W, C) uint8; C is 1 or 3."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def read_picture(path: Path | str) -> Image.Image:
-    """A picture file as RGB, eight bits a channel: turned as its camera says, transparent parts on white, 16 bits scaled down.
-
-    Raises: LabError for a file that is missing, empty, no picture, broken off, or larger than 89 megapixels.
-    """
-    path = Path(path)
-    try:
-        if not path.stat().st_size:
-            raise LabError(f"{path.name} is empty: there is no picture in it")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                picture = opened if opened.getexif().get(0x0112, 1) == 1 else ImageOps.exif_transpose(opened)
-                return _eight_bits(picture)
-    except (FileNotFoundError, IsADirectoryError):
-        raise LabError(f"no picture at {path}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise LabError(f"{path.name} is too large: pictures may have up to 89 megapixels") from None
-    except UnidentifiedImageError:
-        raise LabError(f"{path.name} is not a picture: give a PNG, JPEG, WebP, GIF, BMP or TIFF file") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, LabError):
-            raise
-        raise LabError(f"{path.name} is a picture that cannot be read to its end ({type(error).__name__})") from None
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which PIL would clip at 255
-        values = np.asarray(picture).astype(np.float64)
-        picture = Image.fromarray((values * (255 / (65535 if values.max() > 255 else 255))).round().astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
-
-
-def from_picture(picture: Image.Image, channels: int, size: int) -> Tensor:
-    """Any picture -> (1, C, size, size) in [-1, 1]: centre square, area-averaged or bicubic."""
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    edge = min(picture.size)
-    left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
-    picture = picture.crop((left, top, left + edge, top + edge))
-    array = np.asarray(picture, dtype=np.float32).reshape(edge, edge, channels)
-    x = torch.from_numpy(array.copy()).permute(2, 0, 1)[None] / 127.5 - 1
-    if edge >= size:
-        return F.interpolate(x, size=(size, size), mode="area")
-    return F.interpolate(x, size=(size, size), mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
 def from_drawing(ink: np.ndarray, size: int = 8) -> Tensor:
