@@ -27,8 +27,9 @@ def digits(strategy: Strategy) -> RunConfig:
 
 
 def imagefolder(strategy: Strategy) -> RunConfig:
-    """Any image folder at 32x32, a middle size to start from; set data.path and flow.classes."""
-    return _photographs("imagefolder", strategy, size=32, patch=2, width=256, blocks=8, layers=4, classes=0, steps=50_000)
+    """Any image folder at 32x32, a middle size to start from; set data.path."""
+    config = _photographs("imagefolder", strategy, size=32, patch=2, width=256, blocks=8, layers=4, classes=-1, steps=50_000)
+    return config.override({"data.holdout": 0.1})
 
 
 def imagenet64(strategy: Strategy) -> RunConfig:
@@ -46,7 +47,8 @@ def _photographs(
             image_size=size, channels=3, patch_size=patch, width=width, blocks=blocks, layers=layers, classes=classes,
             noise_std=0.05,
         ),
-        align=AlignConfig(strategy=strategy, blocks=[blocks - 1, blocks], layers=[layers * 3 // 4], weight=0.1),
+        # counted from the end, so that they hold for other sizes too
+        align=AlignConfig(strategy=strategy, blocks=[-2, -1], layers=[layers * 3 // 4 - layers - 1], weight=0.1),
         encoder=EncoderConfig(),
         train=TrainConfig(
             steps=steps, batch=256, lr=1e-4, warmup=1000, ema=0.9999,

@@ -8,6 +8,7 @@ can be resumed.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -22,7 +23,7 @@ from rrepa_lab.align.encoder import Encoder, EncoderConfig
 from rrepa_lab.align.projector import Projectors
 from rrepa_lab.align.strategies import AlignConfig
 from rrepa_lab.config import Config
-from rrepa_lab.data.datasets import Batch, DataConfig, ImageSet, load_split, whole
+from rrepa_lab.data.datasets import Batch, DataConfig, ImageSet, class_names, load_split, whole
 from rrepa_lab.data.loaders import seeded
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.files import write_atomically, write_text
@@ -66,9 +67,32 @@ class RunConfig(Config):
             if self.encoder is None:
                 raise ValueError(f"align.strategy is {align.strategy!r} but there is no encoder")
         for what, given, most in (("blocks", align.blocks, flow.blocks), ("layers", align.layers, flow.layers)):
-            if align.strategy != "none" and not all(1 <= number <= most for number in given):
+            if align.strategy != "none" and not all(number < 0 or 1 <= number <= most for number in given):
                 raise ValueError(f"align.{what} {given} must lie in 1..{most}")
         return self
+
+
+def complete(config: RunConfig, classes: Sequence[str] | None = None) -> RunConfig:
+    """The configuration with everything that depends on its data and sizes filled in, as a training stores it.
+
+    flow.classes of -1 becomes the number of classes of the data; blocks and layers to be aligned that count from the end
+    count from 1; data.path is absolute.
+
+    Args:
+        classes: the class names; by default those of the data, whose folder is then listed.
+
+    Raises: LabError for another number of classes than the data have, and for data that are not there.
+    """
+    data, flow = config.data, config.flow
+    names = class_names(data) if classes is None else classes
+    if flow.classes == -1:
+        flow = flow.model_copy(update={"classes": len(names)})
+    elif flow.classes not in (0, len(names)):
+        raise LabError(f"flow.classes is {flow.classes}, but {data.name} has {len(names)} classes")
+    if data.name == "folder" and data.path is not None:
+        data = data.model_copy(update={"path": str(data.root)})
+    align = config.align.counted(flow.blocks, flow.layers)
+    return config.model_copy(update={"data": data, "flow": flow, "align": align})
 
 
 @dataclass(eq=False)
@@ -160,6 +184,7 @@ class Run:
 
 def build(config: RunConfig, classes: list[str]) -> Run:
     """A fresh run with weights drawn from config.train.seed; the global random state is left as it was."""
+    config = complete(config, classes)
     encoder = Encoder(config.encoder) if config.align.taps and config.encoder is not None else None
     with seeded(config.train.seed):
         flow = TarFlow(config.flow)
@@ -316,9 +341,10 @@ def _summary(config: RunConfig) -> str:
 
 def describe_config(config: RunConfig) -> dict[str, Any]:
     """The facts a reader asks for first: sizes, parameters, aligned taps with their module paths."""
-    flow = config.flow
+    flow, align = config.flow, config.align.counted(config.flow.blocks, config.flow.layers)
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in TarFlow(flow).parameters())
+        known = flow.model_copy(update={"classes": max(0, flow.classes)})
+        parameters = sum(p.numel() for p in TarFlow(known).parameters())
     facts: dict[str, Any] = {
         "name": config.name,
         "data": config.data.name,
@@ -328,11 +354,11 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
         "flow": f"{flow.blocks} blocks x {flow.layers} layers, width {flow.width}",
         "parameters": parameters,
         "noise": f"gaussian, sigma {flow.noise_std}" if flow.noise == "gaussian" else "uniform dequantization",
-        "strategy": config.align.strategy,
+        "strategy": align.strategy,
     }
-    if config.encoder is not None and config.align.taps:
-        facts["aligned"] = [f"{name} ({Tap.parse(name).module_path})" for name in config.align.taps]
-        facts["lambda"] = config.align.weight
+    if config.encoder is not None and align.taps:
+        facts["aligned"] = [f"{name} ({Tap.parse(name).module_path})" for name in align.taps]
+        facts["lambda"] = align.weight
         facts["encoder"] = f"{config.encoder.model}, {config.encoder.weights}"
     if config.origin:
         return facts | {"origin": config.origin}

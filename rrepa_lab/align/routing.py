@@ -20,7 +20,7 @@ from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.likelihood import flow_loss
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow import Taps
-from rrepa_lab.runs import Run, RunConfig, build
+from rrepa_lab.runs import Run, RunConfig, build, complete
 
 
 class Group(NamedTuple):
@@ -274,7 +274,9 @@ def _double_copy(source: Run | RunConfig, seed: int) -> Run:
         run.flow.load_state_dict(source.flow.state_dict())
         run.flow.double()
         return Run(run.flow, source.config, source.classes, run.projectors)
-    fresh = build(source.override({"align.strategy": "none", "train.seed": seed}), class_names(source.data))
+    classes = class_names(source.data)
+    source = complete(source, classes)
+    fresh = build(source.override({"align.strategy": "none", "train.seed": seed}), classes)
     fresh.flow.double()
     perturb(fresh.flow, seed)
     return Run(fresh.flow, source, fresh.classes, fresh.projectors)

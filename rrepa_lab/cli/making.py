@@ -61,7 +61,7 @@ def register(commands: Any) -> None:
 
 
 def _train(given: argparse.Namespace) -> int:
-    from rrepa_lab.runs import describe_config
+    from rrepa_lab.runs import complete, describe_config
     from rrepa_lab.training.loop import read_config, train
 
     settings = dict(map(setting, given.set))
@@ -69,6 +69,8 @@ def _train(given: argparse.Namespace) -> int:
         settings["train.seed"] = given.seed
     config = read_config(given.source).override(settings)
     if given.dry_run:
+        if config.data.name != "folder" or config.data.path is not None:
+            config = complete(config)
         facts = describe_config(config)
         facts["state in memory"] = (
             f"{facts['parameters'] * 20 / 2**20:.0f} MiB (weights, gradients, optimizer, average; float32)"

@@ -53,7 +53,7 @@ class FlowConfig(Config):
     mlp: Literal["gelu", "swiglu"] = "gelu"
     mlp_ratio: float = Field(4.0, gt=0)
     positions: Literal["learned", "rotary"] = "learned"
-    classes: int = Field(0, ge=0, description="K; 0 for an unconditional flow")
+    classes: int = Field(0, ge=-1, description="K; 0 for an unconditional flow, -1 for as many as the data have")
     volume_preserving: bool = Field(False, description="shift only, alpha is 0; the variance of the prior takes its place")
     noise: Literal["gaussian", "uniform"] = "gaussian"
     noise_std: float = Field(0.1, ge=0, description="sigma of the gaussian noise, pixels in [-1, 1]; unused when uniform")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rrepa_lab.errors import LabError
 from rrepa_lab.presets import preset
-from rrepa_lab.runs import RunConfig, pick_device
+from rrepa_lab.runs import RunConfig, complete, pick_device
 from rrepa_lab.training.session import Session, StepReport
 
 __all__ = ["StepReport", "config_file", "read_config", "train"]
@@ -74,6 +74,7 @@ def config_file(path: Path) -> RunConfig:
 def _train(
     config: RunConfig, out: Path, resume: bool | str, device: str, stop: Callable[[], bool] | None
 ) -> Generator[StepReport, None, None]:
+    config = complete(config)
     if config.train.compile:
         _check_compiler()
     with Session(config, out, resume, pick_device(device)) as session:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.analysis.classify import classify
-from rrepa_lab.data.datasets import ImageSet, load_split, whole
+from rrepa_lab.data.datasets import ImageSet, load_split, validation_split, whole
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.data.pixels import training_noise
 from rrepa_lab.flow.likelihood import nats_per_dim
@@ -24,7 +24,7 @@ class Validation:
 
     def __init__(self, config: RunConfig, train: ImageSet, device: torch.device) -> None:
         self.config, self.levels, self.device = config, train.levels, device
-        held_out = load_split(config.data, "val" if config.data.holdout else "test")
+        held_out = load_split(config.data, validation_split(config.data), train.classes)
         self.batches = {"held_out": whole(held_out, IMAGES), "train": whole(train, IMAGES)}
 
     @torch.no_grad()
