@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from frame import Bar, Code, Panel, serve
 from PIL import Image
-from shell import FIRST, HIDDEN, QUIET, TESTED, computes, get_run, lock, pair, picture_field, test_images, told
+from shell import FIRST, HIDDEN, QUIET, TESTED, computes, get_run, lock, pair, picture_field, test_code, test_images, told
 from torch import Tensor
 
 import rrepa_lab as rl
@@ -207,7 +207,7 @@ def _named(figure: Any, name: str) -> Any:
 
 def code(run: str, other: str, seed: int, index: int, seen: Seen | None) -> Code:
     """The scores of the image, and those of the whole split by the command line."""
-    first, source = "", f'run.data("test").x[{int(index)}:{int(index) + 1}]'
+    first, source = "", f"{test_code(run)}.x[{int(index)}:{int(index) + 1}]"
     if seen is not None and seen[2] == int(index):
         first, source = "import torch\n", f"torch.tensor([{seen[0]}])  # {seen[1]}"
     python = (

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import torch
 from frame import Bar, Code, Panel, serve
-from shell import FIRST, HIDDEN, SECOND, TESTED, class_choices, get_run, label_of, pair, test_images, told
+from shell import FIRST, HIDDEN, SECOND, TESTED, class_choices, get_run, label_of, pair, test_code, test_images, told
 from torch import Tensor
 
 import rrepa_lab as rl
@@ -196,7 +196,7 @@ def code(
         lines += [f"source = noise(run.flow, range({seed}, {last + 1}))"]
         source = f"--seeds {seed}..{last}"
     else:
-        lines += ["", f'run = rl.load("{run}")', f'source = run.data("test").x[{image}:{image + COMPANY}]']
+        lines += ["", f'run = rl.load("{run}")', f"source = {test_code(run)}.x[{image}:{image + COMPANY}]"]
         source = f"--rows {image}..{image + COMPANY - 1}"
     lines += [
         f't = rl.trace(run, source, {fed}, "reverse", "{tap}", guidance={guidance:g}, temperature={temperature:g})',

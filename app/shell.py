@@ -85,6 +85,11 @@ def test_images(run: rl.Run) -> Batch:
     return run.data("test", TESTED)
 
 
+def test_code(name: str) -> str:
+    """The Python expression whose rows are the numbers of `test_images`."""
+    return 'run.data("test")' if len(get_run(name).images("test")) <= TESTED else f'run.data("test", {TESTED})'
+
+
 def parameters(run: rl.Run) -> str:
     """Size of a flow in words, "0.8 M parameters"."""
     return f"{sum(p.numel() for p in run.flow.parameters()) / 1e6:.1f} M parameters"

@@ -6,6 +6,7 @@ names and no averaged weights. Sizes are read off the tensors; a file name or an
 Symbols as in `flow.tarflow`.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping
 from math import isqrt
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.align.projector import Projectors
+from rrepa_lab.data.datasets import class_names
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import sha256
 from rrepa_lab.flow.tarflow import TarFlow
@@ -73,7 +75,8 @@ def import_tarflow(
     told += [("the option", size, value) for size, value in options.items() if value is not None]
     sizes = _decide(path, _possible(path, state), told)
     flow = {**sizes, "head_width": head_width, **_noise(path, named["noise"] if named else None, noise)}
-    images = {"name": "folder", "path": data, "flip": True} | {key: sizes[key] for key in ("image_size", "channels")}
+    place = None if data is None else str(Path(data).expanduser().absolute())
+    images = {"name": "folder", "path": place, "flip": True} | {key: sizes[key] for key in ("image_size", "channels")}
     try:
         config = RunConfig.from_dict(
             {"name": stem if name is None else name, "data": images, "flow": flow, "origin": _origin(path)}
@@ -86,7 +89,13 @@ def import_tarflow(
         model, projectors = TarFlow(config.flow), Projectors([], config.flow.width, 1, 1)
     model.load_state_dict(_weights(path, state, model), assign=True)
     model.eval().requires_grad_(False)
-    run = Run(model, config, _class_names(config.flow.classes, named["set"] if named else ""), projectors, directory=out)
+    classes = _class_names(config.flow.classes, named["set"] if named else "")
+    if data is not None:
+        with contextlib.suppress(LabError):  # the pictures may come later
+            folders = class_names(config.data)
+            # that code, too, numbers the folders in alphabetical order, and labels go by name
+            classes = folders if len(folders) == len(classes) else classes
+    run = Run(model, config, classes, projectors, directory=out)
     run.save(out)
     write_card(run, pd.DataFrame())
     return run

@@ -51,10 +51,10 @@ def classification_report(
     The other arguments, and the errors, are those of `classify`.
     """
     if data is None:
-        images = run.images(split)
-        data, read = whole(images, limit), split
-        if len(data.y) < len(images):
-            read = f"{split}, {subset_words(len(data.y), len(images))}"
+        every = run.images(split)
+        data, read = whole(every, limit), split
+        if len(data.y) < len(every):
+            read = f"{split}, {subset_words(len(data.y), len(every))}"
     else:
         read = "given"
     x, y = data.x.to(run.device), data.y

@@ -167,9 +167,7 @@ def listing(part: Part, classes: Sequence[str] | None = None) -> Listing:
         what = f"the class {strangers[0]!r} in {part.folder} is not one of the classes {_listed(names)}"
         raise LabError(f"{what}; the folder has {_listed(sorted(files))}: rename it, or take it out")
     if names and not files:
-        raise LabError(
-            f"{part.folder} holds pictures without class folders, but there are the classes {_listed(names)}: sort them"
-        )
+        raise LabError(f"{part.folder} holds pictures without class folders, but the classes are {_listed(names)}: sort them")
     if files and loose:
         ignored["pictures outside class folders"] += len(loose)
     grouped = [files.get(name, []) for name in names] if names else [sorted(chain(loose, *files.values()))]
@@ -178,29 +176,28 @@ def listing(part: Part, classes: Sequence[str] | None = None) -> Listing:
 
 def _divided(grouped: list[list[str]], part: Part) -> list[list[str]]:
     """The files of one share of a folder: of each class in the order of a hash, so that it depends on the names alone."""
+    shares = {"train": 1, "val": part.val, "test": part.test}
     if not (part.val or part.test):
         return grouped
-    chosen = [_share(files, part) for files in grouped]
-    if any(chosen):
-        return chosen
+    divided = [_shares(files, part) for files in grouped]
+    if all(any(found[share] for found in divided) for share, size in shares.items() if size):
+        return [found[part.share] for found in divided]
     # too few pictures in each class: divided as one class
-    everything = [name for files in grouped for name in files]
-    kept = set(_share(everything, part))
-    if not kept:
-        raise LabError(
-            f"{part.folder} has {len(everything)} pictures, too few to divide it: {part.rule}; add some, or a folder"
-        )
+    everything = _shares([name for files in grouped for name in files], part)
+    if not everything[part.share]:
+        count = sum(map(len, grouped))
+        raise LabError(f"{part.folder} has {count} pictures, too few to divide ({part.rule}): add some")
+    kept = set(everything[part.share])
     return [[name for name in files if name in kept] for files in grouped]
 
 
-def _share(files: list[str], part: Part) -> list[str]:
+def _shares(files: list[str], part: Part) -> dict[str, list[str]]:
+    """Split -> its files, sorted; all are for training where there are not enough for every split."""
     order = sorted(files, key=lambda name: blake2b(b"0/" + name.encode("utf-8", "surrogateescape"), digest_size=8).digest())
     enough = len(files) > (part.val > 0) + (part.test > 0)
     test = max(1, int(len(files) * part.test + 0.5)) if enough and part.test else 0
     val = min(max(1, int(len(files) * part.val + 0.5)), len(files) - test - 1) if enough and part.val else 0
-    bounds = {"test": (0, test), "val": (test, test + val), "train": (test + val, len(files))}
-    first, last = bounds[part.share]
-    return sorted(order[first:last])
+    return {"test": sorted(order[:test]), "val": sorted(order[test : test + val]), "train": sorted(order[test + val :])}
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

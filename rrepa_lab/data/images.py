@@ -19,8 +19,12 @@ class ImageSet(Protocol):
     """A split: its length, batches by index, and what the numbers mean."""
 
     classes: list[str]
-    labels: Tensor  # (N,) int64, known without decoding a picture
     levels: int  # integer values a number can take
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64, known without decoding a picture."""
+        ...
 
     def __len__(self) -> int: ...
 

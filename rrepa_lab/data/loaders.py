@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from rrepa_lab.data.datasets import Batch, ImageSet
+from rrepa_lab.data.images import Batch, ImageSet
+from rrepa_lab.errors import LabError
 
 
 def generator(*key: int) -> torch.Generator:
@@ -53,15 +54,26 @@ class SeededBatches(Sampler[list[int]]):
             yield order[place * self.batch : (place + 1) * self.batch][self.rank :: self.world]
 
 
-def stream(images: ImageSet, batches: Iterable[list[int]], workers: int = 0) -> DataLoader[Batch]:
-    """The batches (rows of each), read ahead by `workers` processes when the images come from files."""
-    return DataLoader(
+def stream(images: ImageSet, batches: Iterable[list[int]], workers: int = 0) -> Iterator[Batch]:
+    """The batches (rows of each), read ahead by `workers` processes when the images come from files.
+
+    Raises: the LabError of a file that cannot be read, in one line wherever it was read.
+    """
+    loader = DataLoader(
         cast(Dataset[Batch], images),
         batch_sampler=batches,
         collate_fn=_as_is,  # __getitems__ has collated it
         num_workers=workers,
         generator=torch.Generator(),  # otherwise each stream would move the global random state
     )
+    try:
+        yield from loader
+    except LabError as error:
+        text = str(error)
+        if "Original Traceback" not in text:
+            raise
+        # the error of a worker process comes with its traceback, whose last line is the message
+        raise LabError(text.strip().splitlines()[-1].partition("LabError: ")[2] or text) from None
 
 
 def _as_is(batch: Any) -> Any:

@@ -7,7 +7,7 @@ from filelock import FileLock, Timeout
 
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import remove_leftovers
-from rrepa_lab.runs import RunConfig, _read_config, load
+from rrepa_lab.runs import RunConfig, _read_config, complete, load
 from rrepa_lab.training.state import NAME as STATE
 from rrepa_lab.training.state import Checkpoint
 
@@ -57,7 +57,8 @@ def resumes(config: RunConfig, classes: list[str], out: Path, resume: bool | str
         raise LabError(f"{out} already holds a run: --resume goes on with it, or choose another --out")
     state = Checkpoint.load(out / STATE, lazily=True)
     old_config, old_classes = (RunConfig.from_dict(state.config), state.classes) if state.config else _read_config(out)
-    old, new = old_config.flat(), config.flat()
+    # version 0.1 stored relative paths and blocks as they were given
+    old, new = complete(old_config, old_classes).flat(), config.flat()
     for key in [*old, *new]:
         if old.get(key) != new.get(key):
             change = f"{key} was {old.get(key)}, now {new.get(key)}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from rrepa_lab.data.datasets import check_data
 from rrepa_lab.errors import LabError
 from rrepa_lab.presets import preset
 from rrepa_lab.runs import RunConfig, complete, pick_device
@@ -75,6 +76,7 @@ def _train(
     config: RunConfig, out: Path, resume: bool | str, device: str, stop: Callable[[], bool] | None
 ) -> Generator[StepReport, None, None]:
     config = complete(config)
+    check_data(config.data)
     if config.train.compile:
         _check_compiler()
     with Session(config, out, resume, pick_device(device)) as session:
