@@ -111,7 +111,7 @@ def _carved(folder: Path, val: float, test: float) -> dict[str, Part]:
 def _split_folders(root: Path) -> dict[str, Path]:
     """Split -> its folder, where the folder is laid out by splits."""
     names = {name.casefold(): name for name in _folders(root)}
-    own = {}
+    own: dict[str, Path] = {}
     for split, spellings in _SPLIT_NAMES.items():
         for spelling in spellings:
             if spelling in names:
@@ -156,8 +156,8 @@ def listing(part: Part, classes: Sequence[str] | None = None) -> Listing:
     """
     ignored: Counter[str] = Counter()
     places = _class_folders(part.folder, ignored)
-    files = {name: [path for place in found for path in _pictures(place, ignored)] for name, found in places.items()}
-    files = {name: sorted(_relative(path, part.folder) for path in found) for name, found in files.items() if found}
+    listed = {name: [path for place in found for path in _pictures(place, ignored)] for name, found in places.items()}
+    files = {name: sorted(_relative(path, part.folder) for path in found) for name, found in listed.items() if found}
     loose = sorted(_relative(path, part.folder) for path in _loose(part.folder, ignored))
     if not files and not loose:
         raise LabError(f"{part.folder} holds no pictures ({_ignored_words(ignored)}): {part.rule}")
