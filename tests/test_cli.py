@@ -163,7 +163,7 @@ def test_trace(capsys, tmp_path):
     assert "largest difference of a state between the directions" in text
     saved = load_file(tmp_path / "s.safetensors")
     loaded = rl.load("digits-reverse")
-    x, y = loaded.data("test", 4)
+    x, y = (part[:4] for part in loaded.data("test"))  # a limit would draw a balanced subset
     expected = rl.trace(loaded, x, y, "reverse", ["block.4.layer.2", "block.1.*"])
     assert torch.equal(saved["block.4.layer.2"], expected.states["block.4.layer.2"])
     assert torch.equal(saved["path.block.4.out"], expected.images["block.4.out"])

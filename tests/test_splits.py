@@ -309,6 +309,30 @@ def test_a_run_finds_its_pictures_from_any_folder(tmp_path, monkeypatch):
     assert list(again) == []
 
 
+def test_a_held_out_folder_of_another_name_is_said_in_the_protocol(tmp_path):
+    made(tmp_path / "photos", {"train/a": 6, "train/b": 6, "val/a": 2, "val/b": 2})
+    list(rl.train("imagefolder-none", tmp_path / "run", settings=TINY | {"data.path": str(tmp_path / "photos")}, device="cpu"))
+    run = rl.load(tmp_path / "run")
+    for split, n, words in (("test", 4, "test = val/ (no test folder)"), ("val", 2, "val = 10% of train/, stratified, seed 0")):
+        table = rl.evaluate(run, split, samples=0)
+        assert set(table.n) == {n}
+        assert all(protocol.endswith(f", {words}") for protocol in table.protocol)
+
+
+def test_a_dry_run_tells_the_data(tmp_path, capsys):
+    from rrepa_lab.cli import main
+
+    made(tmp_path, {"train/ant": 8, "train/bee": 8, "train/__MACOSX": 1, "test/bee": 3})
+    assert main(["train", "imagefolder-reverse", "--dry-run", "--set", f"data.path={tmp_path}", "--set", "flow.blocks=4"]) == 0
+    told = capsys.readouterr().out
+    for words in (
+        "2: ant, bee", "14 images (train = 90% of train/", "3 images (test = test/); none of ant",
+        "1 hidden or system entries in train/",
+        "block.3.layer.3",
+    ):  # fmt: skip
+        assert words in told
+
+
 def test_validation_never_reads_training_or_test_pictures(tmp_path):
     from rrepa_lab.runs import complete
     from rrepa_lab.training.validation import Validation

@@ -10,6 +10,7 @@ from rrepa_lab.analysis.classify import classify
 from rrepa_lab.analysis.evaluator import Evaluator, frechet_distance, load_evaluator
 from rrepa_lab.analysis.features import in_turn
 from rrepa_lab.analysis.tables import about, accuracy
+from rrepa_lab.data.datasets import split_rule
 from rrepa_lab.data.images import Batch
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.data.pixels import training_noise
@@ -44,6 +45,9 @@ def evaluate(
     x, y = whole(images, limit)
     x, y = x.to(run.device), y.to(run.device)
     part = "" if len(y) == len(images) else f", {subset_words(len(y), len(images))}"
+    rule = split_rule(run.config.data, split)
+    if run.config.data.name == "folder" and rule != f"{split} = {split}/":
+        part += f", {rule}"
     rows = [_likelihood(run, Batch(x, y), images.levels, draws, seed, part)]
     for method in ("gradient", "bayes") if run.config.flow.classes else ():
         right = classify(run, x, method=method).label == y

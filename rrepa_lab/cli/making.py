@@ -61,6 +61,7 @@ def register(commands: Any) -> None:
 
 
 def _train(given: argparse.Namespace) -> int:
+    from rrepa_lab.data.datasets import describe_data
     from rrepa_lab.runs import complete, describe_config
     from rrepa_lab.training.loop import read_config, train
 
@@ -69,9 +70,12 @@ def _train(given: argparse.Namespace) -> int:
         settings["train.seed"] = given.seed
     config = read_config(given.source).override(settings)
     if given.dry_run:
-        if config.data.name != "folder" or config.data.path is not None:
-            config = complete(config)
+        known = config.data.name != "folder" or config.data.path is not None
+        counted = config.align.counted(config.flow.blocks, config.flow.layers)
+        config = complete(config) if known else config.model_copy(update={"align": counted})
         facts = describe_config(config)
+        if known:
+            facts |= describe_data(config.data)
         facts["state in memory"] = (
             f"{facts['parameters'] * 20 / 2**20:.0f} MiB (weights, gradients, optimizer, average; float32)"
         )

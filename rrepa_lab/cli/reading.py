@@ -92,11 +92,12 @@ def _trace(given: argparse.Namespace) -> int:
     elif given.images:
         source, own, numbers = _pictures(run, given.images), None, ", ".join(given.images)
     else:
-        x, labels = run.data(given.split)
+        images = run.images(given.split)
         rows = integers("--rows", given.rows)
-        if max(rows) >= len(x) or min(rows) < 0:
-            raise LabError(f"--rows {given.rows}: the {given.split} split has rows 0..{len(x) - 1}")
-        source, own, numbers = x[rows], labels[rows], f"{given.split} {given.rows}"
+        if max(rows) >= len(images) or min(rows) < 0:
+            raise LabError(f"--rows {given.rows}: the {given.split} split has rows 0..{len(images) - 1}")
+        source, own = (part.to(run.device) for part in images.__getitems__(rows))
+        numbers = f"{given.split} {given.rows}"
     if given.label == "own":
         if own is None:
             raise LabError("--label own needs rows of a split: pictures and noise have no label of their own")

@@ -21,7 +21,7 @@ from rrepa_lab.errors import LabError
 
 __all__ = [
     "SPLITS", "Batch", "DataConfig", "DataFacts", "FolderImages", "ImageSet", "TensorImages", "check_data", "class_names",
-    "load_split", "split_rule", "splits", "validation_split", "whole",
+    "describe_data", "load_split", "split_rule", "splits", "validation_split", "whole",
 ]  # fmt: skip
 
 
@@ -175,6 +175,19 @@ def check_data(config: DataConfig, classes: Sequence[str] | None = None) -> Data
     if "train" not in counts:
         raise LabError(f"{config.root} has no train/: there is nothing to train on")
     return DataFacts(names, counts, ignored, rules, missing, levels)
+
+
+def describe_data(config: DataConfig) -> dict[str, str]:
+    """The facts of `check_data` in words: classes, images and rule of each split, and what was ignored."""
+    facts = check_data(config)
+    names = ", ".join(facts.classes[:10]) + (", ..." if len(facts.classes) > 10 else "")
+    told = {"classes": f"{len(facts.classes)}: {names}" if names else "none: pictures without class folders"}
+    for split, counts in facts.counts.items():
+        lacking = f"; none of {', '.join(facts.missing[split])}" if facts.missing[split] else ""
+        told[split] = f"{sum(counts.values())} images ({facts.rules[split]}){lacking}"
+    if facts.ignored:
+        told["ignored"] = ", ".join(f"{count} {kind}" for kind, count in facts.ignored.items())
+    return told
 
 
 @lru_cache

@@ -186,7 +186,8 @@ def _divided(grouped: list[list[str]], part: Part) -> list[list[str]]:
     everything = _shares([name for files in grouped for name in files], part)
     if not everything[part.share]:
         count = sum(map(len, grouped))
-        raise LabError(f"{part.folder} has {count} pictures, too few to divide ({part.rule}): add some")
+        what = "1 picture" if count == 1 else f"{count} pictures"
+        raise LabError(f"{part.folder} has {what}, too few to divide ({part.rule}): add some")
     kept = set(everything[part.share])
     return [[name for name in files if name in kept] for files in grouped]
 
