@@ -66,23 +66,22 @@ def below(folder, counts=CLASSES):
 @pytest.mark.parametrize(
     ("layout", "holdout", "counts", "rules"),
     [
-        (below("train") | below("val") | below("test"), None, (70, 70, 70), ("train/", "val/", "test/")),
+        (below("train") | below("val") | below("test"), 0.0, (70, 70, 70), ("train/", "val/", "test/")),
         (
             below("train") | below("val") | below("test"),
             0.2,
             (70, 70, 70),
             ("train/", "val/ (data.holdout is not used)", "test/"),
         ),
-        (below("train") | below("test"), None, (70, None, 70), ("train/", None, "test/")),
-        (below("train") | below("val"), None, (70, None, 70), ("train/", None, "val/ (no test folder)")),
+        (below("train") | below("test"), 0.0, (70, None, 70), ("train/", None, "test/")),
+        (below("train") | below("val"), 0.0, (70, None, 70), ("train/", None, "val/ (no test folder)")),
         (below("train") | below("validation"), 0.0, (70, None, 70), ("train/", None, "validation/ (no test folder)")),
         (below("train") | below("test"), 0.2, (56, 14, 70), ("80% of train/", "20% of train/", "test/")),
         (below("train") | below("valid"), 0.1, (63, 7, 70), ("90% of train/", "10% of train/", "valid/ (no test folder)")),
-        (below("train"), None, (56, 7, 7), ("80% of train/", "10% of train/", "10% of train/")),
+        (below("train"), 0.0, (56, 7, 7), ("80% of train/", "10% of train/", "10% of train/")),
         (below("train"), 0.2, (49, 14, 7), ("70% of train/", "20% of train/", "10% of train/")),
-        (below("train"), 0, (63, None, 7), ("90% of train/", None, "10% of train/")),
-        (below("."), None, (56, 7, 7), ("80% of photos/", "10% of photos/", "10% of photos/")),
-        (below("Train") | below("TEST"), None, (70, None, 70), ("Train/", None, "test/")),
+        (below("."), 0.0, (56, 7, 7), ("80% of photos/", "10% of photos/", "10% of photos/")),
+        (below("Train") | below("TEST"), 0.0, (70, None, 70), ("Train/", None, "test/")),
     ],
 )
 def test_splits_of_every_layout(layout, holdout, counts, rules, tmp_path):
@@ -365,9 +364,9 @@ def read_in(images, rows, answers):
 
 
 def test_a_spawned_process_reads_the_same(tmp_path, monkeypatch):
-    made(tmp_path / "photos", {"train/a": 3})
+    made(tmp_path / "photos", {"train/a": 3, "test/a": 1})
     monkeypatch.chdir(tmp_path)
-    images = load_split(config("photos", holdout=0), "train")
+    images = load_split(config("photos"), "train")
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     monkeypatch.chdir("/")

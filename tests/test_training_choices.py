@@ -199,7 +199,7 @@ def test_the_best_weights_are_kept_beside_the_last(tiny, tmp_path):
 def test_a_training_ends_when_nothing_gets_better(tiny, tmp_path):
     config = tiny.override({
         "train.keep": "accuracy", "train.patience": 2, "data.holdout": 0.2, "train.look_every": 2, "train.steps": 400,
-        "train.lr": 1e-12, "align.strategy": "none",
+        "train.lr": 1e-60, "align.strategy": "none",  # rounds to no change at all
     })  # fmt: skip
     reports = train(config, tmp_path / "run")
     assert reports[-1].step == 6, "the first validation is the best, and two more are no better"

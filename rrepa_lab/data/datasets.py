@@ -35,11 +35,11 @@ class DataConfig(Config):
     flip: bool = Field(False, description="mirror half of the training images; not for digits or text")
     shift: int = Field(0, ge=0, description="move training images by up to so many pixels, each way; the rest is background")
     shift_probability: float = Field(1.0, ge=0, le=1, description="part of the training images that are shifted")
-    holdout: float | None = Field(
-        None,
+    holdout: float = Field(
+        0.0,
         ge=0,
         lt=1,
-        description="part of the training split set aside as `val`; unset: a tenth of a folder without splits",
+        description="part of the training split set aside as `val`; 0: a tenth of a folder without splits",
     )
 
     @property
@@ -109,7 +109,7 @@ def load_split(config: DataConfig, split: str, classes: Sequence[str] | None = N
     if config.name == "digits":
         if (config.image_size, config.channels) != (8, 1):
             raise LabError(f"digits are 1 x 8 x 8, not {config.channels} x {config.image_size} x {config.image_size}")
-        return _digits(split, config.holdout or 0.0)
+        return _digits(split, config.holdout)
     found = folder.parts(config.root, config.holdout)
     if split not in found:
         why = "set data.holdout, for example to 0.1" if split == "val" else "it holds held-out pictures only"
@@ -140,7 +140,7 @@ def validation_split(config: DataConfig) -> str:
 def split_rule(config: DataConfig, split: str) -> str:
     """Where the images of a split come from, in words: "test = val/ (no test folder)"."""
     if config.name == "digits":
-        held = config.holdout or 0
+        held = config.holdout
         train = "80% of the digits" if not held else f"{1 - held:.0%} of those outside test"
         parts = {"train": train, "test": "20% of the digits"} | ({"val": f"{held:.0%} of those outside test"} if held else {})
         return f"{split} = {parts[split]}, stratified, seed 0" if split in parts else f"no {split}: data.holdout is not set"

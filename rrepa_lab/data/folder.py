@@ -64,13 +64,13 @@ def visible(name: str) -> bool:
     return not name.startswith(".") and name.casefold() not in _SYSTEM
 
 
-def parts(root: Path, holdout: float | None) -> dict[str, Part]:
+def parts(root: Path, holdout: float) -> dict[str, Part]:
     """The splits of an image folder.
 
     Args:
         root: the folder that data.path names, absolute.
-        holdout: part of the training pictures that serves as `val` where there are not both val/ and test/. None: a tenth
-            where test is taken from the training pictures too, else nothing. 0: nothing.
+        holdout: part of the training pictures that serves as `val` where there are not both val/ and test/. 0: a tenth where
+            test is taken from the training pictures too, else nothing.
 
     Returns: split -> its part; there is no "train" in a folder of held-out pictures only, and no "val" where nothing serves
     as such: one held-out folder, whatever its name, is `test`.
@@ -81,7 +81,7 @@ def parts(root: Path, holdout: float | None) -> dict[str, Part]:
         raise LabError(f"no image folder at {root} ({what}): data.path names a folder of <split>/<class> or <class> folders")
     own = _split_folders(root)
     if not own:
-        return _carved(root, SHARE if holdout is None else holdout, SHARE)
+        return _carved(root, holdout or SHARE, SHARE)
     if {"val", "test"} <= own.keys():
         unused = " (data.holdout is not used)" if holdout else ""
         return {
@@ -90,8 +90,8 @@ def parts(root: Path, holdout: float | None) -> dict[str, Part]:
         }
     test = own.get("test") or own.get("val")
     if test is None:
-        return _carved(own["train"], SHARE if holdout is None else holdout, SHARE)
-    found = _carved(own["train"], holdout or 0, 0) if "train" in own else {}
+        return _carved(own["train"], holdout or SHARE, SHARE)
+    found = _carved(own["train"], holdout, 0) if "train" in own else {}
     rule = "test = test/" if "test" in own else f"test = {test.name}/ (no test folder)"
     return found | {"test": Part(test, "test", 0, 0, rule)}
 
@@ -123,7 +123,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return own
 
 
-def class_names(root: Path, holdout: float | None) -> list[str]:
+def class_names(root: Path, holdout: float) -> list[str]:
     """The classes of an image folder, alphabetically: those of train/ where there is one; none for unlabelled pictures.
 
     Raises: LabError for a class folder without a picture, and a folder that holds another image folder.
