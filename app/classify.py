@@ -11,7 +11,21 @@ import numpy as np
 import torch
 from frame import Bar, Code, Panel, serve
 from PIL import Image
-from shell import FIRST, HIDDEN, QUIET, TESTED, computes, get_run, lock, pair, picture_field, test_code, test_images, told
+from shell import (
+    FIRST,
+    HIDDEN,
+    QUIET,
+    TESTED,
+    computes,
+    get_run,
+    lock,
+    only_uploads,
+    pair,
+    picture_field,
+    test_code,
+    test_images,
+    told,
+)
 from torch import Tensor
 
 import rrepa_lab as rl
@@ -251,11 +265,11 @@ def build(bar: Bar) -> Sequence[Panel]:
                     elem_id="index",
                 )  # fmt: skip
             with gr.Tab("Draw"):
-                pad = gr.Sketchpad(
+                pad = only_uploads(gr.Sketchpad(
                     show_label=False, placeholder="Take the pencil on the left, then draw a digit",
                     canvas_size=(280, 280), fixed_canvas=True, height=400, layers=False,
                     brush=gr.Brush(default_size=24, colors=["#000000"], color_mode="fixed"), elem_id="pad",
-                )  # fmt: skip
+                ))  # fmt: skip
                 ask = gr.Button("Classify the drawing", variant="primary")
             with gr.Tab("Upload"):
                 file = picture_field(sources=["upload", "clipboard"], label="Picture of one digit", height=240)

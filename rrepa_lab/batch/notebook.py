@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,6 +16,7 @@ from rrepa_lab.places import bundled
 
 OUT_DIR = "out_dir"  # the parameter through which a batch tells a notebook where to write
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "None": None}
+LONGEST_TYPE = 200
 
 
 class Parameter(NamedTuple):
@@ -29,7 +30,7 @@ class Parameter(NamedTuple):
     def check(self, value: Any) -> Any:
         """The value, whole numbers as float where a float is wanted; LabError if it is of another type."""
         try:
-            return TypeAdapter(eval(self.kind, {"__builtins__": {}}, _TYPES)).validate_python(value, strict=True)
+            return TypeAdapter(parse_type(self.kind)).validate_python(value, strict=True)
         except ValidationError:
             raise LabError(f"{self.name} takes {self.kind} ({self.help}), not {json.dumps(value)}") from None
 
@@ -41,6 +42,31 @@ class Parameter(NamedTuple):
             return self.check(json.loads(text))
         except ValueError:
             raise LabError(f"{self.name} takes {self.kind} ({self.help}), not {text!r}") from None
+
+
+def parse_type(text: str) -> Any:
+    """A type from its name: str, int, float, bool, list, dict, None, unions of them, and list[...] and dict[...].
+
+    The text of a notebook is parsed and looked up in a table; nothing of it is evaluated. Raises: ValueError for all else.
+    """
+    if len(text) > LONGEST_TYPE:
+        raise ValueError(f"a type of {len(text)} characters")
+    return _type_of(ast.parse(text.strip(), mode="eval").body)
+
+
+def _type_of(node: ast.expr) -> Any:
+    match node:
+        case ast.Name(id=name) if name in _TYPES:
+            return _TYPES[name]
+        case ast.Constant(value=None):
+            return None
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return Union[_type_of(left), _type_of(right)]  # noqa: UP007
+        case ast.Subscript(value=ast.Name(id="list"), slice=item):
+            return list[_type_of(item)]  # type: ignore[misc]
+        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, item])):
+            return dict[_type_of(key), _type_of(item)]  # type: ignore[misc]
+    raise ValueError(f"{ast.unparse(node)} is not among {', '.join(_TYPES)}")
 
 
 @dataclass(frozen=True)
@@ -109,7 +135,7 @@ def read_notebook(path: Path) -> Notebook:
 def _parameter(path: Path, inspected: Mapping[str, str]) -> Parameter:
     name, kind = inspected["name"], inspected["inferred_type_name"]
     try:
-        TypeAdapter(eval(kind, {"__builtins__": {}}, _TYPES))
+        TypeAdapter(parse_type(kind))
         default = ast.literal_eval(inspected["default"])
     except Exception:
         line = f"{name}: int = 0  # what it is"

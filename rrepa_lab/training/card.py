@@ -69,7 +69,7 @@ def _best_line(run: Run, metrics: pd.DataFrame) -> list[str]:
     column = f"held_out_{metric}"
     if metric == "last" or column not in metrics or metrics[column].isna().all():
         return []
-    best = metrics.loc[metrics[column].idxmin() if metric == "nats_per_dim" else metrics[column].idxmax()]
+    best = metrics.iloc[int(metrics[column].argmin() if metric == "nats_per_dim" else metrics[column].argmax())]
     parts = [f"{column.replace('_', ' ')} {best[column]:.4f}"]
     if pd.notna(best.get(f"train_{metric}")):
         parts.append(f"{best[f'train_{metric}']:.4f} on as many training images")
