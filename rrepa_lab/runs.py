@@ -34,6 +34,7 @@ from rrepa_lab.places import assets, runs_root
 from rrepa_lab.training.settings import TrainConfig
 
 FORMAT = 1
+LARGEST_CONFIG = 16 * 2**20  # bytes of a config.json
 CHECKPOINTS = ("best", "last")
 BEST = "best.safetensors"  # the weights that were best on the validation split, where `train.keep` asks for them
 PLAN = "decoding.json"  # how it is decoded fastest, see `sampling.calibrate`
@@ -280,18 +281,32 @@ def _download(repo_id: str) -> Path:
 
 
 def _read_config(directory: Path) -> tuple[RunConfig, list[str]]:
+    """Configuration and class names of a run directory; LabError for whatever else its config.json may be."""
     path = directory / "config.json"
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        version, classes, config = about["format"], about["classes"], about["config"]
-    except (ValueError, KeyError, TypeError):
+        if not path.is_file() or path.stat().st_size > LARGEST_CONFIG:  # a pipe would never end
+            raise LabError(f"{path} is not a file of at most {LARGEST_CONFIG >> 20} MiB")
+        about = json.loads(path.read_text(encoding="utf-8-sig"))
+        version, classes, values = about["format"], about["classes"], about["config"]
+    except OSError as error:
+        raise LabError(f"{path} cannot be read: {error.strerror or error}") from None
+    except LabError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise LabError(f"{path} is not the configuration of an rrepa_lab run") from None
     if version != FORMAT:
-        raise LabError(f"{path} has format {version}; this version reads format {FORMAT}")
+        raise LabError(f"{path} has format {str(version)[:40]}; this version reads format {FORMAT}")
+    if not isinstance(values, dict) or not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise LabError(f"{path}: config must be an object, and classes a list of names")
     try:
-        return RunConfig.from_dict(config), list(classes)
+        config = RunConfig.from_dict(values)
     except LabError as error:
         raise LabError(f"{path}: {error}") from None
+    except (RecursionError, OverflowError):
+        raise LabError(f"{path} is nested too deeply, or holds a number too large") from None
+    if config.flow.classes > 0 and len(classes) != config.flow.classes:
+        raise LabError(f"{path} names {len(classes)} classes, and its flow has {config.flow.classes}")
+    return config, classes
 
 
 def _read_plan(path: Path) -> DecodePlan | None:

@@ -316,3 +316,12 @@ def test_app_hands_its_flags_to_the_page():
     command = [sys.executable, "-m", "rrepa_lab.cli", "app", "--port", "7999", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--run-dir" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("classes", "options"), [(0, "--seeds 0..15"), (3, "--labels 0..2 --seeds 0..9"), (1000, "--labels 0..9")]
+)
+def test_hints_name_labels_that_the_run_has(classes, options):
+    from rrepa_lab.cli.words import sample_options
+
+    assert sample_options(classes).startswith(options)

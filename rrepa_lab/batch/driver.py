@@ -67,7 +67,9 @@ def run_batch(
     """
     from joblib import cpu_count
 
-    jobs = jobs or cpu_count()
+    if jobs is not None and (jobs == 0 or jobs < -1):
+        raise LabError(f"--jobs takes how many notebooks run at a time, or -1 for one on each core, not {jobs}")
+    jobs = cpu_count() if jobs is None or jobs == -1 else jobs
     tasks = plan(study, notebook, out, threads or max(1, cpu_count() // jobs))
     root = Path(out).resolve()
     with _held(root), _backend(scheduler, root, threads) as (backend, shared):

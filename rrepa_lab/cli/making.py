@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rrepa_lab.cli.printing import hint, print_facts, print_rows
-from rrepa_lab.cli.words import add_command, add_device, add_run, add_set, integers, setting
+from rrepa_lab.cli.words import add_command, add_device, add_run, add_set, integers, sample_options, setting
 from rrepa_lab.errors import LabError
 
 
@@ -109,7 +109,9 @@ def _train(given: argparse.Namespace) -> int:
     if stopped():
         hint(given, f"stopped and saved; go on: rrepa-lab train {given.out}/config.json --out {given.out} --resume")
         return 1
-    hint(given, f"look at samples: rrepa-lab sample {given.out} --labels 0..9 --seeds 0..9 --out grid.png")
+    from rrepa_lab.runs import load
+
+    hint(given, f"look at samples: rrepa-lab sample {given.out} {sample_options(load(given.out).config.flow.classes)}")
     return 0
 
 
@@ -150,8 +152,7 @@ def _import_tarflow(given: argparse.Namespace) -> int:
     )
     print_facts({"run": given.out, **facts(run), "weights": "of the last step, not averaged"}, given.json)
     classes = run.config.flow.classes
-    which = f"--labels 0..{min(classes, 8) - 1} --seeds 0..3" if classes else "--seeds 0..15"
-    hint(given, f"look at samples: rrepa-lab sample {given.out} {which} --out grid.png")
+    hint(given, f"look at samples: rrepa-lab sample {given.out} {sample_options(classes)}")
     return 0
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rrepa_lab.cli.printing import hint, print_facts, print_json, print_rows, write_csv
-from rrepa_lab.cli.words import add_command, add_device, add_run, integers, words
+from rrepa_lab.cli.words import add_command, add_device, add_run, integers, sample_options, words
 from rrepa_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -335,7 +335,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     if given.save and run.directory is not None:
         save_scores(run, table)
     print_rows(table.to_dict("records"), given.json)
-    hint(given, f"see what it draws: rrepa-lab sample {given.run_name} --labels 0..9 --seeds 0..9 --out grid.png")
+    hint(given, f"see what it draws: rrepa-lab sample {given.run_name} {sample_options(run.config.flow.classes)}")
     return 0
 
 

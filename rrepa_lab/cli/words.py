@@ -67,3 +67,9 @@ def integers(option: str, text: str) -> list[int]:
 def words(text: str) -> list[str]:
     """Read "linear,knn"; nothing gives none."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def sample_options(classes: int) -> str:
+    """Options of `rrepa-lab sample` that fit a run of so many classes, for hints."""
+    labels = f"--labels 0..{min(classes, 10) - 1} --seeds 0..9" if classes else "--seeds 0..15"
+    return f"{labels} --out grid.png"

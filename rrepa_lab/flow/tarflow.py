@@ -43,12 +43,12 @@ PRECISIONS = ("float32", "bfloat16")
 class FlowConfig(Config):
     """Geometry of a flow and the noise it was trained with."""
 
-    image_size: int = Field(8, ge=1, description="height and width of an image")
-    channels: int = Field(1, ge=1, description="channels of an image")
-    patch_size: int = Field(2, ge=1, description="height and width of a patch; one patch is one token")
-    width: int = Field(64, ge=1, description="D, numbers in a hidden state")
-    blocks: int = Field(4, ge=1, description="N, affine blocks")
-    layers: int = Field(4, ge=1, description="Transformer layers in a block")
+    image_size: int = Field(8, ge=1, le=2**14, description="height and width of an image")
+    channels: int = Field(1, ge=1, le=2**12, description="channels of an image")
+    patch_size: int = Field(2, ge=1, le=2**14, description="height and width of a patch; one patch is one token")
+    width: int = Field(64, ge=1, le=2**16, description="D, numbers in a hidden state")
+    blocks: int = Field(4, ge=1, le=2**10, description="N, affine blocks")
+    layers: int = Field(4, ge=1, le=2**10, description="Transformer layers in a block")
     head_width: int = Field(64, ge=4, description="numbers in an attention head")
     mlp: Literal["gelu", "swiglu"] = "gelu"
     mlp_ratio: float = Field(4.0, gt=0)

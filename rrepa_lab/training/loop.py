@@ -62,7 +62,7 @@ def read_config(source: str | Path | RunConfig) -> RunConfig:
 def config_file(path: Path) -> RunConfig:
     """A RunConfig from a JSON file: a run's config.json, or its `config` part alone."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise LabError(f"no configuration at {path}") from None
     except ValueError as error:
