@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rrepa_lab.align.weights import filled, read_tensors, strip_prefix
 from rrepa_lab.config import Config
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.places import assets
@@ -105,8 +106,23 @@ def _timm_model(config: EncoderConfig) -> Any:
         path = Path(source).expanduser()
     if not path.is_file():
         raise LabError(f"no encoder weights at {path}: encoder.weights is {source!r}")
-    with _explained(f"{path} does not hold weights of {name} with {args}"):
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path), **overlay}, **args)
+    with torch.device("meta"):
+        expected = set(timm.create_model(name, pretrained=False, **args).state_dict())
+    what = f"{path} does not hold weights of {name} with {args}"
+    try:
+        tensors = strip_prefix(read_tensors(path), expected)
+
+        def create() -> Any:
+            with _explained(what):
+                given = {"state_dict": dict(tensors), **overlay}  # a copy: some of timm's models change the dictionary
+                return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=given, **args)
+
+        model: Any = filled(create, set(tensors))
+    except LabError as error:
+        raise LabError(str(error) if str(error).startswith(what) else f"{what}: {error}") from None
+    for settings in (model.pretrained_cfg, model.default_cfg):
+        settings["state_dict"] = None  # the weights are in the model: no second copy
+    return model
 
 
 @contextmanager

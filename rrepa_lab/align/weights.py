@@ -1,0 +1,84 @@
+"""Weights of encoders from local files: read as tensors alone, found under the prefixes that trainers leave, and complete."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rrepa_lab.data.loaders import seeded
+from rrepa_lab.errors import LabError
+
+PREFIXES = ("module", "_orig_mod", "model", "backbone", "encoder", "student", "teacher")
+DEEPEST = 3  # prefixes in a row
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a PyTorch checkpoint, by name; nothing in the file is executed.
+
+    A checkpoint may hold them inside of a dictionary ("state_dict", "model", ...). Raises: LabError for a file that cannot
+    be read, holds no tensors, or holds several sets of them (a student and its teacher, weights and their average).
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise LabError(f"it cannot be read as weights ({type(error).__name__}: {reason})") from None
+    if not isinstance(values, Mapping):
+        raise LabError(f"it holds {type(values).__name__}, not tensors by name")
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    if tensors:
+        return tensors
+    sets = {key: value for key, value in values.items() if _is_state_dict(value)}
+    if len(sets) != 1:
+        found = ", ".join(map(str, values)) or "nothing"
+        why = "several sets of tensors" if sets else "no tensors"
+        raise LabError(f"it holds {why} (top-level keys: {found}): save the one that is wanted as a file of its own")
+    return dict(next(iter(sets.values())))
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(part, Tensor) for part in value.values())
+
+
+def strip_prefix(tensors: Mapping[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    """The tensors under the prefix (such as "module.backbone.") that has most of the expected names, without it."""
+    prefixes = {""}
+    for name in tensors:
+        parts = name.split(".")[:DEEPEST]
+        for count in range(1, len(parts) + 1):
+            if all(part in PREFIXES for part in parts[:count]):
+                prefixes.add(".".join(parts[:count]) + ".")
+    under = {p: {name[len(p) :]: value for name, value in tensors.items() if name.startswith(p)} for p in prefixes}
+    return under[max(sorted(prefixes, key=len), key=lambda prefix: len(under[prefix].keys() & expected))]
+
+
+def filled(create: Callable[[], nn.Module], names: set[str]) -> nn.Module:
+    """The model that `create` makes with the weights of a file, every tensor of which came from the file.
+
+    The model is made twice, from two seeds: what differs between the two is still random. A tensor of one value
+    throughout may be a start that is not random; then the file must have its name, one of `names`.
+
+    Raises: LabError that names the tensors which the file did not fill.
+    """
+    with seeded(0):
+        model = create()
+    with seeded(1):
+        other = create().state_dict()
+
+    def is_start(name: str, value: Tensor) -> bool:
+        constant = value.numel() > 1 and bool((value == value.flatten()[0]).all())
+        return not torch.equal(value, other[name]) or (constant and name not in names)
+
+    missing = [name for name, value in model.state_dict().items() if is_start(name, value)]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise LabError(f"it lacks {len(missing)} of the model's {len(other)} tensors: {', '.join(missing[:3])}{more}")
+    infinite = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if infinite:
+        raise LabError(f"its {infinite[0]} holds numbers that are not finite")
+    return model
