@@ -164,10 +164,12 @@ def listing(part: Part, classes: Sequence[str] | None = None) -> Listing:
     names = sorted(files) if classes is None else list(classes)
     strangers = [name for name in files if name not in names]
     if names and strangers:
-        what = f"the class {strangers[0]!r} in {part.folder} is not one of the classes {_listed(names)}"
-        raise LabError(f"{what}; the folder has {_listed(sorted(files))}: rename it, or take it out")
+        what = f"the class {strangers[0]!r} in {part.folder} is not one of the classes {first_names(names)}"
+        raise LabError(f"{what}; the folder has {first_names(sorted(files))}: rename it, or take it out")
     if names and not files:
-        raise LabError(f"{part.folder} holds pictures without class folders, but the classes are {_listed(names)}: sort them")
+        raise LabError(
+            f"{part.folder} holds pictures without class folders, but the classes are {first_names(names)}: sort them"
+        )
     if files and loose:
         ignored["pictures outside class folders"] += len(loose)
     grouped = [files.get(name, []) for name in names] if names else [sorted(chain(loose, *files.values()))]
@@ -262,8 +264,9 @@ def _relative(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+def first_names(names: Sequence[str]) -> str:
+    """Names in a message: the first ten, and how many more there are."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
 
 
 def _ignored_words(ignored: Counter[str]) -> str:

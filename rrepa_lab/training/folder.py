@@ -5,6 +5,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from rrepa_lab.data.folder import first_names
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import remove_leftovers
 from rrepa_lab.runs import RunConfig, _read_config, complete, load
@@ -64,13 +65,12 @@ def resumes(config: RunConfig, classes: list[str], out: Path, resume: bool | str
             change = f"{key} was {old.get(key)}, now {new.get(key)}"
             raise LabError(f"{out} was trained with another configuration ({change}): resume {out / 'config.json'}")
     if old_classes != classes:
-        raise LabError(f"{out} was trained with the classes {_names(old_classes)}; the data now have {_names(classes)}")
+        now = f"the data now have {first_names(classes)}"
+        raise LabError(f"{out} was trained with the classes {first_names(old_classes)}; {now}")
     return True
 
 
 def _is_run(out: Path) -> bool:
-    if not (out / "config.json").is_file():
-        return False
     try:
         _read_config(out)
     except LabError:
@@ -86,7 +86,3 @@ def _last_step(out: Path) -> int | None:
         return load(out).step if (out / "model.safetensors").exists() else 0
     except LabError:
         return None
-
-
-def _names(classes: list[str]) -> str:
-    return ", ".join(classes[:10]) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "") or "none"

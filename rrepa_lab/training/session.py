@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -70,14 +70,15 @@ class NonFiniteLoss(LabError):
 
 
 class Session:
-    """What the steps of one training work on: weights, their average, the optimizer, and the run directory."""
+    """What the steps of one training work on: weights, their average, the optimizer, and the run directory.
+
+    `config` is one that `runs.complete` gives: its classes are those of the data.
+    """
 
     def __init__(self, config: RunConfig, out: Path, resume: bool | str, device: torch.device) -> None:
         self.config, self.out = config, out
         self.images = load_split(config.data, "train")
         classes = self.images.classes
-        if config.flow.classes not in (0, len(classes)):
-            raise LabError(f"flow.classes is {config.flow.classes}, but {config.data.name} has {len(classes)} classes")
         self.accelerator = accelerator_on(device)
         self.device: torch.device = self.accelerator.device
         size, processes = min(config.train.batch, len(self.images)), self.accelerator.num_processes
@@ -221,8 +222,7 @@ class Session:
             return
         t, a = self.config.train, self.accelerator
         rows = SeededBatches(len(self.images), t.batch, t.seed, self.step, t.steps, a.process_index, a.num_processes)
-        with _one_line_errors():
-            yield from zip(rows, stream(self.images, rows, self._workers), strict=True)
+        yield from zip(rows, stream(self.images, rows, self._workers), strict=True)
 
     @property
     def _workers(self) -> int:
@@ -367,18 +367,6 @@ class Session:
     def _noised(self, x: Tensor, draw: torch.Generator) -> Tensor:
         flow = self.config.flow
         return training_noise(x, flow.noise, flow.noise_std, self.images.levels, draw)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """A LabError of a worker process arrives with that process's traceback; its last line is the message."""
-    try:
-        yield
-    except LabError as error:
-        text = str(error)
-        if "Original Traceback" not in text:
-            raise
-        raise LabError(text.strip().splitlines()[-1].partition("LabError: ")[2] or text) from None
 
 
 def _configure_layers(flow: TarFlow, settings: TrainConfig) -> None:
