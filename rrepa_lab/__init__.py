@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rrepa_lab.analysis.embed import embed, neighbours, patch_colours
     from rrepa_lab.analysis.evaluate import evaluate, evaluate_samples
     from rrepa_lab.analysis.floors import position_floor, teacher_floors
+    from rrepa_lab.analysis.noise_choice import choose_read_noise
     from rrepa_lab.analysis.probe import best_layer, probe
     from rrepa_lab.analysis.report import ClassificationReport, classification_report
     from rrepa_lab.analysis.similarity import similarity
@@ -52,6 +53,7 @@ _HOMES = {
     "evaluate_samples": "analysis.evaluate",
     "position_floor": "analysis.floors",
     "teacher_floors": "analysis.floors",
+    "choose_read_noise": "analysis.noise_choice",
     "best_layer": "analysis.probe",
     "probe": "analysis.probe",
     "ClassificationReport": "analysis.report",
@@ -100,6 +102,7 @@ __all__ = [
     "available",
     "best_layer",
     "calibrate",
+    "choose_read_noise",
     "classification_report",
     "classify",
     "classify_steps",

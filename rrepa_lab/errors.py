@@ -11,6 +11,10 @@ class LabError(ValueError):
     """
 
 
+class LabWarning(UserWarning):
+    """What is done all the same, but may not be what was meant; the command line prints it as a note."""
+
+
 def unknown(kind: str, given: object, known: Iterable[str]) -> LabError:
     """The error for a name that is not among the known ones, with the nearest ones offered."""
     names = [str(name) for name in known]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         if not _is_write_error(error):
             raise
         raise LabError(f"{path} cannot be written ({str(error).splitlines()[0]}): is the disk full?") from error
+
+
+def check_writable(path: Path) -> None:
+    """LabError if a file cannot be made at this path: found before the work whose result it is to hold.
+
+    A file is made and removed in the nearest folder above it that exists; missing folders are not made.
+    """
+    try:
+        folder = path.is_dir()
+    except ValueError as error:  # a null byte
+        raise LabError(f"{path} cannot be written: {error}") from None
+    if folder:
+        raise LabError(f"{path} cannot be written: it is a folder")
+    try:
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise LabError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def _is_write_error(error: Exception) -> bool:

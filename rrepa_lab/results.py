@@ -17,6 +17,7 @@ from rrepa_lab.config import Config
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
 from rrepa_lab.places import runs_root
+from rrepa_lab.readers import MissingFileError, read_json, validate
 from rrepa_lab.runs import Run, RunConfig
 
 NAME = "result.json"
@@ -101,20 +102,14 @@ def read_result(path: Path | str) -> Result:
     """A result.json; LabError if it is missing, cut short, or of another format."""
     path = Path(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version = values["format"]
-    except FileNotFoundError:
+        values = read_json(path)
+    except MissingFileError:
         raise LabError(f"no result at {path}") from None
-    except OSError as error:
-        raise LabError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise LabError(f"{path} is damaged, or no result of an rrepa_lab notebook") from None
-    if version != FORMAT:
-        raise LabError(f"{path} has format {version}; this version reads format {FORMAT}")
-    try:
-        return Result.from_dict(values)
-    except LabError as error:
-        raise LabError(f"{path}: {error}") from None
+    if "format" not in values:
+        raise LabError(f"{path} is not a result of an rrepa_lab notebook")
+    if values["format"] != FORMAT:
+        raise LabError(f"{path} has format {str(values['format'])[:40]}; this version reads format {FORMAT}")
+    return validate(Result, values, str(path))
 
 
 def _measurement(row: dict[str, Any], by: Sequence[str]) -> Measurement:

@@ -8,6 +8,7 @@ can be resumed.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +23,18 @@ from torch import Tensor, nn
 from rrepa_lab.align.encoder import Encoder, EncoderConfig
 from rrepa_lab.align.projector import Projectors
 from rrepa_lab.align.strategies import AlignConfig
+from rrepa_lab.analysis.read_config import ReadConfig
 from rrepa_lab.config import Config
 from rrepa_lab.data.datasets import Batch, DataConfig, ImageSet, class_names, load_split, whole
 from rrepa_lab.data.loaders import seeded
-from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.errors import LabError, LabWarning, unknown
 from rrepa_lab.files import write_atomically, write_text
 from rrepa_lab.flow.decoding import DecodePlan
+from rrepa_lab.flow.finite import bad_tensors
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow import FlowConfig, TarFlow
 from rrepa_lab.places import assets, runs_root
+from rrepa_lab.readers import MIB, MissingFileError, check_file, read_json, validate
 from rrepa_lab.training.settings import TrainConfig
 
 FORMAT = 1
@@ -49,6 +53,7 @@ class RunConfig(Config):
     align: AlignConfig = AlignConfig()
     encoder: EncoderConfig | None = Field(None, description="the frozen teacher; needed by every strategy but none")
     train: TrainConfig = TrainConfig()
+    read: ReadConfig = ReadConfig()
     origin: str = Field("", description="where the weights come from, if they were not trained here; `train` then says nothing")
 
     @property
@@ -110,8 +115,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What the run is called."""
-        return self.config.name
+        """The name of its folder, since one configuration may have been trained several times; else `config.name`.
+
+        A snapshot from the Hugging Face Hub lies in a folder named by a hash, and has `config.name` too.
+        """
+        if self.directory is None or self.directory.parent.name == "snapshots":
+            return self.config.name
+        return self.directory.absolute().name
 
     @property
     def device(self) -> torch.device:
@@ -124,13 +134,33 @@ class Run:
         self.projectors.to(device)
         return self
 
-    def encoder(self) -> Encoder:
-        """The frozen encoder this run is aligned with, loaded on first use; LabError if it has none."""
+    def encoder(self, download: bool = True) -> Encoder:
+        """The frozen encoder this run is aligned with, loaded on first use; LabError if it has none.
+
+        Args:
+            download: whether weights that are not on this machine may be fetched.
+        """
         if self.config.encoder is None:
             raise LabError(f"run {self.name!r} has no encoder: set one, for example encoder.weights=bundled:digits")
         if self._encoder is None:
-            self._encoder = Encoder(self.config.encoder)
+            with torch.inference_mode(False):  # its weights may be needed in a graph later
+                self._encoder = Encoder(self.config.encoder, download)
         return self._encoder.to(self.device)
+
+    def reference_encoder(self) -> Encoder | None:
+        """The encoder that features are compared with; None where an unaligned run has none at hand, which is a warning.
+
+        An unaligned run was trained without its encoder, so nothing is downloaded for it. LabError as `encoder` for others.
+        """
+        if self.config.encoder is None:
+            return None
+        if self.config.align.taps:
+            return self.encoder()
+        try:
+            return self.encoder(download=False)
+        except LabError as error:
+            warnings.warn(f"{self.name} is not aligned, and its encoder is left out: {error}", LabWarning, stacklevel=2)
+            return None
 
     def images(self, split: str = "test") -> ImageSet:
         """A split of the run's data, read as it is needed; labels count the run's own classes, by name."""
@@ -147,9 +177,13 @@ class Run:
     def save(self, directory: Path | str, dtype: torch.dtype = torch.float32) -> None:
         """Write config.json and model.safetensors, each atomically, weights in `dtype`."""
         directory = Path(directory)
+        self.save_config(directory)
+        self.save_weights(directory / "model.safetensors", self.weights(), self.step, dtype)
+
+    def save_config(self, directory: Path) -> None:
+        """Write config.json alone, atomically."""
         about = {"format": FORMAT, "classes": self.classes, "config": self.config.to_dict()}
         write_text(directory / "config.json", json.dumps(about, indent=2) + "\n")
-        self.save_weights(directory / "model.safetensors", self.weights(), self.step, dtype)
 
     def weights(self) -> dict[str, Tensor]:
         """The tensors of flow and projectors by name, as model.safetensors holds them."""
@@ -180,7 +214,17 @@ class Run:
         return str(url)
 
     def _modules(self) -> nn.Module:
-        return nn.ModuleDict({"flow": self.flow, "projectors": self.projectors})
+        return _modules(self.flow, self.projectors)
+
+
+def check_names(runs: Sequence[Run]) -> None:
+    """LabError if two of the runs have one name: their measurements could not be told apart."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        other = first.setdefault(run.name, run)
+        if other is not run:
+            where = " and ".join(str(one.directory or "a run that is not saved") for one in (other, run))
+            raise LabError(f"two of the runs are called {run.name!r} ({where}): rename the folder of one")
 
 
 def build(config: RunConfig, classes: list[str]) -> Run:
@@ -230,6 +274,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@torch.inference_mode(False)  # its weights may be needed in a graph later
 def load(name: str | Path, device: str = "cpu", checkpoint: str = "best") -> Run:
     """A fresh run by bundled or local name, run directory, or Hugging Face Hub id ("owner/name").
 
@@ -237,7 +282,8 @@ def load(name: str | Path, device: str = "cpu", checkpoint: str = "best") -> Run
         checkpoint: "best" takes the weights that were best on the validation split where the run kept them
             (`train.keep`), else the last ones; "last" always takes the last ones.
 
-    Raises: LabError when there is no such run, or its files are truncated or do not belong together.
+    Raises: LabError when there is no such run, its files are truncated or do not belong together, or its weights hold NaN or
+        infinite numbers.
     """
     where = pick_device(device)
     if checkpoint not in CHECKPOINTS:
@@ -245,11 +291,12 @@ def load(name: str | Path, device: str = "cpu", checkpoint: str = "best") -> Run
     directory = _find(name)
     config, classes = _read_config(directory)
     path = directory / (BEST if checkpoint == "best" and (directory / BEST).is_file() else "model.safetensors")
-    weights, metadata = _read_weights(path)
-    dims = {value.shape[0] for key, value in weights.items() if key.startswith("projectors.") and key.endswith(".4.bias")}
-    projectors = Projectors(config.align.taps, config.flow.width, config.align.projector_width, max(dims, default=1))
-    run = Run(TarFlow(config.flow), config, classes, projectors, int(metadata.get("step", 0)), directory)
-    _fill(run._modules(), weights, path)
+    shapes, step = _read_header(path)
+    with torch.device("meta"):  # sizes that are not those of the weights take no memory
+        _check_shapes(_modules(*_unfilled(config, shapes)), shapes, path)
+    flow, projectors = _unfilled(config, shapes)
+    run = Run(flow, config, classes, projectors, step, directory)
+    _fill(run._modules(), _read_weights(path), path)
     run.flow.plan = _read_plan(directory / PLAN)
     run.flow.eval().requires_grad_(False)
     run.projectors.eval().requires_grad_(False)
@@ -283,27 +330,17 @@ def _download(repo_id: str) -> Path:
 def _read_config(directory: Path) -> tuple[RunConfig, list[str]]:
     """Configuration and class names of a run directory; LabError for whatever else its config.json may be."""
     path = directory / "config.json"
-    try:
-        if not path.is_file() or path.stat().st_size > LARGEST_CONFIG:  # a pipe would never end
-            raise LabError(f"{path} is not a file of at most {LARGEST_CONFIG >> 20} MiB")
-        about = json.loads(path.read_text(encoding="utf-8-sig"))
-        version, classes, values = about["format"], about["classes"], about["config"]
-    except OSError as error:
-        raise LabError(f"{path} cannot be read: {error.strerror or error}") from None
-    except LabError:
-        raise
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise LabError(f"{path} is not the configuration of an rrepa_lab run") from None
-    if version != FORMAT:
-        raise LabError(f"{path} has format {str(version)[:40]}; this version reads format {FORMAT}")
-    if not isinstance(values, dict) or not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise LabError(f"{path}: config must be an object, and classes a list of names")
-    try:
-        config = RunConfig.from_dict(values)
-    except LabError as error:
-        raise LabError(f"{path}: {error}") from None
-    except (RecursionError, OverflowError):
-        raise LabError(f"{path} is nested too deeply, or holds a number too large") from None
+    about = read_json(path, LARGEST_CONFIG)
+    if not {"format", "classes", "config"} <= set(about):
+        raise LabError(f"{path} is not the configuration of an rrepa_lab run")
+    if about["format"] != FORMAT:
+        raise LabError(f"{path} has format {str(about['format'])[:40]}; this version reads format {FORMAT}")
+    classes = about["classes"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise LabError(f"{path}: classes must be a list of names")
+    config = validate(RunConfig, about["config"], str(path))
+    if config.flow.classes < 0:
+        raise LabError(f"{path}: flow.classes is {config.flow.classes}, and a trained flow has a number of classes")
     if config.flow.classes > 0 and len(classes) != config.flow.classes:
         raise LabError(f"{path} names {len(classes)} classes, and its flow has {config.flow.classes}")
     return config, classes
@@ -311,36 +348,65 @@ def _read_config(directory: Path) -> tuple[RunConfig, list[str]]:
 
 def _read_plan(path: Path) -> DecodePlan | None:
     try:
-        return DecodePlan.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        return validate(DecodePlan, read_json(path, MIB), str(path))
+    except MissingFileError:
         return None
     except LabError as error:
-        raise LabError(f"{path}: {error}; delete it, or calibrate anew: rrepa-lab bench plan") from None
-    except (ValueError, TypeError):
-        raise LabError(f"{path} is not JSON: delete it, or calibrate anew: rrepa-lab bench plan") from None
+        raise LabError(f"{error}; delete the file, or calibrate anew: rrepa-lab bench plan") from None
 
 
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _unfilled(config: RunConfig, shapes: dict[str, tuple[int, ...]]) -> tuple[TarFlow, Projectors]:
+    """Flow and projectors of a configuration; how many numbers the projectors give is that of their tensors on file."""
+    dims = {shape[0] for key, shape in shapes.items() if key.startswith("projectors.") and key.endswith(".4.bias") and shape}
+    projectors = Projectors(config.align.taps, config.flow.width, config.align.projector_width, max(dims, default=1))
+    return TarFlow(config.flow), projectors
+
+
+def _modules(flow: TarFlow, projectors: Projectors) -> nn.Module:
+    return nn.ModuleDict({"flow": flow, "projectors": projectors})
+
+
+def _read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Shapes of the tensors of a safetensors file by name, and the step they were taken at; the tensors are not read."""
+    try:
+        check_file(path)
+    except MissingFileError:
+        raise LabError(f"{path} is missing: the run has no weights yet") from None
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError:
-        raise LabError(f"{path} is missing: the run has no weights yet") from None
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            return shapes, int((file.metadata() or {}).get("step", 0))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LabError(f"{path} is damaged or no safetensors file: {error}") from None
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise LabError(f"{path} is damaged or no safetensors file: {error}") from None
 
 
-def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    expected = module.state_dict()
-    for name, value in expected.items():
-        if name not in weights:
+def _check_shapes(module: nn.Module, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+    """LabError unless the file holds every tensor of the module in its shape, and no other."""
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for name, shape in expected.items():
+        if name not in shapes:
             raise LabError(f"{path} has no {name}: it belongs to another configuration")
-        if weights[name].shape != value.shape:
-            on_file, built = tuple(weights[name].shape), tuple(value.shape)
-            raise LabError(f"{path}: {name} is {on_file} on file, but its config builds {built}")
-    extra = sorted(set(weights) - set(expected))
+        if shapes[name] != shape:
+            raise LabError(f"{path}: {name} is {shapes[name]} on file, but its config builds {shape}")
+    extra = sorted(set(shapes) - set(expected))
     if extra:
         raise LabError(f"{path} holds {extra[0]}, which its config does not build")
+
+
+def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    expected = module.state_dict()
+    bad = bad_tensors(weights)
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise LabError(f"{path}: {bad[0]}{more} holds NaN or infinite numbers: nothing can be computed with it, train it again")
     module.load_state_dict({name: value.to(expected[name].dtype) for name, value in weights.items()})
 
 

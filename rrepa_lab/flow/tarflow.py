@@ -6,6 +6,7 @@ blocks t = 1..N from the image to the noise.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Literal, NamedTuple, Self, cast
 
 import torch
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rrepa_lab.checks import real_number, whole_number
 from rrepa_lab.config import Config
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.block import AffineBlock, Guidance
@@ -31,6 +33,7 @@ from rrepa_lab.flow.decoding import (
     residual,
     windows_of,
 )  # fmt: skip
+from rrepa_lab.flow.finite import NotFiniteError, cause, check_rows, listed, rows_not_finite
 from rrepa_lab.flow.likelihood import prior_log_prob
 from rrepa_lab.flow.memory import fitting
 from rrepa_lab.flow.patches import patchify, unpatchify
@@ -38,6 +41,7 @@ from rrepa_lab.flow.taps import Tap, resolve
 
 Taps = str | Iterable[str]
 PRECISIONS = ("float32", "bfloat16")
+MOST_LAYERS = 2**12  # in all blocks
 
 
 class FlowConfig(Config):
@@ -51,7 +55,7 @@ class FlowConfig(Config):
     layers: int = Field(4, ge=1, le=2**10, description="Transformer layers in a block")
     head_width: int = Field(64, ge=4, description="numbers in an attention head")
     mlp: Literal["gelu", "swiglu"] = "gelu"
-    mlp_ratio: float = Field(4.0, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0, le=1024)
     positions: Literal["learned", "rotary"] = "learned"
     classes: int = Field(0, ge=-1, description="K; 0 for an unconditional flow, -1 for as many as the data have")
     volume_preserving: bool = Field(False, description="shift only, alpha is 0; the variance of the prior takes its place")
@@ -60,6 +64,8 @@ class FlowConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.blocks * self.layers > MOST_LAYERS:
+            raise ValueError(f"{self.blocks} blocks x {self.layers} layers are more than {MOST_LAYERS} layers")
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
         if self.image_size == self.patch_size:
@@ -229,20 +235,21 @@ class TarFlow(nn.Module):
             batch: images decoded at once; as many as fit into the free memory if left out.
             progress: told after each block, see `decoding.BlockReport`.
 
-        Raises: LabError for a wrong shape, label, tap or method, a negative guidance, a tolerance that cannot be met, an
-            image that does not fit into memory.
+        Raises: LabError for a wrong shape, label, tap or method, a guidance, temperature or tolerance out of range, noise
+            that is not finite, a tolerance that cannot be met, an image that does not fit into memory; NotFiniteError,
+            naming rows and block, where numbers overflow on the way.
         """
         if method not in METHODS:
             raise unknown("decoding method", method, METHODS)
-        if z.shape[1:] != (self.config.tokens, self.config.token_size):
-            raise LabError(f"noise must be (B, {self.config.tokens}, {self.config.token_size}), not {tuple(z.shape)}")
+        self.check_noise(z)
         if precision not in PRECISIONS:
             raise unknown("precision", precision, PRECISIONS)
-        if batch is not None and batch < 1:
-            raise LabError(f"batch must be at least 1, not {batch}")
-        if tolerance is not None and tolerance <= 0:
-            raise LabError(f"tolerance must be > 0, not {tolerance}")
+        if batch is not None:
+            batch = whole_number("batch", batch, 1)
+        if tolerance is not None:
+            tolerance = real_number("tolerance", tolerance, above=True)
         wanted = self.resolve(taps)
+        check_rows(z, "noise")
         label, rule = self.condition(y, len(z), guidance, annealed, temperature)
         chosen = self._choose(method, z, label, rule)
         size = batch or fitting(image_bytes(self.config, rule.branches, z.element_size()), z.device, "decoding one image")
@@ -251,17 +258,26 @@ class TarFlow(nn.Module):
             rows = slice(start, start + size)
             one = z[rows]
             seen = None if label is None else torch.cat([half[rows] for half in label.chunk(rule.branches)])
-            if chosen == "sequential":
-                parts.append(self._sequential(one, seen, rule, wanted, progress))
-                continue
             goal = default_tolerance(z.dtype) if tolerance is None else tolerance
             try:
-                parts.append(self._fast(one, seen, rule, wanted, chosen, goal, precision, progress))
-            except ToleranceError:
-                if method != "auto":
-                    raise
-                parts.append(self._fast(one, seen, rule, wanted, "cached", goal, precision, progress))
+                if chosen == "sequential":
+                    parts.append(self._sequential(one, seen, rule, wanted, progress))
+                    continue
+                fast = partial(self._fast, one, seen, rule, wanted, tolerance=goal, precision=precision, progress=progress)
+                try:
+                    parts.append(fast(method=chosen))
+                except ToleranceError:
+                    if method != "auto":
+                        raise
+                    parts.append(fast(method="cached"))
+            except NotFiniteError as error:
+                raise self._overflow([start + row for row in error.rows], error.block, len(z), rule) from None
         return _joined(parts)
+
+    def _overflow(self, rows: list[int], block: int | None, count: int, rule: Guidance) -> NotFiniteError:
+        """The error for rows of a batch that stopped being finite while a block was decoded."""
+        what = f"numbers stop being finite in block {block} while generating, in row {listed(rows)} of {count}"
+        return NotFiniteError(f"{what}: {cause(self, rule.scale, rule.temperature)}", rows, block)
 
     def _choose(self, method: str, z: Tensor, label: Tensor | None, rule: Guidance) -> str:
         """The method that "auto" stands for."""
@@ -280,6 +296,7 @@ class TarFlow(nn.Module):
         for number in range(count, 0, -1):
             _record(states, wanted, number, "out", tokens)
             tokens, layers = self.block(number).sequential(tokens, label_of_block(label, number), rule, _layers(wanted, number))
+            _check_block(tokens, number)
             states |= {Tap(number, layer).name: state for layer, state in layers.items()}
             _record(states, wanted, number, "in", tokens)
             if progress:
@@ -309,6 +326,11 @@ class TarFlow(nn.Module):
                 made[number], sweeps[number] = decode_block(
                     blocks[number - 1], made[number + 1], labels[number - 1], rule, windows[number - 1], INNER * tolerance
                 )
+                if windows[number - 1] > 1 and not bool(made[number].isfinite().all()):
+                    # a guess that overflows spoils what is read beside it: token by token there are no guesses
+                    made[number], more = decode_block(blocks[number - 1], made[number + 1], labels[number - 1], rule)
+                    sweeps[number] += more
+            _check_block(made[number], number)
             if progress:
                 progress(BlockReport(number, count, len(z), sweeps[number], method))
         error = None
@@ -338,10 +360,21 @@ class TarFlow(nn.Module):
 
     def tokenize(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> (B, T, P); LabError when the images do not fit this flow."""
+        self.check_shape(x)
+        if not x.is_floating_point():
+            raise LabError(f"the flow itself reads floats in [-1, 1], not {x.dtype}: scale the images first")
+        return patchify(x, self.config.patch_size)
+
+    def check_shape(self, x: Tensor) -> None:
+        """LabError for anything but (B, C, H, W) of this flow's images."""
         if x.ndim != 4 or x.shape[1:] != self.config.image_shape:
             c, h, w = self.config.image_shape
             raise LabError(f"images must be (B, {c}, {h}, {w}) for this flow, not {tuple(x.shape)}")
-        return patchify(x, self.config.patch_size)
+
+    def check_noise(self, z: Tensor) -> None:
+        """LabError for anything but (B, T, P) of this flow."""
+        if z.ndim != 3 or z.shape[1:] != (self.config.tokens, self.config.token_size):
+            raise LabError(f"noise must be (B, {self.config.tokens}, {self.config.token_size}), not {tuple(z.shape)}")
 
     def images(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T, P), of any block, -> (B, C, H, W)."""
@@ -379,7 +412,10 @@ class TarFlow(nn.Module):
                     f"class weights must be ({batch}, {classes}), or ({batch}, {blocks}, {classes}) for each block, "
                     f"not {tuple(y.shape)}"
                 )
+            check_rows(y, "class weights")
             return y.to(uniform)
+        if y.dtype == torch.bool:
+            raise LabError("class ids must be integers, not bool")
         if y.shape != (batch,):
             raise LabError(f"class ids must be ({batch},), not {tuple(y.shape)}")
         y = y.to(like.device)
@@ -392,8 +428,8 @@ class TarFlow(nn.Module):
         self, y: Tensor | None, batch: int, guidance: float, annealed: bool = False, temperature: float = 1.0
     ) -> tuple[Tensor | None, Guidance]:
         """Class weights of all branches, the conditional ones first, and the rule that mixes the branches."""
-        if guidance < 0 or temperature <= 0:
-            raise LabError(f"guidance must be >= 0 and temperature > 0, not {guidance} and {temperature}")
+        guidance = real_number("guidance", guidance)
+        temperature = real_number("temperature", temperature, above=True)
         label = self.label_weights(y, batch)
         if guidance and label is not None:
             label = torch.cat([label, torch.full_like(label, 1 / self.config.classes)])
@@ -423,6 +459,12 @@ def image_bytes(config: FlowConfig, branches: int, number: int) -> int:
     """Memory that decoding one image takes, without a graph, in bytes: keys and values of a block, or a parallel pass."""
     hidden = config.tokens * config.width * max(2 * config.layers, 2 * (3 + round(config.mlp_ratio)))
     return number * (branches * hidden + config.dims * (2 * config.blocks + 4))
+
+
+def _check_block(tokens: Tensor, number: int) -> None:
+    """NotFiniteError, with rows and block, for tokens on the image side of a block that are not finite."""
+    if not bool(tokens.detach().isfinite().all()):
+        raise NotFiniteError("not finite", rows_not_finite(tokens), number)
 
 
 def _layers(wanted: list[Tap], block: int) -> set[int]:

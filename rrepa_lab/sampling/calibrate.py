@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from rrepa_lab.checks import real_number, whole_number
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
 from rrepa_lab.flow.block import Guidance
 from rrepa_lab.flow.decoding import INNER, DecodePlan, decode_block, default_tolerance
 from rrepa_lab.flow.tarflow import TarFlow, label_of_block
 from rrepa_lab.runs import PLAN, Run
-from rrepa_lab.sampling.sample import noise
+from rrepa_lab.sampling.sample import noise, seed_range
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)  # images decoded at once that jacobi and cached are compared at
 
@@ -34,13 +35,14 @@ def calibrate(run: Run | TarFlow, guidance: float = 0.0, repeats: int = 3, seed:
 
     Raises: LabError to save for a flow that belongs to no run directory.
     """
+    repeats, guidance = whole_number("repeats", repeats, 1), real_number("guidance", guidance)
     flow = run.flow if isinstance(run, Run) else run
     directory = run.directory if isinstance(run, Run) else None
     if save and directory is None:
         raise LabError("the plan can only be kept with a saved run: run.save(directory) first")
     like = next(flow.parameters())
     device, rule, count = like.device, Guidance(guidance), flow.config.tokens
-    z = noise(flow, range(seed, seed + ROWS[-1])).to(like)
+    z = noise(flow, seed_range(seed, ROWS[-1])).to(like)
     classes = flow.config.classes
     y = (torch.arange(len(z), device=device) % classes) if classes else None
 

@@ -1,9 +1,27 @@
-"""The clean-up step after sampling."""
+"""What finishes a generated image: the training noise is taken out of it.
+
+Under Gaussian noise that is one step along the score. Under uniform noise a flow models dequantized values, so the step is
+back to the integer whose bin holds the value: half a bin lies between the two scales.
+"""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rrepa_lab.checks import real_number
+from rrepa_lab.data.pixels import from_dequantized
+from rrepa_lab.flow.finite import NotFiniteError, cause, check_rows, listed, rows_not_finite
+from rrepa_lab.flow.inputs import gradients, leaf, usable
 from rrepa_lab.flow.tarflow import TarFlow
+from rrepa_lab.runs import Run
+
+
+class Finished(NamedTuple):
+    """Images after the last step of sampling, not clipped, and the words for what that step was."""
+
+    images: Tensor  # (B, C, H, W)
+    how: str  # "denoised", "denoised, strength 0.5", "rounded down to 17 levels" or "as generated"
 
 
 def denoise_step(flow: TarFlow, x: Tensor, y: Tensor | None = None, strength: float = 1.0) -> Tensor:
@@ -12,13 +30,45 @@ def denoise_step(flow: TarFlow, x: Tensor, y: Tensor | None = None, strength: fl
     Args:
         x: (B, C, H, W), as generated.
         y: the label that was asked for; guidance plays no part here.
+        strength: of the step, finite and >= 0; 0 changes nothing.
 
-    A flow trained with uniform noise has no sigma to remove: x comes back as it is.
+    A flow trained with uniform noise has no sigma to remove: x comes back as it is, see `finish`.
+    Raises: LabError for a strength out of range or rows of x that are not finite; NotFiniteError where the score is not.
     Source: TARFlow, arXiv 2412.06329, section 3.3 (Tweedie's formula).
     """
+    strength = real_number("strength", strength)
     if flow.config.noise != "gaussian":
         return x
-    with torch.enable_grad():
-        at = x.detach().requires_grad_()
-        (score,) = torch.autograd.grad(flow.log_prob(at, y).sum(), at)
-    return x + strength * flow.config.noise_std**2 * score
+    check_rows(x, "images to denoise")
+    with gradients():
+        at = leaf(x)
+        (score,) = torch.autograd.grad(flow.log_prob(at, None if y is None else usable(y)).sum(), at)
+    done = x + strength * flow.config.noise_std**2 * score
+    bad = rows_not_finite(done)
+    if bad:
+        raise NotFiniteError(f"the denoising step is not finite in row {listed(bad)} of {len(x)}: {cause(flow)}", bad)
+    return done
+
+
+def finish(run: Run | TarFlow, x: Tensor, y: Tensor | None = None, *, denoise: bool = True, strength: float = 1.0) -> Finished:
+    """The last step of sampling for images (B, C, H, W) as generated.
+
+    Args:
+        denoise: under Gaussian noise, `denoise_step` with this `strength`. Under uniform noise a run's images always go back
+            to pixel values, since they lie on another scale before; a bare flow does not know its levels and leaves them.
+    """
+    flow = run.flow if isinstance(run, Run) else run
+    if flow.config.noise == "uniform":
+        levels = levels_of(run)
+        if levels is None:
+            return Finished(x, "as generated, on the dequantization scale")
+        return Finished(from_dequantized(x, levels), f"rounded down to {levels} levels")
+    if not denoise:
+        return Finished(x, "as generated")
+    words = "denoised" if strength == 1.0 else f"denoised, strength {strength:g}"
+    return Finished(denoise_step(flow, x, y, strength), words)
+
+
+def levels_of(run: Run | TarFlow) -> int | None:
+    """Integer values that a number of the run's images can take; None for a bare flow, which does not know them."""
+    return run.config.data.levels if isinstance(run, Run) else None

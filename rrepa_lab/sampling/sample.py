@@ -1,18 +1,24 @@
 """Noise becomes images, each from a seed of its own."""
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rrepa_lab.errors import LabError
+from rrepa_lab.checks import real_number, seed_list, seed_number, whole_number
+from rrepa_lab.errors import LabWarning
 from rrepa_lab.flow.decoding import Progress
+from rrepa_lab.flow.finite import NotFiniteError, cause, listed
+from rrepa_lab.flow.inputs import as_labels
 from rrepa_lab.flow.taps import Tap
-from rrepa_lab.flow.tarflow import TarFlow
+from rrepa_lab.flow.tarflow import InverseOutput, TarFlow
 from rrepa_lab.runs import Run
-from rrepa_lab.sampling.denoise import denoise_step
+from rrepa_lab.sampling.denoise import finish
+
+FAR = 10.0  # generated numbers beyond this are a warning: images lie in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -22,28 +28,37 @@ class Samples:
     images: Tensor  # (B, C, H, W), clipped to [-1, 1]
     labels: Tensor  # (B,) int64; -1 is no label
     seeds: list[int]
-    path: list[Tensor]  # (B, C, H, W) not clipped: noise, then the tokens after each block, N..1, then the denoised image
+    path: list[Tensor]  # (B, C, H, W) not clipped: noise, then the tokens after each block, N..1, then the finished image
     method: str = "cached"  # that they were decoded by
     error: float | None = None  # the largest of any decoding that measured it, see `TarFlow.inverse`
+    finish: str = "denoised"  # what the last step was, see `sampling.denoise.finish`
 
 
-def noise(flow: TarFlow, seeds: Sequence[int]) -> Tensor:
-    """Noise of the flow's prior (B, T, P), on the CPU, image i from seeds[i] alone, so that company changes nothing."""
+class SamplesNotFiniteError(NotFiniteError):
+    """Some of the samples overflowed; `rows` are theirs, in the order of the seeds."""
+
+
+def noise(flow: TarFlow, seeds: Sequence[int] | int) -> Tensor:
+    """Noise of the flow's prior (B, T, P), on the CPU, image i from seeds[i] alone, so that company changes nothing.
+
+    Raises: LabError for no seeds, or seeds that are not integers in 0..2^63 - 1.
+    """
     shape = (flow.config.tokens, flow.config.token_size)
-    draws = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    draws = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seed_list(seeds)])
     return draws if flow.prior_var is None else draws * flow.prior_var.sqrt().to(draws)
 
 
 @torch.no_grad()
 def sample(
     run: Run | TarFlow,
-    seeds: Sequence[int],
-    labels: int | Sequence[int] | None = None,
+    seeds: Sequence[int] | int,
+    labels: Any = None,
     guidance: float = 0.0,
     *,
     annealed: bool = False,
     temperature: float = 1.0,
     denoise: bool = True,
+    strength: float = 1.0,
     method: str = "auto",
     batch: int = 256,
     precision: Literal["float32", "bfloat16"] = "float32",
@@ -53,13 +68,18 @@ def sample(
 
     Args:
         run: a run or its flow.
-        seeds: one per image, each >= 0.
-        labels: a class for all, one for each seed, or None; -1 is no label.
-        guidance, annealed, temperature, method, precision, progress: as in `TarFlow.inverse`.
-        denoise: finish with one step along the score, which removes the noise the flow was trained with.
+        seeds: one per image, each in 0..2^63 - 1; an integer is one seed.
+        labels: a class for all, one for each seed, or None: ids or class names, see `flow.inputs.as_labels`; -1 is no label.
+        guidance, annealed, temperature, method, precision, progress: as in `TarFlow.inverse`. Guidance has an effect on images
+            with a label only, and temperature with guidance only.
+        denoise: finish with one step along the score, which removes the noise the flow was trained with. The images of a run
+            trained under uniform noise always go back to pixel values; `Samples.finish` says what was done.
+        strength: of the denoising step.
         batch: images decoded at once, at most.
 
-    Raises: LabError for no seeds, a negative seed, labels that do not match the seeds or are out of range.
+    Raises: LabError for no seeds, a seed out of range, labels that do not match the seeds or are out of range, a number out
+        of range; SamplesNotFiniteError, naming seeds, labels and block, where samples overflow. Warns of samples far outside
+        [-1, 1], and of guidance or a temperature that has no effect.
 
     Example:
         >>> import rrepa_lab as rl
@@ -67,33 +87,98 @@ def sample(
         torch.Size([2, 1, 8, 8])
     """
     flow = run.flow if isinstance(run, Run) else run
-    seeds = [int(seed) for seed in seeds]
-    if not seeds or min(seeds) < 0:
-        raise LabError(f"seeds must be a list of integers >= 0, not {seeds}")
-    y = _labels(labels, len(seeds))
+    seeds = seed_list(seeds)
+    y = as_labels(flow, labels, len(seeds), run.classes if isinstance(run, Run) else None)
+    real_number("guidance", guidance)
+    real_number("temperature", temperature, above=True)
+    real_number("strength", strength)
+    batch = whole_number("batch", batch, 1)
+    check_guided(guidance, temperature, y)
     like = next(flow.parameters())
     z = noise(flow, seeds).to(like)
-    y_used = y.to(like.device) if flow.config.classes or bool((y != -1).any()) else None
+    y_used = y.to(like.device) if flow.config.classes else None
+    settings: dict[str, Any] = {
+        "guidance": guidance, "annealed": annealed, "temperature": temperature, "method": method, "precision": precision,
+        "progress": progress,
+    }  # fmt: skip
+    parts, bad = list[_Part](), list[tuple[int, int | None]]()
+    for start in range(0, len(seeds), batch):
+        rows = slice(start, start + batch)
+        part, lost = _decode(run, z[rows], None if y_used is None else y_used[rows], denoise, strength, settings)
+        bad += [(start + row, block) for row, block in lost]
+        parts += [] if part is None else [part]
+    if bad:
+        raise _overflow(flow, sorted(bad), seeds, y, guidance, temperature)
+    path = [torch.cat(stages) for stages in zip(*(part.path for part in parts), strict=True)]
+    images = torch.cat([part.images for part in parts])
+    _warn_far(path[flow.config.blocks], guidance)
+    errors = [part.out.error for part in parts if part.out.error is not None]
+    made = Samples(images.clamp(-1, 1), y, seeds, path, parts[0].out.method, max(errors, default=None))
+    return replace(made, finish=parts[0].how)
+
+
+def check_guided(guidance: float, temperature: float, y: Tensor | None) -> None:
+    """Warn of settings without effect: guidance where no image has a label, and a temperature without guidance."""
+    if guidance and (y is None or (not y.is_floating_point() and bool((y == -1).all()))):
+        text = f"guidance {guidance:g} has no effect without a label: give labels, or leave guidance out"
+        warnings.warn(text, LabWarning, stacklevel=3)
+    if temperature != 1.0 and not guidance:
+        text = f"temperature {temperature:g} has no effect without guidance: it is that of the unconditional branch"
+        warnings.warn(text, LabWarning, stacklevel=3)
+
+
+class _Part(NamedTuple):
+    path: list[Tensor]
+    images: Tensor  # not clipped
+    how: str
+    out: InverseOutput
+
+
+def _decode(
+    run: Run | TarFlow, z: Tensor, y: Tensor | None, denoise: bool, strength: float, settings: dict[str, Any]
+) -> tuple[_Part | None, list[tuple[int, int | None]]]:
+    """A batch, and the rows that overflow with the block where they do: they are taken out, and the others tried again."""
+    flow = run.flow if isinstance(run, Run) else run
     sides = [Tap(number, "in").name for number in range(flow.config.blocks, 0, -1)]
-    paths, errors = [], []
-    for part in range(0, len(seeds), batch):
-        rows = slice(part, part + batch)
-        y_part = None if y_used is None else y_used[rows]
-        out = flow.inverse(
-            z[rows], y_part, guidance, annealed, temperature, method, sides, precision=precision, progress=progress
-        )
-        errors += [] if out.error is None else [out.error]
-        path = [flow.images(z[rows]), *(flow.images(out.states[name]) for name in sides)]
-        if denoise:
-            path.append(denoise_step(flow, path[-1], y_part))
-        paths.append(path)
-    path = [torch.cat(stages) for stages in zip(*paths, strict=True)]
-    return Samples(path[-1].clamp(-1, 1), y, seeds, path, out.method, max(errors, default=None))
+    left, lost = torch.arange(len(z), device=z.device), list[tuple[int, int | None]]()
+    while len(left):
+        y_left = None if y is None else y[left]
+        try:
+            out = flow.inverse(z[left], y_left, taps=sides, **settings)
+            path = [flow.images(z[left]), *(flow.images(out.states[name]) for name in sides)]
+            done = finish(run, path[-1], y_left, denoise=denoise, strength=strength)
+        except NotFiniteError as error:
+            lost += [(int(left[row]), error.block) for row in error.rows]
+            kept = torch.ones(len(left), dtype=torch.bool, device=z.device)
+            kept[error.rows] = False
+            left = left[kept]
+            continue
+        return _Part([*path, done.images] if denoise else path, done.images, done.how, out), lost
+    return None, lost
 
 
-def _labels(labels: int | Sequence[int] | None, count: int) -> Tensor:
-    if labels is None or isinstance(labels, int):
-        return torch.full((count,), -1 if labels is None else labels)
-    if len(labels) != count:
-        raise LabError(f"{len(labels)} labels for {count} seeds: give one label, or one for each seed")
-    return torch.tensor([int(label) for label in labels])
+def _overflow(
+    flow: TarFlow, bad: list[tuple[int, int | None]], seeds: list[int], y: Tensor, guidance: float, temperature: float
+) -> SamplesNotFiniteError:
+    rows = [row for row, _ in bad]
+    at = [block for _, block in bad if block is not None]
+    where = f"first in block {max(at)}" if at else "in the denoising step"
+    which = [f"{seeds[row]}" if int(y[row]) < 0 else f"{seeds[row]} (label {int(y[row])})" for row in rows]
+    text = f"{len(rows)} of {len(seeds)} samples are not finite, {where}, seeds {listed(which)}"
+    return SamplesNotFiniteError(f"{text}: {cause(flow, guidance, temperature)}", rows, max(at, default=None))
+
+
+def _warn_far(images: Tensor, guidance: float) -> None:
+    largest = images.abs().flatten(1).amax(dim=1)
+    far = int((largest > FAR).sum())
+    if far:
+        text = f"{far} of {len(images)} samples left [-1, 1] by far (numbers up to {float(largest.max()):.3g}) and are clipped"
+        advice = f"; guidance {guidance:g} is the likely cause" if guidance else ""
+        warnings.warn(text + advice, LabWarning, stacklevel=3)
+
+
+def seed_range(seed: int, count: int) -> range:
+    """Seeds from `seed` on, one for each of `count` images; LabError where the last leaves the range."""
+    first = seed_number(seed)
+    seed_number(first + count - 1)
+    return range(first, first + count)

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from rrepa_lab import __version__
 from rrepa_lab.analysis.claims import JUDGED, verdict_table
 from rrepa_lab.analysis.compare import protocols, settings_in, wide
-from rrepa_lab.errors import unknown
+from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.viz.theme import COLOURS, SYMBOLS, styled
 
 
@@ -18,9 +18,12 @@ def spread(table: pd.DataFrame, metric: str) -> go.Figure:
 
     `table` is one of `rl.compare`.
     """
-    rows = table[table["metric"] == metric].dropna(subset=["value"])
+    rows = table[table["metric"] == metric]
     if rows.empty:
         raise unknown("metric", metric, dict.fromkeys(table["metric"]))
+    rows = rows.dropna(subset=["value"])
+    if rows.empty:
+        raise LabError(f"{metric} has no value: it is empty or not a number for every setting")
     keys = settings_in(table)
     names = _names(keys, rows)
     kinds = list(dict.fromkeys(rows[keys[0]])) if keys else ["all"]
@@ -76,7 +79,7 @@ def report(
         told = f"<p>{html.escape(JUDGED)}</p>"
         parts += ["<h2>What becomes of the paper's claims</h2>", told, _html_table(verdict_table(verdicts))]
     scripts: bool | str = True
-    for metric in dict.fromkeys(table["metric"]):
+    for metric in dict.fromkeys(table.dropna(subset=["value"])["metric"]):
         figure = spread(table, metric)
         parts.append(plotly.io.to_html(figure, include_plotlyjs=scripts, full_html=False, config={"displaylogo": False}))
         scripts = False

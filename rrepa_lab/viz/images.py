@@ -12,6 +12,8 @@ from rrepa_lab.data.pixels import to_uint8
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically
 
+GAP = 1  # image pixels between the images of a sheet
+LARGEST = {"WEBP": 16_383, "JPEG": 65_500, "PNG": 65_500}  # edge of a picture: of the format, and of what viewers open
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG"}
 
 
@@ -20,7 +22,7 @@ def picture(image: Tensor, scale: int = 1) -> Image.Image:
     return grid(image[None], columns=1, scale=scale, gap=0)
 
 
-def grid(images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = 1, empty: int = 127) -> Image.Image:
+def grid(images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = GAP, empty: int = 127) -> Image.Image:
     """Images (B, C, H, W) in [-1, 1] row by row, `gap` image pixels apart.
 
     Args:
@@ -30,9 +32,7 @@ def grid(images: Tensor, columns: int | None = None, scale: int | None = None, g
     """
     pixels = to_uint8(images)
     count, height, width, channels = pixels.shape
-    columns = columns or math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    scale = scale or max(1, 64 // height)
+    rows, columns, scale = _layout(count, height, columns, scale)
     sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), empty, np.uint8)
     for index, image in enumerate(pixels):
         top = gap + index // columns * (height + gap)
@@ -40,6 +40,24 @@ def grid(images: Tensor, columns: int | None = None, scale: int | None = None, g
         sheet[top : top + height, left : left + width] = image
     sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
     return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+
+
+def _layout(count: int, height: int, columns: int | None, scale: int | None) -> tuple[int, int, int]:
+    """Rows, columns and scale of a sheet."""
+    columns = columns or math.ceil(math.sqrt(count))
+    return math.ceil(count / columns), columns, scale or max(1, 64 // height)
+
+
+def check_sheet(path: Path | str, count: int, height: int, width: int, columns: int | None = None) -> None:
+    """LabError if `grid` of so many images cannot be kept in a file of this name: its format, or its size."""
+    form = picture_format(path)
+    rows, columns, scale = _layout(count, height, columns, None)
+    size = ((columns * (width + GAP) + GAP) * scale, (rows * (height + GAP) + GAP) * scale)
+    if max(size) > LARGEST[form]:
+        raise LabError(
+            f"{path} would have {size[0]}x{size[1]} pixels, and a {form} file has at most {LARGEST[form]:,} along an edge: "
+            "draw fewer images at once"
+        )
 
 
 def picture_format(path: Path | str) -> str:
