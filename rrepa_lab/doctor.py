@@ -9,6 +9,7 @@ import pandas as pd
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import sha256
 from rrepa_lab.places import assets
+from rrepa_lab.readers import read_text
 
 PACKAGES = (
     "torch", "torchvision", "timm", "accelerate", "gradio", "plotly",
@@ -67,8 +68,8 @@ def _bundled() -> list[tuple[str, str, bool, str]]:
     """Every bundled file against assets/SHA256SUMS."""
     try:
         root = assets()
-        listed = (root / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
-    except (LabError, FileNotFoundError) as error:
+        listed = read_text(root / "SHA256SUMS").splitlines()
+    except LabError as error:
         return [("bundled files", str(error), False, "install the package again, or clone it whole")]
     wrong = []
     for line in listed:

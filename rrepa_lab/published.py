@@ -2,7 +2,9 @@
 
 The public code is apple/ml-tarflow, of "Normalizing Flows are Capable Generative Models", arXiv 2412.06329. Its files are
 called `<set>_model_<patch>_<width>_<blocks>_<layers>_<noise>.pth` and hold the flow's tensors alone: no settings, no class
-names and no averaged weights. Sizes are read off the tensors; a file name or an option that says otherwise is refused.
+names and no averaged weights. Files of other suffixes, with an epoch behind the name, and with the tensors inside of a
+training checkpoint ("model", "state_dict", an average such as "model_ema") are read too. Sizes are read off the tensors; a
+file name or an option that says otherwise is refused.
 Symbols as in `flow.tarflow`.
 """
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.align.projector import Projectors
+from rrepa_lab.align.weights import is_state_dict
 from rrepa_lab.data.datasets import class_names
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import sha256
@@ -28,7 +31,12 @@ from rrepa_lab.training.card import write_card
 
 _FILE_NAME = re.compile(
     r"(?P<set>.+)_model_(?P<patch_size>\d+)_(?P<width>\d+)_(?P<blocks>\d+)_(?P<layers>\d+)_(?P<noise>uniform|\d+(\.\d+)?)"
+    r"([_-](epoch|step|iter)[_-]?\d+|[_-](ema|last|latest|best|final))*"
 )
+_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
+_AVERAGES = ("model_ema", "ema_model", "ema", "state_dict_ema")  # of a training checkpoint: taken before the weights themselves
+_WEIGHTS = ("model", "state_dict", "model_state_dict", "module", "net", "flow")
+_PREFIX = re.compile(r"^((module|_orig_mod|model|net|flow)\.)+")
 _SIZES = ("patch_size", "width", "blocks", "layers")  # of the file name
 
 
@@ -47,12 +55,12 @@ def import_tarflow(
     """Write a run directory with the weights (float32) of a checkpoint of the public code, and give the run back.
 
     Args:
-        path: the .pth file. It is read as tensors alone: nothing in it is executed.
+        path: the file. It is read as tensors alone: nothing in it is executed.
         out: run directory to write, new or empty.
         image_size, patch_size, channels: needed only where the tensors and the file name leave them open, else checked.
         head_width: numbers in an attention head, 64 in all public models; no tensor tells it.
         noise: the training noise, sigma for pixels in [-1, 1] or "uniform"; needed if the file name does not tell.
-        name: of the run; the file's name without .pth by default.
+        name: of the run; the file's name without its suffix by default.
         data: root of the image folder the run reads its pictures from.
 
     Raises: LabError for a file that is missing, damaged or no TARFlow, for what contradicts its tensors, for an `out`
@@ -66,9 +74,9 @@ def import_tarflow(
         raise LabError(f"{out} exists and is not an empty folder: choose another")
     if data is not None and not Path(data).expanduser().is_dir():
         raise LabError(f"no image folder at {data}: expected <split>/<class>/<picture> below it")
-    stem = path.name.removesuffix(".pth")
+    stem = path.stem if path.suffix in _SUFFIXES else path.name
     named = _FILE_NAME.fullmatch(stem)
-    state = _read(path)
+    state, inside = _read(path)
 
     told: list[tuple[str, str, int]] = [("the file name", size, int(named[size])) for size in _SIZES] if named else []
     options = {"image_size": image_size, "patch_size": patch_size, "channels": channels}
@@ -79,7 +87,7 @@ def import_tarflow(
     images = {"name": "folder", "path": place, "flip": True} | {key: sizes[key] for key in ("image_size", "channels")}
     try:
         config = RunConfig.from_dict(
-            {"name": stem if name is None else name, "data": images, "flow": flow, "origin": _origin(path)}
+            {"name": stem if name is None else name, "data": images, "flow": flow, "origin": _origin(path, inside)}
         )
     except LabError as error:
         more = "; choose one with --name" if str(error).startswith("name:") else ""
@@ -108,8 +116,11 @@ def facts(run: Run) -> dict[str, Any]:
     return kept | {"classes": run.config.flow.classes, "volume_preserving": run.config.flow.volume_preserving}
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, without what wrappers of a module put before the names."""
+def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a file by name, without what wrappers of a module put before the names; and under which key they lay.
+
+    A training checkpoint holds them beside other things; an average of the weights comes first, since it is what is sampled.
+    """
     if not path.is_file():
         raise LabError(f"there is no file {path}")
     try:
@@ -117,20 +128,24 @@ def _read(path: Path) -> dict[str, Tensor]:
     except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         kind = f"a pickled {found[1]}" if found else "something other than tensors"
-        raise LabError(f"{path} holds {kind}, which is not loaded: a state dict of tensors is wanted") from None
+        raise LabError(f"{path} holds {kind}, which is not loaded: a state dict of tensors is needed") from None
     except Exception as error:  # torch has no exception of its own for a damaged file
         raise LabError(
             f"{path} cannot be read as a PyTorch checkpoint ({type(error).__name__}): damaged, or of another kind"
         ) from None
     if not isinstance(state, Mapping) or not state:
         raise LabError(f"{path} is not a state dict: it holds {type(state).__name__}, not tensors by name")
+    inside = next((key for key in (*_AVERAGES, *_WEIGHTS) if is_state_dict(state.get(key))), "")
+    state = state[inside] if inside else state
     other = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if other:
         raise LabError(f"{path} is not a state dict: {other[0]!r} is {type(state[other[0]]).__name__}, not a named tensor")
-    tensors = {re.sub(r"^((module|_orig_mod)\.)+", "", key): value for key, value in state.items()}
+    tensors = {
+        ".".join(part for part in _PREFIX.sub("", key).split(".") if part != "_orig_mod"): value for key, value in state.items()
+    }
     if len(tensors) < len(state):
         raise LabError(f"{path} holds some tensors twice, with and without a prefix")
-    return tensors
+    return tensors, inside
 
 
 def _possible(path: Path, state: dict[str, Tensor]) -> list[dict[str, Any]]:
@@ -242,9 +257,11 @@ def _public_name(name: str) -> str:
     return name.replace(".mlp.up.", ".mlp.main.0.").replace(".mlp.down.", ".mlp.main.2.")
 
 
-def _origin(path: Path) -> str:
-    """Which file it was; such files hold the weights as the last step left them."""
-    return f"{path.name} of the public TARFlow code (apple/ml-tarflow), SHA-256 {sha256(path)}; no average (EMA) of the weights"
+def _origin(path: Path, inside: str) -> str:
+    """Which file it was, and which weights of it; the public files hold them as the last step left them."""
+    of = "an average (EMA) of the weights" if inside in _AVERAGES else "no average (EMA) of the weights"
+    key = f", its {inside!r}" if inside else ""
+    return f"{path.name}{key}, of the public TARFlow code (apple/ml-tarflow), SHA-256 {sha256(path)}; {of}"
 
 
 def _class_names(classes: int, data: str) -> list[str]:

@@ -223,9 +223,11 @@ def test_dequantization_stays_in_its_bin():
 
 
 def test_two_processes_train_like_one(tmp_path):
-    # without noise and label drop, which each process draws for itself, the shared batches are the whole difference
+    # without noise, label drop and shifts, which each process draws for itself, the shared batches are the whole difference
     small = ["flow.width=16", "flow.head_width=16", "train.steps=4", "train.batch=32", "train.report_every=2"]
-    settings = [word for setting in [*small, "train.label_drop=0", "flow.noise_std=0"] for word in ("--set", setting)]
+    settings = [
+        word for setting in [*small, "train.label_drop=0", "flow.noise_std=0", "data.shift=0"] for word in ("--set", setting)
+    ]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = ["--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1])]
@@ -404,7 +406,7 @@ def test_image_folders_go_through_the_same_loop(tmp_path):
             "align.projector_width": 16,
             "encoder.model": "vit_tiny_patch16_224",
             "encoder.weights": "random",
-            "encoder.image_size": 32,
+            "encoder.image_size": 64,
             "encoder.args": {"depth": 1},
             "train.steps": 2,
             "train.batch": 4,

@@ -98,7 +98,7 @@ def test_a_recorded_similarity_is_that_of_its_tap(tmp_path):
     config = rl.preset("digits-reverse").override({
         "flow.width": 16, "flow.head_width": 16, "flow.blocks": 3, "flow.layers": 1, "align.projector_width": 8,
         "align.blocks": [3, 1], "align.layers": [1], "train.steps": 1, "train.batch": 2000, "train.lr": 1e-12,
-        "train.weight_decay": 0.0, "train.label_drop": 0.0, "flow.noise_std": 0.0,
+        "train.weight_decay": 0.0, "train.label_drop": 0.0, "flow.noise_std": 0.0, "data.shift": 0, "data.holdout": 0.0,
     })  # fmt: skip
     (report,) = train(config, tmp_path / "run")
     run = rl.load(tmp_path / "run")
@@ -189,7 +189,7 @@ def test_the_best_weights_are_kept_beside_the_last(tiny, tmp_path):
     assert rl.load(tmp_path / "run", checkpoint="last").step == 40
     from rrepa_lab.training.validation import Validation
 
-    measured = Validation(config, load_split(config.data, "train"), torch.device("cpu"))(run.flow)
+    measured = Validation(config, load_split(config.data, "train"), torch.device("cpu"))(run)
     assert measured["held_out_nats_per_dim"] == pytest.approx(values[best], abs=1e-5)
     assert f"step {best}" in (tmp_path / "run" / "card.md").read_text()
     with pytest.raises(LabError, match="unknown checkpoint 'first'"):

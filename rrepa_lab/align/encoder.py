@@ -1,11 +1,12 @@
 """Frozen vision encoders: images in [-1, 1] in, patch features out.
 
 An encoder owns its resizing, its normalisation and the trimming of its class and register tokens. Every encoder is
-a timm model; the weights are timm's own (downloaded when asked for), a local file, or bundled with this package.
+a timm model; the weights are timm's own (downloaded when they are needed), a local file, bundled with this package, or
+drawn from a seed.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rrepa_lab.align.hub import hub
 from rrepa_lab.align.weights import filled, read_tensors, strip_prefix
+from rrepa_lab.checks import LARGEST_SEED
 from rrepa_lab.config import Config
-from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.data.loaders import seeded
+from rrepa_lab.errors import LabError, LabWarning, unknown
 from rrepa_lab.places import assets
 
 BUNDLED = "bundled:"
@@ -26,7 +30,7 @@ class EncoderConfig(Config):
     """A timm model, where its weights come from, and the size it looks at."""
 
     model: str = Field("vit_base_patch14_dinov2.lvd142m", description="a name from timm.list_models()")
-    weights: str = Field("pretrained", description="pretrained | random | bundled:<name> | a local weights file")
+    weights: str = Field("pretrained", description="pretrained | random[:<seed>] | bundled:<name> | a local weights file")
     image_size: int = Field(224, ge=1, description="images are resized to this edge")
     channels: int = Field(3, ge=1, description="channels the model takes; grey images are repeated")
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
@@ -35,22 +39,39 @@ class EncoderConfig(Config):
 class Encoder(nn.Module):
     """A frozen vision encoder.
 
+    Args:
+        download: whether weights that are not on this machine may be fetched.
+
     Attributes: dim, E numbers per patch; grid, (rows, columns) of patches.
+
+    A model that does not read images of `config.image_size` is given its own size, with a warning.
+
+    Raises: LabError for a model that timm does not have or that gives no feature maps, arguments that it does not take, and
+        weights that cannot be had or do not fill the model.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, download: bool = True) -> None:
         super().__init__()
-        self.config = config
-        self.model = _timm_model(config).eval().requires_grad_(False)
+        self.config, self.model, self.norm = config, _timm_model(config, download), True
+        try:
+            example = self._example()
+        except _SizeError as error:
+            own = int(self.model.pretrained_cfg["input_size"][-1])
+            if own == config.image_size:
+                raise LabError(f"encoder {config.model} cannot read images of {own}x{own}: {error}") from error
+            what = f"encoder {config.model} does not read images of {config.image_size}x{config.image_size}"
+            warnings.warn(f"{what}: its own size, {own}, is used (set encoder.image_size={own})", LabWarning, stacklevel=2)
+            self.config = config.override({"image_size": own})
+            self.model = _timm_model(self.config, download)
+            example = self._example()
+        self.model.eval().requires_grad_(False)
         for name in ("mean", "std"):
             values = torch.tensor(self.model.pretrained_cfg[name])
             values = values if len(values) == config.channels else values.mean().repeat(config.channels)
             self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
-        with torch.inference_mode():
-            example = self._features(torch.zeros(1, config.channels, config.image_size, config.image_size))
         self.dim: int = example.shape[1]
         self.grid: tuple[int, int] = (example.shape[2], example.shape[3])
 
@@ -78,26 +99,49 @@ class Encoder(nn.Module):
         size = (self.config.image_size, self.config.image_size)
         return x if x.shape[2:] == size else F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0, 1)
 
+    def _example(self) -> Tensor:
+        """Feature maps of one empty image; _SizeError where the model does not read images of this size."""
+        size, model = self.config.image_size, self.model.eval()
+        if not hasattr(model, "forward_intermediates"):
+            raise LabError(f"encoder {self.config.model} gives no feature maps: timm has no forward_intermediates for it")
+        x = torch.zeros(1, self.config.channels, size, size)
+        try:
+            with torch.inference_mode():
+                try:
+                    return self._features(x)
+                except AssertionError:  # some of timm's models give no features of the final norm alone
+                    self.norm = False
+                    return self._features(x)
+        except (AssertionError, RuntimeError, ValueError) as error:  # timm's models say it in many kinds
+            if out_of_memory(error):
+                raise
+            raise _SizeError(first_line(error)) from error
+
     def _features(self, x: Tensor) -> Tensor:
-        # the last map, after the final norm; timm drops class and register tokens itself
-        return self.model.forward_intermediates(x, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
+        # the last map; timm drops class and register tokens itself
+        return self.model.forward_intermediates(x, indices=1, norm=self.norm, output_fmt="NCHW", intermediates_only=True)[-1]
 
 
-def _timm_model(config: EncoderConfig) -> Any:
+class _SizeError(Exception):
+    """A model does not read images of this size."""
+
+
+def _timm_model(config: EncoderConfig, download: bool) -> Any:
     import timm
 
-    name = config.model
+    name, source = config.model, config.weights
     if not timm.is_model(name):
         raise unknown("timm model", name, timm.list_models(pretrained=True) + timm.list_models())
     args: dict[str, Any] = {"num_classes": 0, "in_chans": config.channels, **config.args}
-    if "vit" in name or "img_size" in args:
-        args["img_size"] = config.image_size
-    source = config.weights
-    if source == "random":
-        return timm.create_model(name, pretrained=False, **args)
+    empty, args = _empty(name, args, config.image_size)
+    drawn = re.fullmatch(r"random(?::(\d{1,20}))?", source)
+    if drawn:
+        if int(drawn[1] or 0) > LARGEST_SEED:
+            raise LabError(f"encoder.weights={source}: a seed is at most {LARGEST_SEED}")
+        with seeded(int(drawn[1] or 0)):
+            return timm.create_model(name, pretrained=False, **args)
     if source == "pretrained":
-        with _explained(f"weights of {name} cannot be fetched; give a local file: --set encoder.weights=FILE.safetensors"):
-            return timm.create_model(name, pretrained=True, **args)
+        return _pretrained(name, args, download)
     overlay: dict[str, Any] = {}
     if source.startswith(BUNDLED):
         path = assets() / "encoders" / source.removeprefix(BUNDLED) / "model.safetensors"
@@ -106,33 +150,66 @@ def _timm_model(config: EncoderConfig) -> Any:
         path = Path(source).expanduser()
     if not path.is_file():
         raise LabError(f"no encoder weights at {path}: encoder.weights is {source!r}")
-    with torch.device("meta"):
-        expected = set(timm.create_model(name, pretrained=False, **args).state_dict())
     what = f"{path} does not hold weights of {name} with {args}"
     try:
-        tensors = strip_prefix(read_tensors(path), expected)
+        tensors = strip_prefix(read_tensors(path), set(empty.state_dict()))
 
         def create() -> Any:
-            with _explained(what):
-                given = {"state_dict": dict(tensors), **overlay}  # a copy: some of timm's models change the dictionary
+            given = {"state_dict": dict(tensors), **overlay}  # a copy: some of timm's models change the dictionary
+            try:
                 return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=given, **args)
+            except Exception as error:  # the empty model could be made, so that it is the tensors that do not fit
+                if out_of_memory(error):
+                    raise
+                raise LabError(first_line(error)) from error
 
         model: Any = filled(create, set(tensors))
     except LabError as error:
-        raise LabError(str(error) if str(error).startswith(what) else f"{what}: {error}") from None
+        raise LabError(f"{what}: {error}") from error.__cause__
     for settings in (model.pretrained_cfg, model.default_cfg):
         settings["state_dict"] = None  # the weights are in the model: no second copy
     return model
 
 
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong while weights are read (network, format, shapes) into one line."""
+def _empty(name: str, args: dict[str, Any], size: int) -> tuple[Any, dict[str, Any]]:
+    """The model without memory, and the arguments with the image size where the model takes one."""
+    import timm
+
+    tried = [args] if "img_size" in args else [args | {"img_size": size}, args]
+    for given in tried:
+        try:
+            with torch.device("meta"):
+                return timm.create_model(name, pretrained=False, **given), given
+        except (TypeError, ValueError, AssertionError) as error:  # an unknown argument, or a value that does not fit
+            last = error
+    raise LabError(f"timm cannot make {name} with encoder.args {args}: {first_line(last)}") from last
+
+
+def _pretrained(name: str, args: dict[str, Any], download: bool) -> Any:
+    """With timm's own weights, from its cache or from the network."""
+    import timm
+
+    if not timm.is_model_pretrained(name):
+        raise LabError(f"timm has no weights of {name}: give a local file (--set encoder.weights=FILE.safetensors) or random")
     try:
-        yield
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise LabError(f"{what} ({type(error).__name__}: {reason[0] if reason else 'no message'})") from error
+        with hub(download):
+            return timm.create_model(name, pretrained=True, **args)
+    except OSError as error:  # the hub's errors, the network's, and a full disk
+        raise LabError(
+            f"weights of {name} cannot be fetched; give a local file: --set encoder.weights=FILE.safetensors, or train a "
+            f"small encoder: rrepa-lab encoder train --data FOLDER --out DIR, then --encoder DIR ({first_line(error)})"
+        ) from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; torch has one kind for GPUs and a plain RuntimeError for the CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def first_line(error: Exception) -> str:
+    """Kind and first line of an error of another library."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def match_grid(features: Tensor, grid: tuple[int, int], side: int) -> Tensor:

@@ -1,13 +1,16 @@
 """The alignment of a run, looked at from outside the training loop."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from rrepa_lab.align.encoder import match_grid
 from rrepa_lab.align.projector import Projectors, alignment_loss, similarity
 from rrepa_lab.align.strategies import STRATEGIES, features
+from rrepa_lab.checks import whole_number
 from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.flow.finite import NotFiniteError, cause
+from rrepa_lab.flow.inputs import as_condition, as_images
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow import Taps
 from rrepa_lab.runs import Run
@@ -23,25 +26,39 @@ class Alignment(NamedTuple):
 def alignment(
     run: Run,
     x: Tensor,
-    y: Tensor | None = None,
+    y: Any = None,
     strategy: str | None = None,
     taps: Taps | None = None,
     refinements: int | None = None,
     projectors: Projectors | None = None,
+    clean: Tensor | None = None,
 ) -> Alignment:
-    """The alignment loss of images (B, C, H, W) in [-1, 1], which the flow reads as they are: add noise to taste.
+    """The alignment loss of images (B, C, H, W) in [-1, 1], which the flow reads as they are.
+
+    In training the flow reads images under noise, and the encoder the same images without: give the noised ones as `x` and
+    the others as `clean` for the figures of the training log.
 
     Args:
-        y: labels as in `TarFlow.forward`.
+        x: what the flow reads; types as in `flow.inputs`.
+        y: labels as in `TarFlow.forward`, or class names.
         strategy: none, forward, detach, reverse or reverse-exact; the run's own if left out.
         taps: layer taps; the run's own aligned ones if left out.
         refinements: for reverse; the run's own if left out.
         projectors: others than the run's, for taps that it was not trained on.
+        clean: (B, C, H, W) what the encoder reads; `x` itself if left out, which is right only where x holds no noise.
 
     A loaded run is frozen; `run.flow.requires_grad_()` makes the loss differentiable in its parameters.
 
-    Raises: LabError for an unknown strategy or tap, a tap without a projector, or a run without an encoder.
+    Raises: LabError for an unknown strategy or tap, a tap without a projector, a run without an encoder, images of another
+        type or shape or not finite, or another number of clean ones; NotFiniteError where the loss is not finite.
     """
+    x = as_images(run.flow, x)
+    clean = x if clean is None else as_images(run.flow, clean)
+    if len(clean) != len(x):
+        raise LabError(f"{len(x)} images but {len(clean)} clean ones: give the same images with and without noise")
+    y = as_condition(run.flow, y, len(x), run.classes)
+    if refinements is not None:
+        refinements = whole_number("refinements", refinements)
     align = run.config.align
     strategy = align.strategy if strategy is None else strategy
     projectors = run.projectors if projectors is None else projectors
@@ -56,9 +73,12 @@ def alignment(
         has = ", ".join(projectors.taps) or "none"
         raise LabError(f"run {run.name!r} has no projector for {missing[0]} (it has: {has}); pass projectors=")
     encoder = run.encoder()
-    target = match_grid(encoder(x), encoder.grid, run.flow.config.side).to(x.dtype)
+    target = match_grid(encoder(clean), encoder.grid, run.flow.config.side).to(x.dtype)
     _, aligned = features(run.flow, x, y, strategy, wanted, align.refinements if refinements is None else refinements)
     near = {tap: similarity(projectors.project(tap, states), target) for tap, states in aligned.items()}
+    for tap, value in near.items():
+        if not bool(value.detach().isfinite().all()):
+            raise NotFiniteError(f"the similarity at {tap} is not finite: {cause(run.flow)}")
     return Alignment(alignment_loss(near), {tap: value.mean().item() for tap, value in near.items()})
 
 

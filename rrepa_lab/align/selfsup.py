@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rrepa_lab.align.encoder import Encoder, EncoderConfig
+from rrepa_lab.checks import LARGEST_SEED
 from rrepa_lab.config import Config
 from rrepa_lab.data.datasets import DataConfig, load_split, whole
 from rrepa_lab.data.loaders import SeededBatches, generator, seeded, stream
@@ -46,7 +47,23 @@ class EncoderTrainConfig(Config):
     weight_decay: float = Field(0.05, ge=0)
     temperature: float = Field(0.2, gt=0, description="of the contrastive softmax")
     views: Views = Views()
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+
+
+def encoder_of_folder(path: str | Path, image_size: int = 32) -> EncoderTrainConfig:
+    """Settings for the pictures of an image folder, in colour: a small vision Transformer with 8x8 patches an image.
+
+    Raises: LabError for an image size that 8 does not divide.
+    """
+    if image_size % 8 or image_size < 8:
+        raise LabError(f"an encoder of 8x8 patches takes an image size that 8 divides, not {image_size}")
+    return EncoderTrainConfig().override(
+        {
+            "data.name": "folder", "data.path": str(Path(path).expanduser().absolute()),
+            "data.image_size": image_size, "data.channels": 3,
+            "encoder.image_size": image_size, "encoder.channels": 3, "encoder.args.patch_size": image_size // 8,
+        }
+    )  # fmt: skip
 
 
 class EncoderReport(NamedTuple):
@@ -60,8 +77,9 @@ class EncoderReport(NamedTuple):
 def train_encoder(config: EncoderTrainConfig, out: Path | str) -> Iterator[EncoderReport]:
     """Train, yielding every step; at the end `out` holds model.safetensors (bfloat16) and config.json."""
     images = load_split(config.data, "train")
+    start = {"weights": f"random:{config.seed}"} if config.encoder.weights == "random" else {}
+    encoder = Encoder(config.encoder.override(start))
     with seeded(config.seed):
-        encoder = Encoder(config.encoder)
         head = nn.Sequential(nn.Linear(encoder.dim, 256), nn.ReLU(), nn.Linear(256, 64))
     model = encoder.model.requires_grad_(True)
     parameters = [*model.parameters(), *head.parameters()]
@@ -99,8 +117,7 @@ def knn_table(encoder: Encoder, data: DataConfig, neighbours: int = 5) -> pd.Dat
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    with seeded(0):
-        untrained = Encoder(encoder.config.override({"weights": "random"}))
+    untrained = Encoder(encoder.config.override({"weights": "random:0"}))
     train, test = (whole(load_split(data, split)) for split in ("train", "test"))
     rows = []
     for name, read in {

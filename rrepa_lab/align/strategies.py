@@ -37,7 +37,7 @@ class AlignConfig(Config):
     )
     weight: float = Field(0.1, ge=0, description="lambda, against the loss per dimension")
     refinements: int = Field(0, ge=0, description="reverse: Jacobi steps from the pseudo-reverse towards the exact one")
-    projector_width: int = Field(1024, ge=1, description="hidden width of the projectors")
+    projector_width: int = Field(1024, ge=1, le=2**20, description="hidden width of the projectors")
 
     @property
     def taps(self) -> list[str]:

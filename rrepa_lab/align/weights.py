@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rrepa_lab.data.loaders import seeded
 from rrepa_lab.errors import LabError
+from rrepa_lab.readers import check_file
 
 PREFIXES = ("module", "_orig_mod", "model", "backbone", "encoder", "student", "teacher")
 DEEPEST = 3  # prefixes in a row
@@ -21,6 +22,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     A checkpoint may hold them inside of a dictionary ("state_dict", "model", ...). Raises: LabError for a file that cannot
     be read, holds no tensors, or holds several sets of them (a student and its teacher, weights and their average).
     """
+    check_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -33,7 +35,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     if tensors:
         return tensors
-    sets = {key: value for key, value in values.items() if _is_state_dict(value)}
+    sets = {key: value for key, value in values.items() if is_state_dict(value)}
     if len(sets) != 1:
         found = ", ".join(map(str, values)) or "nothing"
         why = "several sets of tensors" if sets else "no tensors"
@@ -41,7 +43,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return dict(next(iter(sets.values())))
 
 
-def _is_state_dict(value: Any) -> bool:
+def is_state_dict(value: Any) -> bool:
+    """Whether a value holds tensors by name, and nothing else."""
     return isinstance(value, Mapping) and bool(value) and all(isinstance(part, Tensor) for part in value.values())
 
 

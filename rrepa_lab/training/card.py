@@ -6,10 +6,13 @@ from typing import Any
 import pandas as pd
 
 from rrepa_lab.align.selfsup import EncoderTrainConfig
+from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
-from rrepa_lab.runs import Run, describe_config
+from rrepa_lab.readers import MIB, MissingFileError, read_table
+from rrepa_lab.runs import BEST, Run, describe_config
 from rrepa_lab.training.records import Records
 
+SCORES = "scores.csv"
 # columns of metrics.jsonl that hold a floor of the similarity -> what its constants know
 FLOORS = {"floors.label_position": "label and position", "floors.position": "position"}
 
@@ -73,13 +76,29 @@ def _best_line(run: Run, metrics: pd.DataFrame) -> list[str]:
     parts = [f"{column.replace('_', ' ')} {best[column]:.4f}"]
     if pd.notna(best.get(f"train_{metric}")):
         parts.append(f"{best[f'train_{metric}']:.4f} on as many training images")
-    return [f"Best on the validation split at step {best['step']:.0f}: {', '.join(parts)}. Those weights are best.safetensors."]
+    assert run.directory is not None
+    file = BEST if (run.directory / BEST).is_file() else "model.safetensors"
+    return [f"Best on the validation split at step {best['step']:.0f}: {', '.join(parts)}. Those weights are {file}."]
+
+
+def read_scores(directory: Path) -> pd.DataFrame | None:
+    """The table that `save_scores` wrote; None if the run was not evaluated, LabError for a damaged file."""
+    path = directory / SCORES
+    try:
+        table = read_table(path, ("split", "metric", "value", "unit", "n", "protocol"), limit=MIB)
+    except MissingFileError:
+        return None
+    numbers = pd.to_numeric(table["value"], errors="coerce")
+    if numbers.isna().any():
+        raise LabError(f"{path}: a value is not a number")
+    texts = {name: table[name].fillna("").astype(str) for name in ("split", "metric", "unit", "protocol")}
+    return table.assign(value=numbers.astype(float), **texts)
 
 
 def save_scores(run: Run, scores: pd.DataFrame) -> None:
     """Keep the table of `rl.evaluate` in the run's directory: scores.csv, and in the card."""
     assert run.directory is not None
-    write_text(run.directory / "scores.csv", scores.to_csv(index=False))
+    write_text(run.directory / SCORES, scores.to_csv(index=False))
     write_card(run, Records(run.directory).table(), scores)
 
 

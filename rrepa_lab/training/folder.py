@@ -60,7 +60,7 @@ def resumes(config: RunConfig, classes: list[str], out: Path, resume: bool | str
     old_config, old_classes = (RunConfig.from_dict(state.config), state.classes) if state.config else _read_config(out)
     # version 0.1 stored relative paths and blocks as they were given
     old, new = complete(old_config, old_classes).flat(), config.flat()
-    for key in [*old, *new]:
+    for key in (key for key in [*old, *new] if not key.startswith("read.")):  # the noise of a reading trains nothing
         if old.get(key) != new.get(key):
             change = f"{key} was {old.get(key)}, now {new.get(key)}"
             raise LabError(f"{out} was trained with another configuration ({change}): resume {out / 'config.json'}")

@@ -4,7 +4,6 @@ A report is recorded before the checkpoint that covers it is written, and a chec
 that was killed at any point resumes to the records and weights of one that was not.
 """
 
-import json
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,8 @@ from typing import Any, Literal
 from rrepa_lab.data.datasets import check_data
 from rrepa_lab.errors import LabError
 from rrepa_lab.presets import preset
-from rrepa_lab.runs import RunConfig, complete, pick_device
+from rrepa_lab.readers import MissingFileError, read_json, validate
+from rrepa_lab.runs import LARGEST_CONFIG, RunConfig, complete, pick_device
 from rrepa_lab.training.session import Session, StepReport
 
 __all__ = ["StepReport", "config_file", "read_config", "train"]
@@ -62,14 +62,10 @@ def read_config(source: str | Path | RunConfig) -> RunConfig:
 def config_file(path: Path) -> RunConfig:
     """A RunConfig from a JSON file: a run's config.json, or its `config` part alone."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
+        values = read_json(path, LARGEST_CONFIG)
+    except MissingFileError:
         raise LabError(f"no configuration at {path}") from None
-    except ValueError as error:
-        raise LabError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise LabError(f"{path} holds no configuration: it must be a JSON object")
-    return RunConfig.from_dict(values["config"] if "format" in values and "config" in values else values)
+    return validate(RunConfig, values["config"] if "format" in values and "config" in values else values, str(path))
 
 
 def _train(

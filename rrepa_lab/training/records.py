@@ -8,10 +8,13 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
+from rrepa_lab.readers import MissingFileError, read_text
 
 NAME = "metrics.jsonl"
+REPORTED = ("step", "loss", "nats_per_dim", "seconds")  # columns of every table that is not empty
+TEXTS = ("precision",)  # the columns that hold no numbers
+LARGEST_NUMBER = 1e300  # of a measurement; whole numbers beyond it are no floats
 LARGEST = 256 * 2**20  # bytes that are read
 
 
@@ -52,20 +55,18 @@ class Records:
         Lines that are no record (the last one of a run that was cut off) are left out. Raises: LabError for a file that
         cannot be read, or is larger than 256 MiB.
         """
-        return pd.json_normalize(self.rows())
+        rows = self.rows()
+        table = pd.json_normalize(rows)
+        numbers = [name for name in table.columns if name not in TEXTS]
+        table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
+        return table.reindex(columns=list(dict.fromkeys([*REPORTED, *table.columns]))) if rows else table
 
     def rows(self) -> list[dict[str, Any]]:
         """The records as dictionaries, in the order of the file; none if there is no file."""
         try:
-            if not self.path.exists():
-                return []
-            if not self.path.is_file():
-                raise LabError(f"{self.path} is not a file")
-            if self.path.stat().st_size > LARGEST:
-                raise LabError(f"{self.path} has {self.path.stat().st_size} bytes, which is more than a training writes")
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError as error:
-            raise LabError(f"{self.path} cannot be read: {error.strerror}") from None
+            lines = read_text(self.path, LARGEST, errors="replace").splitlines()
+        except MissingFileError:
+            return []
         return [row for row in map(_row, lines) if row is not None]
 
 
@@ -75,4 +76,14 @@ def _row(line: str) -> dict[str, Any] | None:
         Row.model_validate(values, strict=True)
     except (ValueError, ValidationError, RecursionError):
         return None
-    return {key: value for key, value in values.items() if isinstance(value, int | float | str | dict | None)}
+    return {key: value if key in TEXTS and isinstance(value, str) else _numbers(value) for key, value in values.items()}
+
+
+def _numbers(value: Any) -> Any:
+    """A measurement, None, or several by name; NaN for what is no number."""
+    if isinstance(value, dict):
+        return {str(key): _numbers(part) if not isinstance(part, dict) else float("nan") for key, part in value.items()}
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
+    return value if number else float("nan")

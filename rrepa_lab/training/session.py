@@ -273,7 +273,7 @@ class Session:
 
     def validate(self) -> dict[str, float]:
         """The averaged weights on validation and training images; keeps the weights if they are the best so far."""
-        found = self.validation(self.kept.flow)
+        found = self.validation(self.kept)
         t = self.config.train
         if t.keep == "last":
             return found

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically
+from rrepa_lab.readers import MissingFileError, check_file
 
 NAME = "train_state.pt"
 
@@ -61,13 +62,16 @@ class Checkpoint:
         Raises: LabError if it is missing, damaged or of another program.
         """
         try:
+            check_file(path)  # a pipe would never end
             values = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
             if "rows" not in values:  # version 0.1 kept weights and step alone
                 values |= {"rows": "[]", "config": "{}", "classes": [], "precision": "float32"}
             plain = {name: json.loads(values[name]) for name in ("rows", "config")}
             best = values.get("best")
             return cls(**values | plain | {"best": None if best is None else Best(**best)})
-        except FileNotFoundError:
+        except MissingFileError:
             raise LabError(f"{path} is missing: this run can be used, but not resumed") from None
+        except LabError:
+            raise
         except Exception as error:  # torch has no exception of its own for a damaged file
             raise LabError(f"{path} is damaged or of another program ({type(error).__name__})") from error

@@ -1,13 +1,31 @@
 """What the encoder sees in the training images: anew for every batch, or once per image where images never change."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from rrepa_lab.align.encoder import Encoder, match_grid
 from rrepa_lab.data.datasets import ImageSet
 from rrepa_lab.data.loaders import stream
+from rrepa_lab.errors import LabWarning
 
 CHUNK = 64  # images the encoder reads at once when a table is made
+
+
+def grid_hint(encoder: Encoder, side: int) -> str:
+    """What to set so that an encoder has one patch for each of the flow's side x side tokens; "" if it has at least one.
+
+    A vision Transformer with patches of 16 pixels has a grid of 14x14 at 224 pixels. For 16x16 tokens its features are
+    interpolated, while images of 256 pixels give 16x16 patches.
+    """
+    rows, columns = encoder.grid
+    if min(rows, columns) >= side:
+        return ""
+    size = encoder.config.image_size * side // rows
+    exact = encoder.config.image_size % rows == 0
+    advice = f"; encoder.image_size={size} gives {side}x{side} patches, if the model takes that size" if exact else ""
+    return f"the encoder has {rows}x{columns} patches for {side}x{side} tokens, and its features are interpolated{advice}"
 
 
 class Teacher:
@@ -21,6 +39,9 @@ class Teacher:
         self.encoder: Encoder | None = encoder
         self.side, self.dim, self.grid = side, encoder.dim, encoder.grid
         self.table: Tensor | None = None
+        hint = grid_hint(encoder, side)
+        if hint:
+            warnings.warn(hint, LabWarning, stacklevel=3)
 
     def table_bytes(self, images: int) -> int:
         """Size of a table of so many images, float32."""

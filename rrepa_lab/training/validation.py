@@ -9,7 +9,7 @@ from rrepa_lab.data.loaders import generator
 from rrepa_lab.data.pixels import training_noise
 from rrepa_lab.flow.likelihood import nats_per_dim
 from rrepa_lab.flow.tarflow import TarFlow
-from rrepa_lab.runs import RunConfig
+from rrepa_lab.runs import Run, RunConfig
 
 IMAGES = 512  # of each split, at most
 PART = 256  # images in one pass
@@ -18,6 +18,7 @@ PART = 256  # images in one pass
 class Validation:
     """nats/dim under the training noise, and the accuracy of one gradient step, of a flow on fixed images.
 
+    The step reads the images under the noise of the run's `config.read`: clean ones unless it says otherwise.
     The images are drawn once (class-balanced, seed 0) and the noise is the same every time, so that the values of a
     training can be compared with one another.
     """
@@ -28,14 +29,15 @@ class Validation:
         self.batches = {"held_out": whole(held_out, IMAGES), "train": whole(train, IMAGES)}
 
     @torch.no_grad()
-    def __call__(self, flow: TarFlow) -> dict[str, float]:
+    def __call__(self, run: Run) -> dict[str, float]:
         """held_out_nats_per_dim, held_out_accuracy (of a flow with classes), and the same for train."""
+        flow = run.flow
         found: dict[str, float] = {}
         for number, (name, batch) in enumerate(self.batches.items()):
             x, y = batch.x.to(self.device), batch.y.to(self.device)
             found[f"{name}_nats_per_dim"] = self._nats(flow, x, y, number)
             if self.config.flow.classes:
-                found[f"{name}_accuracy"] = float((classify(flow, x).label == y).double().mean())
+                found[f"{name}_accuracy"] = float((classify(run, x).label == y).double().mean())
         return found
 
     def _nats(self, flow: TarFlow, x: Tensor, y: Tensor, number: int) -> float:
