@@ -1,5 +1,6 @@
 """Names to images: `digits` works offline; `folder` reads any set of pictures in folders, see `data.folder`."""
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +42,11 @@ class DataConfig(Config):
         lt=1,
         description="part of the training split set aside as `val`; 0: a tenth of a folder without splits",
     )
+
+    @property
+    def levels(self) -> int:
+        """Integer values that a number of an image can take: 17 for digits, 256 for 8-bit pictures."""
+        return 17 if self.name == "digits" else 256
 
     @property
     def augments(self) -> bool:
@@ -200,6 +206,12 @@ def _digits(split: str, holdout: float) -> TensorImages:
     train, test = train_test_split(rows, test_size=0.2, stratify=digits.target, random_state=0)
     parts = {"train": train, "test": test}
     if holdout:
+        classes, held = len(digits.target_names), math.ceil(holdout * len(train))
+        if min(held, len(train) - held) < classes:
+            raise LabError(
+                f"data.holdout={holdout:g} divides {len(train)} training images into {len(train) - held} and {held}: "
+                f"each part needs at least one image of each of the {classes} classes"
+            )
         kept, val = train_test_split(train, test_size=holdout, stratify=digits.target[train], random_state=0)
         parts |= {"train": kept, "val": val}
     if split not in parts:

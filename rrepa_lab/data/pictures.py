@@ -2,6 +2,8 @@
 
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,22 @@ def read_picture(path: Path | str, least: int | None = None) -> Image.Image:
     Raises: LabError, in one line that names the file, if it is missing, empty, no picture, cut off, of more than 20
         megapixels (found in its header, before it is decoded), or of numbers whose range is not known.
     """
-    path = Path(path)
+    with _opened(Path(path)) as opened:
+        if least is not None:
+            opened.draft(None, (least, least))
+        opened.load()
+        return _upright(opened, eight_bits(opened))
+
+
+def check_size(path: Path | str) -> None:
+    """LabError for a file that `read_picture` would refuse by its header: no picture, or of more than 20 megapixels."""
+    with _opened(Path(path)):
+        pass
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture file whose header was read and is of a size that is decoded; what goes wrong within it is one line."""
     _check_file(path)
     try:
         with warnings.catch_warnings():
@@ -45,10 +62,7 @@ def read_picture(path: Path | str, least: int | None = None) -> Image.Image:
             with Image.open(path, formats=FORMATS) as opened:
                 if opened.width * opened.height > MEGAPIXELS * 1e6:
                     raise Image.DecompressionBombError
-                if least is not None:
-                    opened.draft(None, (least, least))
-                opened.load()
-                return _upright(opened, eight_bits(opened))
+                yield opened
     except LabError as error:
         raise LabError(f"{path.name} {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -33,6 +33,19 @@ def dequantize(x: Tensor, levels: int, generator: torch.Generator | None = None)
     return (to_integers(x, levels) + u) * (2 / levels) - 1
 
 
+def from_dequantized(x: Tensor, levels: int) -> Tensor:
+    """The dequantization scale -> the data's: the integer whose bin [k, k + 1) / levels * 2 - 1 holds x, by `to_unit`.
+
+    A flow trained under uniform noise models (integer + u) / levels * 2 - 1. Values outside go to the nearest bin.
+    """
+    return to_unit(((x + 1) * (levels / 2)).floor().clamp(0, levels - 1), levels).to(x.dtype)
+
+
+def bin_centres(x: Tensor, levels: int) -> Tensor:
+    """[-1, 1] -> the mean of `dequantize`: (integer + 0.5) / levels * 2 - 1."""
+    return (to_integers(x, levels) + 0.5) * (2 / levels) - 1
+
+
 def add_noise(x: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
     """x + std * eps with standard normal eps, drawn on the CPU so that a seed means the same everywhere; see `normal_rows`."""
     return x + std * normal_rows(x.shape, generator, x.dtype).to(x.device)
