@@ -506,7 +506,7 @@ def test_damaged_run_directories_are_told_in_one_line(trained, tmp_path):
         (extra, "holds flow.more, which its config does not build"),
         (pickled, "is damaged or no safetensors file"),
         (unknown_key, "unknown setting 'flow.colour'"),
-        (not_json, "is not the configuration of an rrepa_lab run"),
+        (not_json, "config.json is not JSON: "),
         (from_the_future, "has format 99; this version reads format 1"),
     ):
         folder = broken(trained, tmp_path / change.__name__, change)

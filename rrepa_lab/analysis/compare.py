@@ -10,6 +10,7 @@ import pandas as pd
 
 from rrepa_lab.analysis.evaluate import evaluate
 from rrepa_lab.errors import LabError
+from rrepa_lab.readers import MIB, MissingFileError, read_json, read_table
 from rrepa_lab.results import NAME, Measurement, measurements, read_result
 from rrepa_lab.runs import Run, RunConfig, load
 
@@ -92,12 +93,11 @@ def _read(source: Run | Path | str, samples: int, limit: int | None, device: str
 def _done(result: Path) -> bool:
     """False for a result inside a cell of a batch that has not ended well."""
     try:
-        record = json.loads((result.parent / "cell.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return bool(read_json(result.parent / "cell.json", MIB).get("state") == "done")
+    except MissingFileError:
         return True
-    except ValueError:
+    except LabError:
         return False
-    return bool(record.get("state") == "done")
 
 
 def _of_run(run: Run, source: str, samples: int, limit: int | None) -> list[Finding]:
@@ -125,15 +125,17 @@ def _of_table(path: Path) -> list[Finding]:
     columns = ["source", "train_seed", "metric", "value", "unit", "n", "protocol"]
     found = []
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = read_table(path, columns, dtype=str, keep_default_na=False)
         keys = list(table.columns[: table.columns.get_loc("source")])
         for row in table.to_dict("records"):
             settings = {key: row[key] for key in keys if row[key] != _UNSET}
             seed, n = (int(float(row[name])) if row[name] else None for name in ("train_seed", "n"))
             value = float(row["value"] or "nan")
             found.append(Finding(row["source"], settings, seed, row["metric"], value, row["unit"], n, row["protocol"]))
-    except (ValueError, KeyError):  # no CSV, or without these columns
-        raise LabError(f"{path} is no table of measurements: it needs the columns {', '.join(columns)}") from None
+    except LabError as error:
+        raise LabError(f"no table of measurements: {error}") from None
+    except (ValueError, OverflowError) as error:
+        raise LabError(f"{path} is no table of measurements: {error}") from None
     return found
 
 
@@ -196,6 +198,8 @@ def as_text(value: Any) -> Any:
     """A setting in a table: lists as "3,4" and nothing as "none", so that a table can be grouped by them."""
     if value is None:
         return "none"
+    if isinstance(value, dict):
+        return json.dumps(value)
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 

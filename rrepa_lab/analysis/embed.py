@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from rrepa_lab.analysis.features import Read, Reading, check_spread, together
 from rrepa_lab.analysis.tables import about, place
+from rrepa_lab.checks import real_number, whole_number
 from rrepa_lab.data.datasets import Batch, ImageSet
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.tarflow import Taps
@@ -54,7 +55,7 @@ def embed(
 
     Returns: one row a tap and image: run, strategy, train_seed, tap, block, layer, module_path, image (row, or the seed
         of a sample), label (class name, "" if there is none), c1, c2 and c3, method, explained (part of the variance
-        that the PCA axes shown hold; nan for umap), direction, label_fed, guidance, noise_std, pool, seed, n.
+        that the PCA axes shown hold; nan for umap), direction, label_fed, guidance, draws, noise_std, pool, seed, n.
 
     Raises: LabError for a tap or method that does not exist, an empty set, constant features, or more neighbours than images.
     """
@@ -117,16 +118,29 @@ def _same_threads() -> Iterator[None]:
 def umap(features: Tensor, components: int = 2, neighbours: int = 15, min_dist: float = 0.1, seed: int = 0) -> Tensor:
     """Features (n, d) in a UMAP (n, components), by cosine distance; umap-learn.
 
-    Raises: LabError unless 2 <= neighbours < n.
+    The start is spectral, or random where there are too few images for as many eigenvectors.
+
+    Raises: LabError for less than three images, unless 2 <= neighbours < n, for a min_dist outside 0..1 or a seed above
+        2^32 - 1, and for features that are not finite.
     """
+    neighbours = whole_number("neighbours", neighbours)
+    if len(features) < 3:
+        raise LabError(f"a UMAP needs at least 3 images, not {len(features)}")
     if not 2 <= neighbours < len(features):
         raise LabError(f"{neighbours} neighbours asked for among {len(features)} images: between 2 and {len(features) - 1}")
+    min_dist = real_number("min_dist", min_dist, 0.0, 1.0)
+    seed = whole_number("the seed of a UMAP", seed, 0, 2**32 - 1)
+    if not features.isfinite().all():
+        raise LabError("a UMAP needs finite features: some are NaN or infinite")
+    start = "spectral" if len(features) > components + 2 else "random"
     with _umap_lock, warnings.catch_warnings(), _same_threads():
         # a seed means one thread, which umap warns of at every fit; numba and sklearn add deprecations of their own
         warnings.simplefilter("ignore")
         from umap import UMAP
 
-        model = UMAP(n_components=components, n_neighbors=neighbours, min_dist=min_dist, metric="cosine", random_state=seed)
+        model = UMAP(
+            n_components=components, n_neighbors=neighbours, min_dist=min_dist, metric="cosine", random_state=seed, init=start
+        )
         at = model.fit_transform(features.float().numpy())
     return torch.from_numpy(np.asarray(at)).double()
 

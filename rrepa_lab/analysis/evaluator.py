@@ -12,13 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rrepa_lab.checks import LARGEST_SEED
 from rrepa_lab.config import Config
 from rrepa_lab.data.datasets import DataConfig, load_split, whole
 from rrepa_lab.data.loaders import SeededBatches, generator, seeded, stream
 from rrepa_lab.data.views import Views, random_view
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically, write_text
+from rrepa_lab.flow.finite import rows_not_finite
 from rrepa_lab.places import assets
+from rrepa_lab.readers import read_json
 from rrepa_lab.training.schedule import learning_rate
 
 FEATURES = 64
@@ -33,7 +36,7 @@ class EvaluatorConfig(Config):
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     views: Views = Views(degrees=8, shift=0.5, scale=0.08, shear=0.1, noise_std=0.05)
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
 
 
 class Evaluator(nn.Module):
@@ -95,10 +98,18 @@ def load_evaluator(data: DataConfig) -> Evaluator:
     folder = assets() / "evaluators" / data.name
     if not folder.is_dir():
         raise LabError(f"no evaluator is bundled for {data.name!r}: Fréchet distances can be measured on digits only")
-    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    about = read_json(folder / "config.json")
     model = Evaluator(data.channels, data.image_size, about["classes"])
     model.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
     return model.eval().requires_grad_(False)
+
+
+def find_evaluator(data: DataConfig) -> Evaluator | None:
+    """The evaluator of these data, where one is bundled."""
+    try:
+        return load_evaluator(data)
+    except LabError:
+        return None
 
 
 def accuracy(model: Evaluator, data: DataConfig, split: str = "test") -> float:
@@ -113,6 +124,12 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
     |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)); needs n, m > d. Source: FID, arXiv 1706.08500.
     """
+    for which, features in (("first", a), ("second", b)):
+        bad = rows_not_finite(features)
+        if bad:
+            raise LabError(
+                f"a Fréchet distance needs finite features: {len(bad)} of {len(features)} of the {which} set are not"
+            )
     if min(len(a), len(b)) <= a.shape[1]:
         raise LabError(
             f"a Fréchet distance of {a.shape[1]} features needs more than {a.shape[1]} images, not {min(len(a), len(b))}"

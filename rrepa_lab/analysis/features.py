@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rrepa_lab.analysis.reading_noise import ReadNoise, read_noise
 from rrepa_lab.analysis.trace import DIRECTIONS
+from rrepa_lab.checks import real_number, whole_number
 from rrepa_lab.data.images import Batch, ImageSet, TensorImages
-from rrepa_lab.data.loaders import generator, stream
-from rrepa_lab.data.pixels import add_noise
+from rrepa_lab.data.loaders import stream
 from rrepa_lab.data.subset import limited
 from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.flow.inputs import as_images
 from rrepa_lab.runs import Run
-from rrepa_lab.sampling.denoise import denoise_step
-from rrepa_lab.sampling.sample import noise
+from rrepa_lab.sampling.denoise import finish
+from rrepa_lab.sampling.sample import noise, seed_range
 
 POOLS = ("mean", "all")
 
@@ -39,33 +41,43 @@ class Reading:
     """How features are read.
 
     direction: "forward" reads real images, "reverse" the generating pass from fresh noise. pool: "mean" over tokens, or
-    "all" tokens side by side. noise_std: sigma of Gaussian noise on real images. feed_label: tell the flow the class.
+    "all" tokens side by side. noise_std, draws: of the noise on real images, features being averaged over the draws; None is
+    as `analysis.reading_noise.read_noise` has it. feed_label: tell the flow the class.
     guidance: of the generating pass. samples: how many are generated, with seeds from `seed` on and labels in turn.
     """
 
     direction: str = "forward"
     pool: str = "mean"
-    noise_std: float = 0.0
+    noise_std: float | None = None
     feed_label: bool = False
     guidance: float = 0.0
     samples: int = 1000
     seed: int = 0
     batch: int = 256
+    draws: int | None = None
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
             raise unknown("direction", self.direction, DIRECTIONS)
         if self.pool not in POOLS:
             raise unknown("pool", self.pool, POOLS)
-        if self.samples < 1:
-            raise LabError(f"samples must be at least 1, not {self.samples}")
+        whole_number("samples", self.samples, 1)
+        whole_number("batch", self.batch, 1)
+        real_number("guidance", self.guidance)
+        seed_range(self.seed, self.samples)
 
     def columns(self, run: Run) -> dict[str, Any]:
         """Protocol columns of a table."""
+        generated = self.direction == "reverse" and self.feed_label  # features of the generating pass itself
+        read = ReadNoise(0, 0.0) if generated else self.noise(run)
         return {
             "direction": self.direction, "label_fed": "own" if self.feed_label else "none", "guidance": self.guidance,
-            "noise_std": self.noise_std, "pool": self.pool, "seed": self.seed, "device": str(run.device),
+            **read.columns, "pool": self.pool, "seed": self.seed, "device": str(run.device),
         }  # fmt: skip
+
+    def noise(self, run: Run) -> ReadNoise:
+        """The noise on real images."""
+        return read_noise(run, self.draws, self.noise_std)
 
     def batches(
         self, run: Run, taps: Sequence[str], split: str = "test", data: ImageSet | Batch | None = None, limit: int | None = None
@@ -91,24 +103,24 @@ class Reading:
         The noise on an image depends on its row and the seed alone.
         """
         batches = [part.tolist() for part in torch.arange(len(images)).split(self.batch)] if order is None else list(order)
+        read = self.noise(run)
         workers = 0 if isinstance(images, TensorImages) else run.config.train.worker_count
         for rows, (x, y) in zip(batches, stream(images, batches, workers), strict=True):
-            seen = x
-            if self.noise_std:
-                pairs = zip(x, rows, strict=True)
-                seen = torch.cat([add_noise(image[None], self.noise_std, generator(self.seed, row)) for image, row in pairs])
             label = y.to(run.device) if self.feed_label else None
-            yield self._pooled(run.flow(seen.to(next(run.flow.parameters())), label, taps).states, y, x)
+            views = [as_images(run.flow, view) for view in _views(read, x, rows, self.seed)]
+            taken = [run.flow(view, label, taps).states for view in views]
+            states = {name: torch.stack([one[name] for one in taken]).mean(dim=0) for name in taken[0]}
+            yield self._pooled(states if len(taken) > 1 else taken[0], y, x)
 
     @torch.no_grad()
     def generated(self, run: Run, taps: Sequence[str], labels: Tensor) -> Iterator[Read]:
-        """Features of the generating pass from fresh noise, fed these labels (-1 for none), and the denoised samples."""
+        """Features of the generating pass from fresh noise, fed these labels (-1 for none), and the finished samples."""
         flow = run.flow
         for rows in torch.arange(len(labels)).split(self.batch):
             label = labels[rows].to(run.device) if flow.config.classes else None
-            z = noise(flow, [self.seed + int(row) for row in rows]).to(next(flow.parameters()))
+            z = noise(flow, [self.seed + row for row in rows.tolist()]).to(next(flow.parameters()))
             made = flow.inverse(z, label, self.guidance, taps=taps)
-            x = denoise_step(flow, made.x, label).clamp(-1, 1)
+            x = finish(run, made.x, label).images.clamp(-1, 1)
             yield self._pooled(made.states, labels[rows], x.cpu())
 
     def pooled(self, states: Tensor) -> Tensor:
@@ -118,6 +130,15 @@ class Reading:
 
     def _pooled(self, states: dict[str, Tensor], y: Tensor, x: Tensor) -> Read:
         return Read({name: self.pooled(state).cpu() for name, state in states.items()}, y, x, states)
+
+
+def _views(read: ReadNoise, x: Tensor, rows: Sequence[int], seed: int) -> Iterator[Tensor]:
+    """A batch without noise, or under one draw after the other; the noise depends on seed, row and draw alone."""
+    if not read.draws:
+        yield read.clean(x)
+    for number in range(read.draws):
+        key = (number,) if number else ()
+        yield torch.cat([read.draw(image[None], seed, row, *key) for image, row in zip(x, rows, strict=True)])
 
 
 def together(reads: Iterable[Read], keep_images: bool = True) -> Read:
@@ -142,7 +163,8 @@ def image_set(run: Run, split: str, data: ImageSet | Batch | None = None, limit:
     if isinstance(images, Batch):
         if len(images.x) != len(images.y):
             raise LabError(f"{len(images.x)} images but {len(images.y)} labels")
-        images = TensorImages(images.x.cpu(), images.y.cpu(), run.classes, 0)
+        x = as_images(run.flow, images.x) if len(images.x) else images.x
+        images = TensorImages(x.detach().cpu(), torch.as_tensor(images.y).cpu(), run.classes, 0)
     if not len(images) or (limit is not None and limit < 1):
         raise LabError("there are no images to read")
     return limited(images, limit)

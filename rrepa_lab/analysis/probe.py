@@ -6,6 +6,7 @@ recipe of REPA's authors (sihyun-yu/REPA, issues 32 and 55: no label, mean over 
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -14,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rrepa_lab.analysis.classify import METHODS, classify
-from rrepa_lab.analysis.features import Read, Reading, check_spread, image_set, in_turn, together
+from rrepa_lab.analysis.features import POOLS, Read, Reading, check_spread, image_set, in_turn, together
 from rrepa_lab.analysis.tables import about, accuracy, place
+from rrepa_lab.checks import real_number, whole_number
 from rrepa_lab.data.datasets import Batch, ImageSet, TensorImages
 from rrepa_lab.data.loaders import SeededBatches, seeded
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow import Taps
-from rrepa_lab.runs import Run
+from rrepa_lab.runs import Run, check_names
 from rrepa_lab.training.schedule import learning_rate
 
 PROBES = ("linear", "knn")
@@ -38,7 +40,8 @@ def probe(
     classifiers: Iterable[str] = (),
     baselines: bool = True,
     pool: str = "mean",
-    noise_std: float = 0.0,
+    draws: int | None = None,
+    noise_std: float | None = None,
     neighbours: int = 5,
     solver: str = "auto",
     epochs: int = 20,
@@ -65,8 +68,10 @@ def probe(
             table is the paper's Figure 4, a curve over layers with the training-free accuracy as a level.
         baselines: also probe raw pixels (tap "pixels") and the run's encoder (tap "encoder"), which the flow's features
             should be compared with.
-        pool: "mean" over tokens, or "all" tokens side by side.
-        noise_std: sigma of Gaussian noise on all images that are read.
+        pool: "mean" over tokens, "all" tokens side by side, or "both", with rows for each. The mean forgets where things are:
+            a probe of it may stay below one of raw pixels where a probe of all tokens does not.
+        draws, noise_std: of the noise on all images that are read, and on those of the classifiers; features are averaged
+            over the draws. None is the run's own choice, `config.read`; see `analysis.reading_noise.read_noise`.
         neighbours: of the k-NN probe.
         solver: "sklearn" fits the linear probes to convergence on features held in memory; "torch" trains those of
             all taps together, reading the set `epochs` times and keeping no features; "auto" chooses by size. With
@@ -82,7 +87,7 @@ def probe(
 
     Returns: columns run, strategy, train_seed, tap, block, layer, module_path, metric (linear_accuracy, knn_accuracy,
         <method>_accuracy), value, standard_error (binomial), n (images scored), n_train, direction, label_fed, guidance,
-        noise_std, pool, probe (what was fitted), seed, device.
+        draws, noise_std, pool, probe (what was fitted), seed, device.
 
     Raises: LabError for a tap that does not exist, an empty or single-class set, features that are constant, more
         neighbours than images, or labels that would leak.
@@ -94,6 +99,7 @@ def probe(
                 raise unknown(kind, name, known)
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
+    epochs, lr = whole_number("epochs", epochs, 1), real_number("lr", lr, above=True)
     if feed_label and not force:
         raise LabError(
             "features that were fed the label carry it: every block adds the class vector to all tokens, and a probe "
@@ -101,9 +107,14 @@ def probe(
         )
     if guidance and direction == "forward":
         raise LabError("guidance belongs to generated samples: direction='reverse'")
-    how = Reading(direction, pool, noise_std, feed_label, guidance, samples, seed, batch)
+    ways = [
+        Reading(direction, one, noise_std, feed_label, guidance, samples, seed, batch, draws)
+        for one in (POOLS if pool == "both" else [pool])
+    ]
+    measured = [runs] if isinstance(runs, Run) else list(runs)
+    check_names(measured)
     tables = []
-    for run in [runs] if isinstance(runs, Run) else runs:
+    for run, how in product(measured, ways):
         if direction == "reverse" and run.flow.config.classes == 0:
             raise LabError(f"run {run.name!r} has no classes to ask for: its samples cannot be scored")
         fitting = image_set(run, "train", train, limit)
@@ -111,8 +122,10 @@ def probe(
         seen = reader.read(image_set(run, "test", test, limit)) if direction == "forward" else reader.samples()
         large = len(fitting) > SMALL if solver == "auto" else solver == "torch"
         rows = _accuracies(reader, fitting, seen, probes, neighbours, large, epochs, lr)
-        for method in classifiers:
-            right = classify(run, seen.x.to(run.device), method, batch=batch).label.cpu() == seen.y
+        for method in classifiers if how is ways[0] else ():
+            right = (
+                classify(run, seen.x, method, draws=draws, noise_std=noise_std, seed=seed, batch=batch).label.cpu() == seen.y
+            )
             rows.append({**place(""), "metric": f"{method}_accuracy", **accuracy(right), "n_train": 0, "probe": "none"})
         tables.append(pd.DataFrame([about(run) | row for row in rows]).assign(**how.columns(run)))
     return pd.concat(tables, ignore_index=True)
@@ -123,7 +136,7 @@ class _Reader:
 
     def __init__(self, run: Run, taps: list[str], baselines: bool, how: Reading) -> None:
         self.run, self.taps, self.baselines, self.how = run, taps, baselines, how
-        self.encoder = run.encoder() if baselines and run.config.encoder is not None else None
+        self.encoder = run.reference_encoder() if baselines else None
 
     def batches(self, images: ImageSet, order: Iterable[list[int]] | None = None) -> Iterable[Read]:
         """Features batch after batch."""

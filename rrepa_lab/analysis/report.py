@@ -9,9 +9,11 @@ from torch import Tensor
 
 from rrepa_lab.analysis.classify import classify
 from rrepa_lab.analysis.tables import about, accuracy
+from rrepa_lab.checks import whole_number
 from rrepa_lab.data.images import Batch
 from rrepa_lab.data.subset import subset_words, whole
 from rrepa_lab.errors import LabError
+from rrepa_lab.flow.inputs import as_labels
 from rrepa_lab.runs import Run
 
 
@@ -33,7 +35,7 @@ def classification_report(
     data: Batch | None = None,
     limit: int | None = None,
     bins: int = 10,
-    draws: int = 0,
+    draws: int | None = None,
     noise_std: float | None = None,
     blocks: Collection[int] | None = None,
     steps: int = 20,
@@ -41,7 +43,9 @@ def classification_report(
     seed: int = 0,
     batch: int = 256,
 ) -> ClassificationReport:
-    """Classify a split, `limit` of its images (class-balanced, seed 0), or `data` (images in [-1, 1] with labels).
+    """Classify a split and report the answers.
+
+    Of `data` (images in [-1, 1] with labels) if it is given, or of `limit` images of the split, class-balanced (seed 0).
 
     Args:
         bins: of equal width between confidence 0 and 1. Confidence is the probability of the answer
@@ -50,6 +54,9 @@ def classification_report(
 
     The other arguments, and the errors, are those of `classify`.
     """
+    bins = whole_number("bins", bins, 1)
+    if limit is not None:
+        limit = whole_number("limit", limit, 1)
     if data is None:
         every = run.images(split)
         data, read = whole(every, limit), split
@@ -57,20 +64,22 @@ def classification_report(
             read = f"{split}, {subset_words(len(data.y), len(every))}"
     else:
         read = "given"
-    x, y = data.x.to(run.device), data.y
+    x, y = data
     if len(x) != len(y):
         raise LabError(f"{len(x)} images but {len(y)} labels")
     result = classify(
         run, x, method, draws=draws, noise_std=noise_std, blocks=blocks, steps=steps, step_size=step_size, seed=seed,
         batch=batch,
     )  # fmt: skip
-    y = y.cpu()
+    y = as_labels(run.flow, y, len(x), run.classes, of="images")
+    if bool((y < 0).any()):
+        raise LabError("a classification is held against labels: an image has none (-1)")
     answer, confidence = result.label.cpu(), result.probability.amax(dim=1).cpu()
     right = answer == y
     names = run.classes
     iterated = method == "iterated"
     protocol = {
-        **about(run), "method": method, "split": read, "draws": draws,
+        **about(run), "method": method, "split": read, "draws": result.draws, "noise_std": result.noise_std,
         "blocks": "all" if blocks is None else ",".join(map(str, sorted(blocks))), "steps": steps if iterated else 1,
         "step_size": step_size if iterated else float("nan"), "seed": seed,
     }  # fmt: skip

@@ -119,7 +119,8 @@ def similarity(
     direction: str = "forward",
     neighbours: int = 10,
     pool: str = "mean",
-    noise_std: float = 0.0,
+    draws: int | None = None,
+    noise_std: float | None = None,
     feed_label: bool = False,
     guidance: float = 0.0,
     split: str = "test",
@@ -143,7 +144,8 @@ def similarity(
             compared with the other's features of the FINISHED sample (denoised); another run generates from the same noise.
         neighbours: k of CKNNA and mutual k-NN.
         pool: "mean" over tokens, or "all" tokens side by side.
-        noise_std: sigma of Gaussian noise on the images the flows read; an encoder sees them clean. Forward only.
+        draws, noise_std: of the noise on the images that the flows read, features being averaged over the draws; an encoder
+            reads them clean. None is the run's own choice, `config.read`; see `analysis.reading_noise.read_noise`.
         feed_label: the flow is told the class (under "reverse": asked for one, labels in turn). The class vector that
             every block then adds makes features cluster by class, whatever the image: hence off by default.
         guidance: of the generating pass; needs feed_label.
@@ -151,14 +153,14 @@ def similarity(
         samples: how many, under "reverse", with seeds from `seed` on.
 
     Returns: columns run, strategy, train_seed, tap, block, layer, module_path, metric, value, n, other, other_tap,
-        direction, label_fed, guidance, noise_std, pool, neighbours, seed, device; with "teacher_cosine" also floor,
+        direction, label_fed, guidance, draws, noise_std, pool, neighbours, seed, device; with "teacher_cosine" also floor,
         above_floor (value - floor) and floor_of ("position" or "label and position"), nan and "" beside other metrics.
         The floor is nan too where the training split is not at hand.
 
     Raises: LabError for a tap or metric that does not exist, an empty set, constant features, more neighbours than
         images, or a run without an encoder to compare with.
     """
-    how = Reading(direction, pool, noise_std, feed_label, guidance, samples, seed, batch)
+    how = Reading(direction, pool, noise_std, feed_label, guidance, samples, seed, batch, draws)
     wanted = run.flow.resolve(taps)
     chosen = _metrics(run, other, wanted, metrics)
     fed = (split, data, limit)

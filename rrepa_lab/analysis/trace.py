@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from rrepa_lab.analysis.tables import about, place
+from rrepa_lab.checks import real_number, whole_number
 from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.flow.finite import NotFiniteError, cause, listed, rows_not_finite
+from rrepa_lab.flow.inputs import as_condition, as_images, as_noise
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow import Taps, TarFlow
 from rrepa_lab.runs import Run
@@ -32,7 +35,7 @@ class Trace:
 def trace(
     run: Run | TarFlow,
     source: Tensor,
-    y: Tensor | int | None = None,
+    y: Any = None,
     direction: str = "reverse",
     taps: Taps = (),
     *,
@@ -49,29 +52,34 @@ def trace(
     Args:
         source: images (B, C, H, W) in [-1, 1], or noise (B, T, P). Under "reverse" images are encoded first (by the same
             label and guidance), so that the pass is the exact way back; noise under "forward" is refused.
-        y: as in `TarFlow.forward`, or one class id for all; None is unconditional.
+        y: as in `TarFlow.forward`, or one class for all, ids or names; None is unconditional.
         taps: states to keep. Only these are ever held, and each batch goes to the CPU before the next one is read.
-        guidance, annealed, temperature: of the guided map, in either direction; states are of the conditional branch.
+        guidance, annealed, temperature: of the guided map, in either direction, without effect where there is no label;
+            states are of the conditional branch.
         method: decoding method, see `TarFlow.inverse`.
         path: keep the tokens between the blocks as images, N + 1 for each image.
         check: measure the round trip. It costs a second pass: a slow one (token by token) under "forward", a fast one
             from noise, none for images under "reverse".
         batch: images in one pass.
 
-    Raises: LabError for an unknown direction, tap or method, noise under "forward", no images, or a label out of range.
+    Raises: LabError for an unknown direction, tap or method, noise under "forward", no images, a source of another type or
+        shape or with rows that are not finite, a label or number out of range; NotFiniteError,
+        naming rows and block, where numbers overflow.
     """
+    batch = whole_number("batch", batch, 1)
     flow = run.flow if isinstance(run, Run) else run
     if direction not in DIRECTIONS:
         raise unknown("direction", direction, DIRECTIONS)
-    forward, noise = direction == "forward", source.ndim == 3
+    forward, noise = direction == "forward", getattr(source, "ndim", 0) == 3
     if forward and noise:
         raise LabError("noise cannot be encoded: give images (B, C, H, W), or direction='reverse'")
-    if not len(source):
-        raise LabError("nothing to trace: the source is empty")
     wanted = [tap.name for tap in flow.resolve(taps)]
     sides = [Tap(1, "in").name, *(Tap(t, "out").name for t in range(1, flow.config.blocks + 1))] if path else []
-    source = source.to(next(flow.parameters()))
-    labels = torch.full((len(source),), y) if isinstance(y, int) else y
+    source = as_noise(flow, source) if noise else as_images(flow, source)
+    if not len(source):
+        raise LabError("nothing to trace: the source is empty")
+    labels = as_condition(flow, y, len(source), run.classes if isinstance(run, Run) else None)
+    guidance, temperature = real_number("guidance", guidance), real_number("temperature", temperature, above=True)
     kept, error = _Store(len(source)), torch.full((len(source),), torch.nan)
     for start in range(0, len(source), batch):
         rows = slice(start, start + batch)
@@ -79,9 +87,11 @@ def trace(
         if forward:
             out = flow(part, label, [*wanted, *sides], guidance, annealed, temperature)
             states = out.states
+            check_states(flow, out.z, start, guidance, temperature)
             again = flow.inverse(out.z, label, guidance, annealed, temperature, method).x if check else None
         else:
             z = part if noise else flow(part, label, (), guidance, annealed, temperature).z
+            check_states(flow, z, start, guidance, temperature)
             made = flow.inverse(z, label, guidance, annealed, temperature, method, [*wanted, *sides])
             states = made.states
             again = made.x
@@ -93,6 +103,14 @@ def trace(
     order = sides if forward else sides[::-1]
     images = {name: flow.images(kept.values[name]) for name in order}
     return Trace({name: kept.values[name] for name in wanted}, images, error, "forward" if forward else "reverse")
+
+
+def check_states(flow: TarFlow, z: Tensor, start: int, guidance: float, temperature: float) -> None:
+    """NotFiniteError for rows of encoded images (B, T, P), counted from `start`, that are not finite."""
+    bad = [start + row for row in rows_not_finite(z)]
+    if bad:
+        text = f"numbers stop being finite while encoding row {listed(bad)}"
+        raise NotFiniteError(f"{text}: {cause(flow, guidance, temperature)}", bad)
 
 
 class _Store:

@@ -36,7 +36,8 @@ def bench(which: str = "speed", repeats: int = 3, threads: int = 2, device: str 
             classes and images, see `scaling.scaling_table`. "classify": one gradient step and Bayes' rule for 10, 100 and
             1,000 classes. "decode": the ways to invert a flow, on the bundled digits-reverse; see `decode.decoding`.
             "strategies": a training step under every alignment strategy; see `train.step_costs`. "page": from the start of
-            the page to its first picture, and from a key to the repaint, in a headless Chromium.
+            the page to its first picture, and from a key to the repaint, in a headless Chromium. "memory": of the page under
+            16 visitors, for `repeats` minutes.
         repeats: rounds; each round runs every case once, in turn.
         threads: of torch, on a CPU.
 
@@ -60,7 +61,7 @@ def _classify(repeats: int, device: str) -> pd.DataFrame:
     for count in CLASSES:
         with seeded(0):
             flow = TarFlow(FlowConfig(classes=count))
-        perturb(flow, 0)
+        perturb(flow, 0, std=0.02)  # small enough that no likelihood overflows
         flow.eval().requires_grad_(False).to(device)
         for method in ("gradient", "bayes"):
             cases[method, count] = partial(classify, flow, x, method)
@@ -103,7 +104,14 @@ def _page(repeats: int, device: str) -> pd.DataFrame:
     return page_times(repeats, torch.get_num_threads(), device).assign(ratio=float("nan"), reference="", images=1)
 
 
+def _memory(repeats: int, device: str) -> pd.DataFrame:
+    """Memory of the page under visitors, `repeats` minutes long."""
+    from rrepa_lab.bench.page import page_memory
+
+    return page_memory(repeats, torch.get_num_threads(), device)
+
+
 BENCHES: dict[str, Callable[[int, str], pd.DataFrame]] = {
     "speed": speed_table, "scaling": scaling_table, "classify": _classify, "decode": _decode, "strategies": _strategies,
-    "page": _page,
+    "page": _page, "memory": _memory,
 }  # fmt: skip

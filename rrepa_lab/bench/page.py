@@ -5,9 +5,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,9 +18,12 @@ import pandas as pd
 from rrepa_lab.bench.timing import spread
 from rrepa_lab.errors import LabError
 from rrepa_lab.places import bundled
+from rrepa_lab.runs import load
+from rrepa_lab.viz.images import picture
 
 CHROMIUM = "/usr/bin/chromium"
 STARTS = 5  # of the page, each with a browser that has never seen it
+VISITORS, RUNS = 16, ("digits-none", "digits-reverse")  # of the measurement of memory
 # case -> tab, slider, what is watched: text that a repaint changes
 SLIDERS = {
     "block slider": ("Reverse path", "Block", "#way-note span.md"),
@@ -70,6 +76,59 @@ def page_times(repeats: int, threads: int, device: str) -> pd.DataFrame:
                 rows.append(_row(case, _repaints(view, slider, watched, repeats)))
         browser.close()
     return pd.DataFrame(rows)
+
+
+def page_memory(minutes: int, threads: int, device: str) -> pd.DataFrame:
+    """Resident memory of the page while VISITORS ask in turn for samples, traces and classes, and after a minute of rest.
+
+    Returns: one row a minute, and "before" and "a minute after": case, rss_mib, answers so far, and growth_mib, what the
+        minute added.
+    """
+    import psutil
+    from gradio_client import Client, handle_file
+
+    with _page(threads, device) as address, tempfile.TemporaryDirectory() as folder:
+        (process,) = (one for one in psutil.Process().children() if "demo.py" in " ".join(one.cmdline()))
+        file = Path(folder) / "digit.png"
+        picture(load("digits-none").data("test", 10).x[0], scale=4).save(file)
+        answers, stopped, failures = [0] * VISITORS, threading.Event(), list[Exception]()
+
+        def visit(number: int) -> None:
+            try:
+                client = Client(address, verbose=False)
+                while not stopped.is_set():
+                    run, seed = RUNS[number % 2], 1000 * number + answers[number]
+                    asked: list[dict[str, Any]] = [
+                        {"run": run, "label": number % 10, "seed": seed, "guidance": 0.0, "api_name": "/sample"},
+                        {"run": run, "label": -1, "seed": seed, "tap": "block.2.layer.1", "api_name": "/trace"},
+                        {"run": run, "image": handle_file(str(file)), "method": "gradient", "api_name": "/classify"},
+                    ]
+                    client.predict(**asked[answers[number] % len(asked)])
+                    answers[number] += 1
+                client.close()
+            except Exception as error:
+                failures.append(error)
+
+        rows = [_memory_row("before", process, answers)]
+        visitors = [threading.Thread(target=visit, args=(number,), daemon=True) for number in range(VISITORS)]
+        for one in visitors:
+            one.start()
+        for minute in range(1, minutes + 1):
+            time.sleep(60)
+            rows.append(_memory_row(f"minute {minute}", process, answers))
+        stopped.set()
+        for one in visitors:
+            one.join(60)
+        if failures:
+            raise LabError(f"{len(failures)} visitors got no answer: {failures[0]}")
+        time.sleep(60)
+        rows.append(_memory_row("a minute after", process, answers))
+    table = pd.DataFrame(rows)
+    return table.assign(growth_mib=table["rss_mib"].diff(), visitors=VISITORS)
+
+
+def _memory_row(case: str, process: Any, answers: Sequence[int]) -> dict[str, Any]:
+    return {"case": case, "rss_mib": process.memory_info().rss / 2**20, "answers": sum(answers)}
 
 
 def _repaints(view: Any, slider: str, watched: str, repeats: int) -> list[float]:

@@ -25,7 +25,7 @@ from rrepa_lab.files import write_text
 from rrepa_lab.places import assets
 from rrepa_lab.runs import RunConfig, load
 from rrepa_lab.studies.digits import write_sums
-from rrepa_lab.studies.reading import load_table, over_seeds, read_table
+from rrepa_lab.studies.reading import load_table, over_seeds, read_layer_table
 from rrepa_lab.training.loop import config_file
 from rrepa_lab.training.records import Records
 
@@ -139,18 +139,19 @@ def layers_in(folder: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     try:
-        table = read_table(path)
+        table = read_layer_table(path)
         return table[table[list(_NEEDED)].notna().all(axis=1)]
-    except (ValueError, KeyError):  # no CSV, or without these columns
+    except (LabError, KeyError):  # no CSV, or without these columns
         raise LabError(f"{path} is damaged: write it again by python -m rrepa_lab.studies.alignment {folder}") from None
 
 
 def unguided(table: pd.DataFrame, metric: str, direction: str = "forward") -> pd.DataFrame:
-    """The rows of one metric under the plainest protocol: no guidance, and no label fed to the flow.
+    """The rows of one metric under the plainest protocol: no guidance, no label fed to the flow, features averaged over tokens.
 
     Beside an accuracy of probes stands that of one gradient step where the table has it, as a level for `layer_curves`.
     """
     kept = table[(table["direction"] == direction) & (table["label_fed"] == "none") & (table["guidance"] == 0)]
+    kept = kept[kept["pool"] == "mean"]
     return kept[kept["metric"].isin([metric, "gradient_accuracy"] if metric.endswith("_accuracy") else [metric])]
 
 

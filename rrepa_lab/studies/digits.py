@@ -1,14 +1,14 @@
 """The digits studies: how the bundled settings were found, and how the strategies compare under them.
 
     python -m rrepa_lab.studies.digits search --out runs/search     settings, on a validation split
-    python -m rrepa_lab.studies.digits study  --out runs/digits     four strategies x three seeds, on the test split
+    python -m rrepa_lab.studies.digits shifts --out runs/shifts     random shifts of the training images, on a validation split
+    python -m rrepa_lab.studies.digits study  --out runs/digits     four strategies x five seeds, on the train and test splits
     python -m rrepa_lab.studies.digits bundle --out runs/digits     seed 0 becomes assets/runs; tables to assets/studies
-    python -m rrepa_lab.studies.digits accuracy --out runs/again    seed 0 of the study retrained where its accuracy while it
-                                                                    learns was not recorded: digits-accuracy-curves.csv
     python -m rrepa_lab.studies.digits evaluator                    the judge of samples, assets/evaluators/digits
 
-The encoder they all align with comes from `rrepa-lab encoder train`.
-Searches and studies can be interrupted and started again: finished runs are recognised, the others go on from their checkpoint.
+The encoder they all align with comes from `rrepa-lab encoder train`. Searches and studies can be interrupted and started
+again: finished runs are recognised, the others go on from their checkpoint. The settings of the presets were chosen on
+validation images alone: `search` with version 0.1, `shifts` for the augmentation and the stopping rule.
 """
 
 import argparse
@@ -16,12 +16,15 @@ import sys
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
 
 from rrepa_lab.align.strategies import Strategy
+from rrepa_lab.analysis.claims import Claim, Contrast, verdict_table, verdicts
+from rrepa_lab.analysis.compare import Finding
 from rrepa_lab.analysis.evaluate import evaluate
 from rrepa_lab.analysis.evaluator import EvaluatorConfig, accuracy, load_evaluator, train_evaluator
 from rrepa_lab.data.datasets import DataConfig
@@ -33,13 +36,17 @@ from rrepa_lab.training.card import save_scores
 from rrepa_lab.training.loop import train
 from rrepa_lab.training.records import Records
 
-SEEDS = (0, 1, 2)
-ACCURACY = "digits-accuracy-curves"
+SEEDS = (0, 1, 2, 3, 4)
+DRAWS = 16  # of the noise, for the likelihoods of a study
+CLAIMED: dict[str, Literal["higher", "lower"]] = {
+    "nats_per_dim": "lower", "gradient_accuracy": "higher", "bayes_accuracy": "higher", "frechet_distance": "lower",
+}  # fmt: skip
 
 # one change at a time against the centre of the search; a change of the flow itself is tried without alignment too
 CENTRE: dict[str, Any] = {
     "train.steps": 1000, "train.batch": 64, "train.lr": 6e-3, "data.holdout": 0.2, "flow.noise_std": 0.2,
     "align.weight": 0.5, "align.blocks": [3, 4], "align.layers": [2],
+    "data.shift": 0, "train.keep": "last", "train.patience": 0,
 }  # fmt: skip
 VARIANTS: dict[str, tuple[dict[str, Any], Sequence[Strategy]]] = {
     "centre": ({}, ("none", "reverse")),
@@ -51,32 +58,40 @@ VARIANTS: dict[str, tuple[dict[str, Any], Sequence[Strategy]]] = {
     "layer-3": ({"align.layers": [3]}, ("reverse",)),
     "block-4": ({"align.blocks": [4]}, ("reverse",)),
 }
+# part of the training images that is shifted by up to one pixel; an 8x8 digit fills its image, so a shift cuts it off
+SHIFTS = (0.0, 0.25, 0.5)
+CURVES = ("train_nats_per_dim", "held_out_nats_per_dim", "train_accuracy", "held_out_accuracy")
 
 
-def run_one(config: RunConfig, directory: Path, split: str) -> pd.DataFrame:
+def train_one(config: RunConfig, directory: Path) -> Path:
+    """Train a run with one thread, or finish it; a finished one is left alone. Returns its folder."""
+    torch.set_num_threads(1)
+    for _ in train(config, directory, resume="auto", device="cpu"):
+        pass
+    return directory
+
+
+def run_one(config: RunConfig, directory: Path, splits: Sequence[str], draws: int) -> pd.DataFrame:
     """Train (or finish) and score one run with one thread; a run that has scores is only read."""
     scores = directory / "scores.csv"
     if not scores.exists():
-        torch.set_num_threads(1)
-        done = directory / "train_state.pt"
-        for _ in train(config, directory, resume=done.exists(), device="cpu"):
-            pass
-        run = load(directory)
-        save_scores(run, evaluate(run, split))
-    return pd.read_csv(scores)
+        run = load(train_one(config, directory))
+        save_scores(run, evaluate(run, splits, draws=draws))
+    return pd.read_csv(scores).assign(run=config.name)  # the runs of all seeds
 
 
-def run_all(jobs: Iterable[tuple[RunConfig, Path]], split: str, workers: int) -> pd.DataFrame:
-    """All jobs through joblib, a line each as they end; one tidy table."""
-    from joblib import Parallel, delayed
-
+def run_all(jobs: Iterable[tuple[RunConfig, Path]], splits: Sequence[str], workers: int, draws: int = 4) -> pd.DataFrame:
+    """All jobs through joblib, a line each as they end; one tidy table in the order of the jobs."""
     jobs = list(jobs)
-    tables = []
-    calls = (delayed(run_one)(config, directory, split) for config, directory in jobs)
-    for table in Parallel(n_jobs=workers, return_as="generator_unordered")(calls):
+    tables: list[pd.DataFrame] = []
+    calls = (delayed(run_one)(config, directory, splits, draws) for config, directory in jobs)
+    done: Iterable[pd.DataFrame] = Parallel(n_jobs=workers, return_as="generator_unordered")(calls)
+    for table in done:
         tables.append(table)
-        scores = ", ".join(f"{row.metric} {row.value:.4f}" for row in table.itertuples())
+        scores = ", ".join(f"{row.split} {row.metric} {row.value:.4f}" for row in table.itertuples())
         print(f"[{len(tables)}/{len(jobs)}] {table.run[0]} seed {table.train_seed[0]}: {scores}", file=sys.stderr, flush=True)
+    order = {(config.name, config.train.seed): place for place, (config, _) in enumerate(jobs)}
+    tables.sort(key=lambda table: order[table.run[0], table.train_seed[0]])
     return pd.concat(tables, ignore_index=True)
 
 
@@ -87,64 +102,93 @@ def search(out: Path, workers: int) -> pd.DataFrame:
         for strategy in strategies:
             settings = CENTRE | change | {"train.seed": seed, "name": f"{name}.{strategy}"}
             jobs.append((digits(strategy).override(settings), out / f"{name}.{strategy}-{seed}"))
-    return run_all(jobs, "val", workers)
+    return run_all(jobs, ["val"], workers)
+
+
+def shifts(out: Path, workers: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Each augmentation without alignment and with reverse, seed 0, trained to the last step.
+
+    Returns: scores of the best checkpoint on the validation split; and training and validation curves, with the columns
+        shift_probability, run, step, and those of CURVES.
+    """
+    jobs = [
+        (
+            digits(strategy).override(_shifted(part) | {"name": f"shift-{part:g}.{strategy}"}),
+            out / f"shift-{part:g}.{strategy}-0",
+        )
+        for part in SHIFTS
+        for strategy in ("none", "reverse")
+    ]
+    scores = run_all(jobs, ["val"], workers, DRAWS)
+    curves = []
+    for config, folder in jobs:
+        rows = Records(folder).table()[["step", *CURVES]].dropna()
+        curves.append(rows.assign(shift_probability=config.data.shift_probability, run=config.name))
+    return scores, pd.concat(curves, ignore_index=True)[["shift_probability", "run", "step", *CURVES]]
+
+
+def _shifted(part: float) -> dict[str, Any]:
+    return {"data.shift": int(part > 0), "data.shift_probability": part, "train.patience": 0}
 
 
 def study(out: Path, workers: int) -> pd.DataFrame:
-    """The presets with three seeds each, scored on the test split."""
+    """The presets with five seeds each, scored on the train and test splits."""
     jobs = [
         (digits(strategy).override({"train.seed": seed}), out / f"digits-{strategy}-{seed}")
         for seed, strategy in product(SEEDS, ALIGNED)
     ]
-    return run_all(jobs, "test", workers)
+    return run_all(jobs, ["train", "test"], workers, DRAWS)
 
 
-def accuracy_curves(out: Path, workers: int) -> pd.DataFrame:
-    """Held-out accuracy of one gradient step, and nats/dim, against steps for the presets with seed 0, to assets/studies.
-
-    The runs are trained anew (or found finished in `out`): under the settings and the seed of the bundled ones, but on other
-    machines rounding leads to other weights.
-    """
-    jobs = [
-        (digits(strategy).override({"train.seed": SEEDS[0]}), out / f"digits-{strategy}-{SEEDS[0]}") for strategy in ALIGNED
+def strategy_verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """Whether each strategy is ahead of no alignment on the test split, paired by training seed; see `analysis.claims`."""
+    test = table[table["split"] == "test"]
+    columns = ["run", "train_seed", "metric", "value", "unit", "n", "protocol"]
+    found = [
+        Finding(name, {"align.strategy": strategy}, *rest)
+        for strategy, name, *rest in test[["strategy", *columns]].itertuples(index=False)
     ]
-    run_all(jobs, "test", workers)
-    columns = ["step", "held_out_nats_per_dim", "held_out_accuracy"]
-    tables = [Records(folder).table()[columns].dropna().assign(run=config.name) for config, folder in jobs]
-    table = pd.concat(tables, ignore_index=True)[["run", *columns]]
-    write_text(assets() / "studies" / f"{ACCURACY}.csv", table.to_csv(index=False, float_format="%.5g"))
-    write_sums()
-    return table
+    claims = [
+        Claim(
+            claim=f"{strategy} has a {ahead} {metric} than no alignment",
+            metric=metric,
+            ahead=ahead,
+            contrasts=[Contrast(better={"align.strategy": strategy}, than={"align.strategy": "none"})],
+        )
+        for metric, ahead in CLAIMED.items()
+        for strategy in ALIGNED
+        if strategy != "none"
+    ]
+    return verdicts(found, claims)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over seeds, one row a run name, one column a metric."""
-    cells = table.groupby(["run", "metric"], sort=False)["value"].agg(["mean", "std", "count"]).reset_index()
+    """Mean and standard deviation over seeds, one row a run name and split, one column a metric."""
+    cells = table.groupby(["run", "split", "metric"], sort=False)["value"].agg(["mean", "std", "count"]).reset_index()
     cells["shown"] = [f"{row['mean']:.4f} ± {row['std']:.4f}" for _, row in cells.iterrows()]
-    wide = cells.pivot(index="run", columns="metric", values="shown")
-    wide = wide.loc[table["run"].drop_duplicates(), table["metric"].drop_duplicates()]
-    wide.insert(0, "seeds", cells.groupby("run")["count"].first())
+    wide = cells.pivot(index=["run", "split"], columns="metric", values="shown").fillna("")
+    wide = wide.loc[list(dict.fromkeys(zip(table["run"], table["split"], strict=True))), table["metric"].drop_duplicates()]
+    wide.insert(0, "seeds", cells.groupby(["run", "split"])["count"].first())
     return wide.reset_index()
 
 
 def bundle(out: Path) -> list[Path]:
-    """Write seed 0 of each strategy to assets/runs in bfloat16, scored again as stored, and every finished table to
-    assets/studies; returns the folders of the runs.
-    """
+    """Write seed 0 of each strategy to assets/runs in bfloat16, scored again as stored; returns the folders of the runs."""
     folders = []
     for strategy in ALIGNED:
         source, target = out / f"digits-{strategy}-{SEEDS[0]}", assets() / "runs" / f"digits-{strategy}"
         load(source).save(target, torch.bfloat16)
         write_text(target / "metrics.jsonl", (source / "metrics.jsonl").read_text(encoding="utf-8"))
         run = load(target)
-        save_scores(run, evaluate(run))
+        save_scores(run, evaluate(run, ["train", "test"], draws=DRAWS))
         folders.append(target)
-    for table in (out, out.parent / "search"):
-        if (table / "scores.csv").exists():
-            text = (table / "scores.csv").read_text(encoding="utf-8")
-            write_text(assets() / "studies" / f"digits-{'search' if table.name == 'search' else 'strategies'}.csv", text)
-    write_sums()
     return folders
+
+
+def keep_table(name: str, table: pd.DataFrame) -> None:
+    """Write a table to assets/studies."""
+    write_text(assets() / "studies" / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
+    write_sums()
 
 
 def write_sums() -> None:
@@ -159,7 +203,7 @@ def write_sums() -> None:
 def main() -> None:
     """Command line of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("search", "study", "bundle", "accuracy", "evaluator"))
+    parser.add_argument("what", choices=("search", "shifts", "study", "bundle", "evaluator"))
     parser.add_argument("--out", type=Path, default=Path("runs/digits"))
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     given = parser.parse_args()
@@ -168,16 +212,25 @@ def main() -> None:
             pass
         write_sums()
         print(f"accuracy on the test split: {accuracy(load_evaluator(DataConfig()), DataConfig()):.4f}")
-        return
-    if given.what == "accuracy":
-        print(accuracy_curves(given.out, given.workers).groupby("run").tail(1).to_markdown(index=False))
-        return
-    if given.what == "bundle":
+    elif given.what == "bundle":
         print("\n".join(str(folder) for folder in bundle(given.out)))
-        return
-    table = search(given.out, given.workers) if given.what == "search" else study(given.out, given.workers)
-    write_text(given.out / "scores.csv", table.to_csv(index=False))
-    print(summary(table).to_markdown(index=False))
+        write_sums()
+    elif given.what == "search":
+        table = search(given.out, given.workers)
+        keep_table("digits-search", table)
+        print(summary(table).to_markdown(index=False))
+    elif given.what == "shifts":
+        table, curves = shifts(given.out, given.workers)
+        keep_table("digits-shifts", table)
+        keep_table("digits-shifts-curves", curves)
+        print(summary(table).to_markdown(index=False))
+    else:
+        table = study(given.out, given.workers)
+        keep_table("digits-strategies", table)
+        judged = strategy_verdicts(table)
+        keep_table("digits-strategies-verdicts", judged)
+        print(summary(table).to_markdown(index=False))
+        print(verdict_table(judged).to_markdown(index=False))
 
 
 if __name__ == "__main__":

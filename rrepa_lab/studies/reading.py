@@ -3,11 +3,13 @@
     python -m rrepa_lab.studies.reading bundled                      the four bundled runs
     python -m rrepa_lab.studies.reading seeds --runs runs/digits     the runs of `studies.digits study`: mean and standard
                                                                      deviation over their seeds
+    python -m rrepa_lab.studies.reading gap                          why one step is worse than Bayes' rule on new images
     python -m rrepa_lab.studies.reading show                         what the shipped tables say
 
-The tables go to assets/studies: digits-layers.csv and digits-classification.csv, and the same with -seeds. Every row carries
-its protocol. Probes are fitted on the training split (1,437 images) and scored on the test split (360) or on 1,000 generated
-images; similarities are taken over the test split, or over 1,000 generated images; classifications are of the test split.
+The tables go to assets/studies: digits-layers.csv and digits-classification.csv, and the same with -seeds; `gap` writes
+digits-step-gap.csv and digits-step-gap-effects.csv, of the bundled runs or of those in --runs. Every row carries its protocol.
+Probes are fitted on the training split and scored on the test split (360 images) or on 1,000 generated images; similarities
+are taken over the test split, or over 1,000 generated images; classifications are of the test split.
 """
 
 import argparse
@@ -21,14 +23,16 @@ import torch
 from rrepa_lab.analysis.probe import best_layer, probe
 from rrepa_lab.analysis.report import classification_report
 from rrepa_lab.analysis.similarity import similarity
+from rrepa_lab.analysis.step_gap import StepGap, step_gap
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
 from rrepa_lab.places import assets
 from rrepa_lab.presets import ALIGNED
+from rrepa_lab.readers import read_table
 from rrepa_lab.runs import load
 from rrepa_lab.studies.digits import SEEDS, write_sums
 
-LAYERS, CLASSES = "digits-layers", "digits-classification"
+LAYERS, CLASSES, GAP = "digits-layers", "digits-classification", "digits-step-gap"
 CLASSIFIERS = ("gradient", "iterated", "bayes")
 _TEXTS = dict.fromkeys(
     (
@@ -52,7 +56,7 @@ def read_layers(source: str | Path) -> pd.DataFrame:
     torch.set_num_threads(1)
     run = load(source)
     tables = [
-        probe(run, classifiers=CLASSIFIERS),
+        probe(run, pool="both", classifiers=CLASSIFIERS),
         probe(run, direction="reverse"),
         probe(run, direction="reverse", guidance=2.0),
         similarity(run),
@@ -60,7 +64,7 @@ def read_layers(source: str | Path) -> pd.DataFrame:
         similarity(run, direction="reverse", feed_label=True),
     ]
     print(f"layers of {source}", file=sys.stderr, flush=True)
-    return pd.concat(tables, ignore_index=True).drop(columns="device")
+    return pd.concat(tables, ignore_index=True).drop(columns="device").assign(run=run.config.name)  # the same for all seeds
 
 
 def read_classes(source: str | Path) -> pd.DataFrame:
@@ -72,7 +76,15 @@ def read_classes(source: str | Path) -> pd.DataFrame:
     reports += [classification_report(run, draws=draws) for draws in (1, 4, 16)]
     reports += [classification_report(run, method, blocks=[t]) for method in ("gradient", "bayes") for t in blocks]
     print(f"classes of {source}", file=sys.stderr, flush=True)
-    return pd.concat([report.summary for report in reports], ignore_index=True)
+    return pd.concat([report.summary for report in reports], ignore_index=True).assign(run=run.config.name)
+
+
+def read_gap(source: str | Path) -> StepGap:
+    """Curvature and overfitting in the one-step accuracy of one run, train against test split; one thread."""
+    torch.set_num_threads(1)
+    found = step_gap(load(source))
+    print(f"step and Bayes' rule of {source}", file=sys.stderr, flush=True)
+    return found
 
 
 def read_runs(read: Callable[[str | Path], pd.DataFrame], sources: Sequence[str | Path], workers: int) -> pd.DataFrame:
@@ -96,12 +108,12 @@ def load_table(name: str = LAYERS) -> pd.DataFrame:
     path = assets() / "studies" / f"{name}.csv"
     if not path.is_file():
         raise LabError(f"no table at {path}: make it by python -m rrepa_lab.studies.reading")
-    return read_table(path)
+    return read_layer_table(path)
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_layer_table(path: Path) -> pd.DataFrame:
     """A table of measurements by layer as it was written: names stay text, also where they look like numbers."""
-    table = pd.read_csv(path, dtype=_TEXTS)
+    table = read_table(path, dtype=_TEXTS)
     texts = table.columns.intersection(list(_TEXTS))
     return table.assign(**{text: table[text].fillna("") for text in texts})
 
@@ -113,11 +125,15 @@ def levels(layers: pd.DataFrame) -> pd.DataFrame:
     """
     real = layers[layers["direction"] == "forward"].copy()
     real["shown"] = _shown(real)
+    every = real[real["pool"] == "all"]
+    real = real[real["pool"] == "mean"]
     linear = real[real["metric"] == "linear_accuracy"]
     columns = {
         "best layer": best_layer(real).set_index("run")["tap"],
         "linear probe there": best_layer(real).set_index("run")["shown"],
     }
+    if len(every):
+        columns["best layer, all tokens"] = best_layer(every).set_index("run")["shown"]
     columns |= {f"linear, {tap}": linear[linear["tap"] == tap].set_index("run")["shown"] for tap in ("pixels", "encoder")}
     columns |= {name: real[real["metric"] == f"{name}_accuracy"].set_index("run")["shown"] for name in CLASSIFIERS}
     return pd.DataFrame(columns).reset_index()
@@ -141,13 +157,24 @@ def evidence(classes: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     """Command line of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("bundled", "seeds", "show"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/digits"), help="folder of `studies.digits study`")
+    parser.add_argument("what", choices=("bundled", "seeds", "gap", "show"))
+    parser.add_argument("--runs", type=Path, help="folder of `studies.digits study` (seeds: runs/digits)")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     given = parser.parse_args()
     sources: list[str | Path] = [f"digits-{strategy}" for strategy in ALIGNED]
-    if given.what == "seeds":
-        sources = [given.runs / f"{name}-{seed}" for name in sources for seed in SEEDS]
+    if given.what == "seeds" or given.runs is not None:
+        folder = given.runs or Path("runs/digits")
+        sources = [folder / f"{name}-{seed}" for name in sources for seed in SEEDS]
+    if given.what == "gap":
+        from joblib import Parallel, delayed
+
+        gaps = Parallel(n_jobs=given.workers)(delayed(read_gap)(source) for source in sources)
+        for name, part in ((GAP, "table"), (f"{GAP}-effects", "effects")):
+            table = pd.concat([getattr(gap, part) for gap in gaps], ignore_index=True)
+            write_text(assets() / "studies" / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
+            print(f"\n{name}.csv\n\n{table.to_markdown(index=False, floatfmt='.4f')}")
+        write_sums()
+        return
     for name, read in ((LAYERS, read_layers), (CLASSES, read_classes)) if given.what != "show" else ():
         table = read_runs(read, sources, given.workers)
         over = given.what == "seeds"

@@ -1,0 +1,86 @@
+"""Which noise a run's images are best read under, decided on validation images."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+
+from rrepa_lab.analysis.classify import classify
+from rrepa_lab.analysis.read_config import ReadConfig
+from rrepa_lab.analysis.reading_noise import read_noise
+from rrepa_lab.analysis.tables import about, accuracy
+from rrepa_lab.checks import whole_number
+from rrepa_lab.data.datasets import splits
+from rrepa_lab.data.subset import subset_words, whole
+from rrepa_lab.errors import LabError
+from rrepa_lab.runs import Run
+
+DRAWS = (0, 1, 4, 16)
+
+
+def choose_read_noise(
+    run: Run,
+    *,
+    draws: Sequence[int] = DRAWS,
+    methods: Sequence[str] = ("gradient",),
+    limit: int | None = 512,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Accuracy on the validation split for several numbers of noise draws, and which of them is chosen.
+
+    The choice goes by the first method: the fewest draws that are not worse than the best number of draws by more than one
+    standard error of the paired difference over images.
+
+    Args:
+        draws: numbers of draws of the training noise to compare; 0 reads clean images.
+        methods: of `classify`; each gives a row for each number of draws.
+        limit: validation images, class-balanced, seed 0.
+        seed: of the noise.
+
+    Returns: columns run, strategy, train_seed, metric, draws, noise_std, value, standard_error, n, split, protocol, chosen.
+
+    Raises: LabError for a run without classes or without a validation split, and for numbers out of range.
+    """
+    if not run.flow.config.classes:
+        raise LabError(f"run {run.name!r} has no classes: there is no accuracy to choose the noise of a reading by")
+    if "val" not in splits(run.config.data):
+        raise LabError(f"run {run.name!r} has no validation split, and test images must not decide: set data.holdout")
+    if not draws or not methods:
+        raise LabError("give at least one number of draws and one method")
+    counts = [whole_number("draws", count) for count in draws]
+    images = run.images("val")
+    x, y = whole(images, None if limit is None else whole_number("limit", limit, 1))
+    rows, right = [], {}
+    for method in methods:
+        for count in counts:
+            noise = read_noise(run, count)
+            answers = classify(run, x, method, draws=count, seed=seed).label.cpu() == y
+            right[method, count] = answers.double()
+            row = about(run) | {"metric": f"{method}_accuracy"} | noise.columns | accuracy(answers)
+            rows.append(
+                row | {"draws": count, "split": "val", "protocol": f"{noise.words}, {subset_words(len(y), len(images))}"}
+            )
+    by_count = {count: right[methods[0], count] for count in counts}
+    best = max(by_count.values(), key=lambda answers: float(answers.mean()))
+    chosen = next(count for count in sorted(by_count) if _not_worse(by_count[count], best))
+    return pd.DataFrame(rows).assign(chosen=lambda table: table["draws"] == chosen)
+
+
+def _not_worse(answers: torch.Tensor, best: torch.Tensor) -> bool:
+    """Whether the mean of best - answers is within one standard error of 0."""
+    lost = best - answers
+    error = float(lost.std()) / len(lost) ** 0.5 if len(lost) > 1 else 0.0
+    return float(lost.mean()) <= error
+
+
+def save_read_noise(run: Run, table: pd.DataFrame) -> ReadConfig:
+    """Make the choice of a table of `choose_read_noise` that of the run, and write it to its config.json.
+
+    Raises: LabError for a run that is in no directory.
+    """
+    read = ReadConfig(draws=int(table.loc[table["chosen"], "draws"].iloc[0]))
+    if run.directory is None:
+        raise LabError("only a saved run can keep the noise of its readings: call run.save(directory) first")
+    run.config = run.config.model_copy(update={"read": read})
+    run.save_config(run.directory)
+    return read
