@@ -31,7 +31,8 @@ from torch import Tensor
 import rrepa_lab as rl
 from rrepa_lab.analysis.classify import Classification
 from rrepa_lab.analysis.report import ClassificationReport, classification_report
-from rrepa_lab.data.pixels import from_drawing, from_picture
+from rrepa_lab.data.pixels import from_drawing
+from rrepa_lab.data.prepare import prepare
 from rrepa_lab.errors import LabError
 from rrepa_lab.viz.classes import class_race, class_scores, confusion, evidence_map
 from rrepa_lab.viz.html import picture_table
@@ -44,6 +45,16 @@ PACE = 0.25  # seconds a step of the film
 AFTER = 0.25  # seconds by which charts let the verdict go first, and the twenty steps twice that
 MOST = 60  # images shown in the browser of answers
 ANY = "any"
+# the pad opens with its hand tool; the brush is there a moment after the tab is
+TAKE_BRUSH = """() => {
+    const began = Date.now();
+    const take = () => {
+        const brush = document.querySelector("#pad button[title='Brush']");
+        if (brush && !brush.classList.contains('highlight')) brush.click();
+        if (!brush && Date.now() - began < 5000) setTimeout(take, 100);
+    };
+    take();
+}"""
 # what a visitor's session keeps of a drawing: the image as nested lists, where it came from, and the number of the test image
 # that was chosen when it came: choosing another one puts the drawing away
 Seen = tuple[list[Any], str, int]
@@ -52,10 +63,12 @@ Seen = tuple[list[Any], str, int]
 # --- where the image comes from ---------------------------------------------------------------------------------------
 
 
-def drawing(name: str, index: int, editor: dict[str, Any] | None) -> Seen:
-    """What was drawn on the sketchpad: the opacity of its layers is the ink."""
+def drawing(name: str, index: int, editor: dict[str, Any] | None) -> Seen | None:
+    """What was drawn on the sketchpad: the opacity of its layers is the ink. None, the test image, for an empty pad."""
     layers = [layer for layer in (editor or {}).get("layers") or [] if layer is not None]
     ink = np.max([np.asarray(layer)[..., 3] for layer in layers], axis=0) / 255 if layers else np.zeros((8, 8))
+    if not ink.any():
+        return None
     return (
         _fitting(name, from_drawing(ink.astype(np.float32), get_run(name).flow.config.image_size)),
         "your drawing",
@@ -64,19 +77,11 @@ def drawing(name: str, index: int, editor: dict[str, Any] | None) -> Seen:
 
 
 def upload(name: str, index: int, image: Image.Image | None) -> Seen:
-    """An uploaded picture; a dark digit on light ground is turned over, as the training digits are light on dark."""
+    """An uploaded picture, prepared as the command line and the endpoint do."""
     if image is None:
         raise LabError("no picture yet: drop one on the field")
-    config = get_run(name).flow.config
-    x = from_picture(image, config.channels, config.image_size)
-    turned = config.channels == 1 and _border(x) > 0
-    what = "your picture" + (", turned to light on dark" if turned else "")
-    return _fitting(name, -x if turned else x), what, int(index)
-
-
-def _border(x: Tensor) -> float:
-    edges = [x[..., 0, :], x[..., -1, :], x[..., :, 0], x[..., :, -1]]
-    return float(torch.cat([edge.flatten() for edge in edges]).mean())
+    x, how = prepare(image, get_run(name).config.data)
+    return _fitting(name, x), "your picture" + (f", {how}" if how else ""), int(index)
 
 
 def _fitting(name: str, x: Tensor) -> list[Any]:
@@ -91,6 +96,11 @@ def look_at(name: str, index: int, seen: Seen | None) -> tuple[Tensor, str, int 
     x, y = test_images(get_run(name))
     row = int(index) % len(x)
     return x[row : row + 1].cpu(), f"test image {row}, a {get_run(name).classes[int(y[row])]}", int(y[row])
+
+
+def has_classes(name: str) -> bool:
+    """Whether there is anything to classify; the verdict says so where there is not."""
+    return get_run(name).flow.config.classes > 0
 
 
 # --- what the flows say -----------------------------------------------------------------------------------------------
@@ -125,16 +135,19 @@ def judge(run: str, other: str, seed: int, index: int, seen: Seen | None) -> tup
     lines = [f"Looking at {what}."]
     for name, one in pair(run, other).items():
         result = classified(one, "gradient", x)
-        best, next_best = (int(k) for k in result.top(2).labels[0])
+        best, *others = (int(k) for k in result.top(2).labels[0])
         mark = "" if truth is None else " ✓" if best == truth else " ✗"
-        margin = float(result.margin[0])
-        lines.append(f"- **{name}** says **{one.classes[best]}**{mark}, {margin:.2f} nats before {one.classes[next_best]}")
+        ahead = f", {float(result.margin[0]):.2f} nats before {one.classes[others[0]]}" if others else ", its only class"
+        lines.append(f"- **{name}** says **{one.classes[best]}**{mark}{ahead}")
     return picture_table({what: {"": x[0]}}, what="what the flow sees"), "\n".join(lines)
 
 
 def weigh(run: str, other: str, seed: int, index: int, seen: Seen | None) -> Iterator[tuple[Any, ...]]:
     """The scores by one gradient step, then those of Bayes' rule, the evidence by block, and how sure Bayes' rule is."""
     time.sleep(AFTER)
+    if not has_classes(run):
+        yield None, None, None, ""
+        return
     x, what, _ = look_at(run, index, seen)
     runs, classes = pair(run, other), get_run(run).classes
     by_step = {name: classified(one, "gradient", x) for name, one in runs.items()}
@@ -151,6 +164,8 @@ def weigh(run: str, other: str, seed: int, index: int, seen: Seen | None) -> Ite
 
 def race(run: str, other: str, seed: int, step: int, index: int, seen: Seen | None) -> tuple[Any, Any]:
     """The scores of the classes up to a step of gradient ascent, for each run."""
+    if not has_classes(run):
+        return None, None
     x, what, truth = look_at(run, index, seen)
     plots = []
     for name, one in pair(run, other).items():
@@ -187,6 +202,8 @@ def chosen(report: ClassificationReport, of: str, taken_for: str, mistakes: bool
 
 def browse(run: str, other: str, seed: int, by: str, of: str, taken_for: str, mistakes: bool) -> tuple[Any, Any, Any, str]:
     """The confusions of both runs, and the images of the first that were asked for."""
+    if not has_classes(run):
+        return None, None, gr.update(value=[]), ""
     runs = pair(run, other)
     reports = {name: answers(one, METHODS[by]) for name, one in runs.items()}
     report, x = reports[run], test_images(get_run(run)).x
@@ -259,20 +276,19 @@ def build(bar: Bar) -> Sequence[Panel]:
     seen = gr.State(None)
     with gr.Row():
         with gr.Column(min_width=300), gr.Tabs():
-            with gr.Tab("Test digit"):
+            with gr.Tab("Test image"):
                 index = gr.Slider(
                     0, TESTED - 1, 3, step=1, label="Test image", info="none of them was trained on",
                     elem_id="index",
                 )  # fmt: skip
-            with gr.Tab("Draw"):
+            with gr.Tab("Draw") as draw_tab:
+                gr.Markdown("Draw a digit with the mouse or a finger; it is classified after every stroke.")
                 pad = only_uploads(gr.Sketchpad(
-                    show_label=False, placeholder="Take the pencil on the left, then draw a digit",
-                    canvas_size=(280, 280), fixed_canvas=True, height=400, layers=False,
-                    brush=gr.Brush(default_size=24, colors=["#000000"], color_mode="fixed"), elem_id="pad",
+                    show_label=False, canvas_size=(280, 280), fixed_canvas=True, height=360, layers=False, transforms=(),
+                    buttons=[], brush=gr.Brush(default_size=24, colors=["#000000"], color_mode="fixed"), elem_id="pad",
                 ))  # fmt: skip
-                ask = gr.Button("Classify the drawing", variant="primary")
             with gr.Tab("Upload"):
-                file = picture_field(sources=["upload", "clipboard"], label="Picture of one digit", height=240)
+                file = picture_field(sources=["upload", "clipboard"], label="Picture", height=240)
         with gr.Column(scale=2, min_width=300), gr.Row():
             shown = gr.HTML(elem_id="seen", min_height=150)
             with gr.Column(min_width=200):
@@ -304,8 +320,9 @@ def build(bar: Bar) -> Sequence[Panel]:
     )  # fmt: skip
     with gr.Row():
         tables = [gr.Plot(show_label=False, label=f"Confusion {n}", elem_id=f"confusion-{n}", min_width=300) for n in (1, 2)]
-    for event, take, source in ((ask.click, drawing, pad), (file.upload, upload, file)):
-        event(computes(take), [bar.run, index, source], seen, **QUIET)
+    draw_tab.select(None, js=TAKE_BRUSH)
+    for event, take, source in ((pad.change, drawing, pad), (file.upload, upload, file)):
+        event(computes(take), [bar.run, index, source], seen, trigger_mode="always_last", **QUIET)
     gallery.select(told(pick), [bar.run, by, of, taken_for, mistakes], [index, seen], **HIDDEN)
     playing = play.click(film, None, step, concurrency_id="film", concurrency_limit=8, **HIDDEN)
     stop.click(None, cancels=playing)

@@ -11,7 +11,7 @@ from PIL import Image
 from shell import FIRST, LARGEST_SEED, MODEL, computes, get_run, picture_field, told
 
 import rrepa_lab as rl
-from rrepa_lab.data.pixels import from_picture
+from rrepa_lab.data.prepare import prepare
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.sampling.sample import noise
@@ -53,19 +53,20 @@ def classify(run: str, image: Image.Image | None, method: str) -> dict[str, Any]
 
     Args:
         run: name of a run, see /runs
-        image: its centre square is averaged down to the flow's size; for digits light on dark, as it comes
+        image: its centre square is averaged down to the flow's size; a digit is also cropped to its ink, light on dark
         method: "gradient" (d log p / d logit, nats), "bayes" (log posterior, nats) or "iterated" (logits after ascent)
 
     Returns:
-        the label and the scores of all classes
+        the label, the scores of all classes, and what was done to the picture ("" if it was only averaged down)
     """
     if image is None:
         raise LabError("no image given")
     loaded = get_run(run)
-    config = loaded.flow.config
-    result = rl.classify(loaded, from_picture(image, config.channels, config.image_size).to(loaded.device), method)
+    x, how = prepare(image, loaded.config.data)
+    result = rl.classify(loaded, x.to(loaded.device), method)
     scores = dict(zip(loaded.classes, result.scores[0].tolist(), strict=True))
-    return {"run": run, "method": method, "label": loaded.classes[int(result.label[0])], "scores": scores}
+    label = loaded.classes[int(result.label[0])]
+    return {"run": run, "method": method, "label": label, "scores": scores, "prepared": how}
 
 
 @computes

@@ -256,7 +256,7 @@ def way_of(spot: Spot, row: int) -> Way:
     labels = torch.tensor([label], device=run.device) if run.flow.config.classes else None
     trace = rl.trace(run, x if spot.what == REAL else noise(run.flow, [spot.seed + row]), labels, "reverse", ())
     finished = trace.images["block.1.in"].clamp(-1, 1).cpu() if spot.what == REAL else x
-    return Way(trace, finished, [spot.words(row)])
+    return Way(trace, finished, [spot.words(row)], "")
 
 
 def picked(spot: Spot, row: int) -> str:

@@ -7,6 +7,7 @@ seed or one of its controls change, and keeps the code and the link of the view 
 import argparse
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from urllib.parse import urlencode
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
+import pandas as pd
 import torch
 from gradio.components import Component
+from guard import guards, trusted_hosts
 from shell import (
     FIRST,
     HIDDEN,
@@ -68,6 +71,9 @@ OPEN_CODE = """() => {
     if (!head.classList.contains('open')) head.click();
     fold.scrollIntoView({block: 'center'});
 }"""
+
+
+DRAWN = (gr.HTML, gr.Markdown, gr.Plot, gr.Image, gr.Gallery, gr.Dataframe)  # components that only show something
 
 
 class Code(NamedTuple):
@@ -215,12 +221,21 @@ def about_run(name: str) -> str:
     ]
     scores = scores_of(name)
     if scores is not None:
-        known = scores.set_index("metric")["value"]
-        shown = {"nats_per_dim": "nats/dim", "gradient_accuracy": "one-step accuracy", "frechet_distance": "Fréchet distance"}
-        parts = [f"{known[metric]:.3g} {words}" for metric, words in shown.items() if metric in known]
         lines[-1] += "  "
-        lines.append(", ".join(parts) + f" ({scores['split'].iloc[0]} split)")
+        lines += [f"{line}  " for line in score_words(scores)]
     return "\n".join(lines)
+
+
+def score_words(scores: pd.DataFrame) -> list[str]:
+    """A line for each metric that is shown beside a run: "nats/dim: test 0.209, train 0.170"."""
+    shown = {"nats_per_dim": "nats/dim", "gradient_accuracy": "one-step accuracy", "frechet_distance": "Fréchet distance"}
+    lines = []
+    for metric, words in shown.items():
+        rows = scores[scores["metric"] == metric].drop_duplicates("split").set_index("split")["value"]
+        if len(rows):
+            order = sorted(rows.index, key=lambda split: split != "test")
+            lines.append(f"{words}: " + ", ".join(f"{split} {rows[split]:.3g}" for split in order))
+    return lines
 
 
 def other_choices() -> list[Any]:
@@ -234,19 +249,33 @@ def refreshed() -> tuple[Any, Any]:
 
 
 def _drawing(name: str, panel: Panel) -> Callable[..., Any]:
-    """Draw a panel if its tab is the one that is open."""
+    """Draw a panel if its tab is the one that is open; after an error nothing of an earlier view stays in it."""
 
     def draw(active: str, run: str, other: str, seed: int | None, *values: Any) -> Any:
         if active != name:
             return gr.skip()
-        return panel.draw(run, other or NOTHING, checked_seed(seed), *values)
+        try:
+            return panel.draw(run, other or NOTHING, checked_seed(seed), *values)
+        except LabError as error:
+            return cleared(panel, error)
 
     def stream(active: str, run: str, other: str, seed: int | None, *values: Any) -> Any:
-        if active == name:
+        if active != name:
+            return
+        try:
             yield from panel.draw(run, other or NOTHING, checked_seed(seed), *values)
+        except LabError as error:
+            yield cleared(panel, error)
 
     drawing = stream if inspect.isgeneratorfunction(panel.draw) else draw
     return computes(drawing) if panel.locked else told(drawing)
+
+
+def cleared(panel: Panel, error: LabError) -> Any:
+    """Show the error as a notice; updates that empty what the panel has drawn."""
+    gr.Warning(without_folders(error), title="That did not work")
+    updates = [gr.update(value=None) if isinstance(output, DRAWN) else gr.skip() for output in panel.outputs]
+    return updates[0] if len(updates) == 1 else tuple(updates)
 
 
 def _describing(name: str, panels: Sequence[Panel]) -> Callable[..., Any]:
@@ -319,15 +348,19 @@ def _restoring(
         except LabError as error:
             wrong.append(without_folders(error))
             name, loaded = FIRST, get_run(FIRST)
+        # without a link the values are those of the page, or what a quick visitor has chosen meanwhile
+        linked = bool({"run", "compare"} & set(query))
         updates: dict[Any, Any] = {
-            bar.run: gr.Dropdown(choices=names, value=name), bar.other: gr.Dropdown(choices=other_choices()),
-            about: about_run(name), settled: name,
-        }  # fmt: skip
+            bar.run: gr.Dropdown(choices=names, value=name) if linked else gr.Dropdown(choices=names),
+            bar.other: gr.Dropdown(choices=other_choices()),
+            about: about_run(name) if linked else gr.skip(),
+            settled: name,
+        }
         second = NOTHING if second == NO_OTHER else second
-        if second in (NOTHING, *names):
-            updates[bar.other] = gr.Dropdown(choices=other_choices(), value=second)
-        else:
+        if second not in (NOTHING, *names):
             wrong.append(f"no run {second!r}")
+        elif linked:
+            updates[bar.other] = gr.Dropdown(choices=other_choices(), value=second)
         tab, controls = query.get("tab", ""), dict[str, Component]({"seed": bar.seed})
         if tab in panels:
             updates |= {row: gr.Tabs(selected=tab), active: tab}
@@ -377,8 +410,8 @@ def _from_text(control: Component, text: str, check: bool = True) -> Any:
 # --- serving ----------------------------------------------------------------------------------------------------------
 
 
-def launch(demo: gr.Blocks, host: str, port: int | None, **more: Any) -> Any:
-    """Serve the page with its look and its limits; `more` goes to `gr.Blocks.launch`."""
+def launch(demo: gr.Blocks, host: str, port: int | None, hosts: Sequence[str] = (), **more: Any) -> Any:
+    """Serve the page with its look and its limits, under `trusted_hosts`; `more` goes to `gr.Blocks.launch`."""
     return demo.queue(max_size=64, default_concurrency_limit=8).launch(
         server_name=host,
         server_port=port,
@@ -391,8 +424,13 @@ def launch(demo: gr.Blocks, host: str, port: int | None, **more: Any) -> Any:
         max_file_size="10mb",
         show_error=True,
         ssr_mode=False,
+        app_kwargs=guards(trusted_hosts(host, bool(more.get("share")), hosts)),
         **more,
     )
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def serve(tabs: Sequence[ModuleType], more: Callable[[], None] | None = None) -> None:
@@ -404,6 +442,9 @@ def serve(tabs: Sequence[ModuleType], more: Callable[[], None] | None = None) ->
         "--host", default="127.0.0.1", help="address to listen on; others than this machine's can then reach the page"
     )
     parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="another host name the page may be called by"
+    )
     parser.add_argument("--share", action="store_true", help="open a public tunnel to this page")
     parser.add_argument("--run-dir", type=Path, help="folder whose runs are offered beside the bundled ones (default: runs)")
     parser.add_argument("--device", default="cpu", help="auto, cpu or cuda")
@@ -433,9 +474,13 @@ def serve(tabs: Sequence[ModuleType], more: Callable[[], None] | None = None) ->
             "This page can be reached by others: they can draw samples and classify pictures with every run it lists"
             + (", and train, once they gave the password." if auth else "; training is off without --auth.")
         )
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # all end the page like Ctrl-C, so that a training is saved
+        number = getattr(signal, name, None)
+        if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # under nohup
+            signal.signal(number, _interrupt)
     try:
         launch(
-            build_demo(tabs, more), given.host, given.port, share=given.share, mcp_server=given.mcp,
+            build_demo(tabs, more), given.host, given.port, given.allow_host, share=given.share, mcp_server=given.mcp,
             auth=tuple(auth.split(":", 1)) if auth else None,
         )  # fmt: skip
     except OSError as error:

@@ -14,10 +14,11 @@ from shell import FIRST, HIDDEN, SECOND, TESTED, class_choices, get_run, label_o
 from torch import Tensor
 
 import rrepa_lab as rl
-from rrepa_lab.align.encoder import match_grid
+from rrepa_lab.align.encoder import Encoder, match_grid
 from rrepa_lab.align.projector import similarity
+from rrepa_lab.errors import LabError
 from rrepa_lab.flow.taps import Tap
-from rrepa_lab.sampling.denoise import denoise_step
+from rrepa_lab.sampling.denoise import Finished, finish
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.studies.reading import LAYERS, load_table
 from rrepa_lab.viz.html import picture_table
@@ -34,8 +35,9 @@ class Way:
     """The way of some images through a run."""
 
     trace: rl.Trace
-    finished: Tensor  # (B, C, H, W) in [-1, 1], denoised
+    finished: Tensor  # (B, C, H, W) in [-1, 1]
     columns: list[str]  # what each image is
+    how: str  # what the last step was, "" for none
 
 
 @lru_cache(maxsize=16)
@@ -54,8 +56,8 @@ def travel(
     labels = torch.full((COMPANY,), label, device=run.device) if flow.config.classes else None
     trace = rl.trace(run, source, labels, "reverse", taps, guidance=guidance, temperature=temperature)
     made = trace.images["block.1.in"].to(run.device)
-    finished = (denoise_step(flow, made, labels) if start == NOISE else made).clamp(-1, 1)
-    return Way(trace, finished.cpu(), columns)
+    done = finish(run, made, labels) if start == NOISE else Finished(made, "")
+    return Way(trace, done.images.clamp(-1, 1).cpu(), columns, done.how)
 
 
 def way_of(run: rl.Run, start: str, seed: int, image: int, choice: str, guidance: float, temperature: float, *taps: str) -> Way:
@@ -66,12 +68,24 @@ def way_of(run: rl.Run, start: str, seed: int, image: int, choice: str, guidance
     return travel(run, start, seed, int(image), label_of(choice, run), guidance, temperature, taps)
 
 
+@lru_cache(maxsize=8)
+def encoder_of(run: rl.Run) -> tuple[Encoder | None, str]:
+    """The run's encoder, and why there is none; the page never downloads one, and tries to load each once."""
+    if run.config.encoder is None:
+        return None, "the run has no teacher"
+    try:
+        return run.encoder(download=False), ""
+    except LabError:
+        weights = run.config.encoder.weights if run.config.encoder.weights != "pretrained" else "timm's own"
+        return None, f"its teacher {run.config.encoder.model} is not shown: no weights on this machine ({weights})"
+
+
 @lru_cache(maxsize=16)
 def teacher_of(run: rl.Run, way: Way) -> Tensor | None:
-    """The encoder's features (B, T, E) of the finished images; None for a run without an encoder."""
-    if run.config.encoder is None:
+    """The encoder's features (B, T, E) of the finished images; None for a run without an encoder at hand."""
+    encoder, _ = encoder_of(run)
+    if encoder is None:
         return None
-    encoder = run.encoder()
     return match_grid(encoder(way.finished.to(run.device)), encoder.grid, run.flow.config.side).cpu()
 
 
@@ -123,6 +137,9 @@ def facts(name: str, run: rl.Run, way: Way, tap: Tap) -> str:
     if teacher is not None and tap.name in run.projectors.taps:
         near = float(similarity(project(run, way, tap), teacher).mean())
         parts.append(f"cosine with the teacher through the projector {near:.3f}")
+    missing = encoder_of(run)[1]
+    if missing:
+        parts.append(missing)
     known = shipped_cka(name, tap.name)
     if known is not None:
         parts.append(f"linear CKA with the teacher {known:.2f} over the 360 test images")
@@ -152,7 +169,8 @@ def draw_way(
         way = way_of(one, start, seed, image, choice, guidance, temperature)
         strips[f"{name}, {way.columns[0]}"] = strip(way)
     asked = f"class {choice}" if label_of(choice, get_run(run)) >= 0 else "no label"
-    finish = ", and denoised by one step along the score" if start == NOISE else ""
+    how = way.how.replace("denoised", "denoised by one step along the score")
+    finish = f", and {how}" if how else ""
     caption = (
         f"{start}, {asked}, guidance {guidance:g}, temperature {temperature:g}; the last picture is clipped to -1..1{finish}."
     )
@@ -170,7 +188,9 @@ def draw_features(
         way = way_of(one, start, seed, image, choice, guidance, temperature, tap.name)
         views.append(picture_table({f"{name}: {row}": pictures for row, pictures in features(one, way, tap).items()}))
         lines.append(facts(name, one, way, tap))
-    note = "Colours are the first three principal components, fitted to the six images of a row (the two last rows share them)."
+    note = "Colours are the first three principal components, fitted to the six images of a row."
+    if any(tap_in(one, block, layer).name in one.projectors.taps for one in pair(run, other).values()):
+        note += " The teacher's features and those through the projector share them."
     second = gr.update(value=views[1], visible=True) if len(views) > 1 else gr.update(visible=False)
     return views[0], second, "  \n".join([*lines, note])
 

@@ -32,7 +32,8 @@ class Drawn(NamedTuple):
 
     images: Tensor  # (count, C, H, W) in [-1, 1]
     seconds: float
-    error: float  # largest difference of a number from the noise it came from, encoded again (before denoising)
+    error: float  # largest difference of a number from the noise it came from, encoded again (before the last step)
+    finish: str  # what the last step was
 
 
 @lru_cache(maxsize=512)
@@ -40,6 +41,8 @@ def row(
     run: rl.Run, label: int, seed: int, count: int, guidance: float, temperature: float, denoise: bool, method: str
 ) -> Drawn:
     """`count` samples of a label with seeds from `seed` on."""
+    if label < 0:
+        guidance, temperature = 0.0, 1.0  # both need a label
     began = time.perf_counter()
     made = rl.sample(run, range(seed, seed + count), label, guidance, temperature=temperature, denoise=denoise, method=method)
     seconds = time.perf_counter() - began
@@ -48,7 +51,7 @@ def row(
     with torch.no_grad():
         again = flow(generated, y, (), guidance, False, temperature).z
     error = float((flow.images(again) - made.path[0]).abs().max())
-    return Drawn(made.images.cpu(), seconds, error)
+    return Drawn(made.images.cpu(), seconds, error, made.finish)
 
 
 def labels_of(choice: str, run: rl.Run) -> list[int]:
@@ -99,7 +102,7 @@ def _view(
     asked = "rows are classes in order" if len(wanted[name]) > 1 else _words(choice, one)
     caption = (
         f"{asked}, columns are seeds {seed} to {seed + count - 1}, guidance {guidance:g}, temperature {temperature:g}, "
-        f"{'denoised' if denoise else 'as generated'}. Decoding ({method}, {one.device.type.upper()}): {'; '.join(costs)}. "
+        f"{rows[name][0].finish}. Decoding ({method}, {one.device.type.upper()}): {'; '.join(costs)}. "
         f"Demo size: a flow of {parameters(one)} on {one.flow.config.image_size}x{one.flow.config.image_size} "
         f"{one.config.data.name}."
     )

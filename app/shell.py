@@ -16,9 +16,10 @@ from gradio.utils import get_upload_folder
 
 import rrepa_lab as rl
 from rrepa_lab.data.datasets import Batch
-from rrepa_lab.data.pixels import read_picture
+from rrepa_lab.data.pictures import check_size, read_picture
 from rrepa_lab.errors import LabError
 from rrepa_lab.places import assets, runs_root
+from rrepa_lab.training.card import read_scores
 
 MODEL = "model"  # concurrency group of the events that compute: they wait in one queue, and the lock lets in one at a time
 FIRST, SECOND = "digits-reverse", "digits-none"
@@ -98,7 +99,7 @@ def parameters(run: rl.Run) -> str:
 
 def class_choices(run: rl.Run) -> list[str]:
     """What can be asked of a run: no label, then its classes; choice k stands for label k - 1."""
-    return ["any (no label)", *run.classes]
+    return ["any (no label)", *(run.classes if run.flow.config.classes else [])]
 
 
 def label_of(choice: str, run: rl.Run) -> int:
@@ -108,9 +109,11 @@ def label_of(choice: str, run: rl.Run) -> int:
 
 
 def scores_of(name: str) -> pd.DataFrame | None:
-    """The scores.csv of a run, if it was evaluated."""
-    path = run_folder(name) / "scores.csv"
-    return pd.read_csv(path) if path.is_file() else None
+    """The scores.csv of a run, if it was evaluated and the file is whole."""
+    try:
+        return read_scores(run_folder(name))
+    except LabError:
+        return None
 
 
 # --- handlers ---------------------------------------------------------------------------------------------------------
@@ -200,6 +203,9 @@ def only_uploads(field: Any) -> Any:
 
     def preprocess(payload: Any) -> Any:
         check_uploaded(payload)
+        with notices():
+            for name in _file_names(payload.model_dump() if hasattr(payload, "model_dump") else payload):
+                check_size(Path(name))
         return inherited(payload)
 
     field.preprocess = preprocess

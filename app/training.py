@@ -23,8 +23,6 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.places import assets, runs_root
 from rrepa_lab.presets import ALIGNED
-from rrepa_lab.studies.digits import ACCURACY
-from rrepa_lab.studies.reading import load_table
 from rrepa_lab.training.loop import config_file
 from rrepa_lab.training.records import Records
 from rrepa_lab.viz.html import picture_table
@@ -33,10 +31,6 @@ from rrepa_lab.viz.training import accuracy_curves, loss_curves, loss_parts, sim
 
 NAME, TITLE = "training", "Training"
 ACCURATE = "held_out_accuracy"
-RETRAINED = (
-    "not recorded when the bundled weights were trained. Shown is another training under the same settings and seed "
-    "(`python -m rrepa_lab.studies.digits accuracy`), which on another machine led to other weights."
-)
 # what can be shown: the figure, and the column of metrics.jsonl (or how one begins) that it needs
 SHOWN: dict[str, tuple[Callable[..., go.Figure], str]] = {
     "nats/dim": (partial(loss_curves, unit="nats/dim"), "held_out_nats_per_dim"),
@@ -87,14 +81,6 @@ def metrics_of(name: str) -> pd.DataFrame:
     return table.assign(images=table["step"] * config_of(name).train.batch, seconds=seconds + before)
 
 
-def retrained(name: str) -> pd.DataFrame:
-    """Accuracy against steps of a bundled run whose training did not record it, from a training under the same settings."""
-    if run_folder(name).parent != assets() / "runs":
-        return pd.DataFrame()
-    table = load_table(ACCURACY)
-    return table[table["run"] == name]
-
-
 def differences(names: list[str]) -> pd.DataFrame:
     """The settings that those runs that have them have in several values: a row each, a column a run; the seed among them."""
     settings = {}
@@ -115,17 +101,9 @@ def draw_curves(run: str, other: str, seed: int, more: list[str], show: str, axi
     names = chosen(run, other, more)
     tables, configs = {name: metrics_of(name) for name in names}, {name: config_of(name) for name in names}
     make, column = SHOWN[show]
-    anew = []
-    for name in names if show == "accuracy" else ():
-        again = pd.DataFrame() if ACCURATE in tables[name] else retrained(name)
-        if not again.empty:
-            tables[name] = tables[name].merge(again[["step", ACCURATE]], how="left", on="step")
-            anew.append(name)
     figure = make(tables, _caption(configs), x=ALONG[axis])
     table = differences(names)
     lines = [_explained(configs, show)]
-    if anew:
-        lines.append(f"{', '.join(f'`{name}`' for name in anew)}: {RETRAINED}")
     lacking = [name for name in names if not _has(tables[name], column)]
     if lacking:
         lines.append(f"Not recorded for {', '.join(f'`{name}`' for name in lacking)}: {_why(show)}.")
@@ -337,7 +315,8 @@ def _samples(now: Training, step: int, images: Any) -> str:
         f"seed {seed}": {str(label): image for label, image in enumerate(part)}
         for seed, part in zip(SEEDS, classes, strict=True)
     }
-    caption = f"Samples of {now.name} after {step} steps, by class; no guidance, denoised."
+    finish = "denoised" if now.config.flow.noise == "gaussian" else "rounded down to pixel values"
+    caption = f"Samples of {now.name} after {step} steps, by class; no guidance, {finish}."
     return picture_table(rows, caption, what=f"sample, {now.name}")
 
 

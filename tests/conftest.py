@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 import rrepa_lab as rl
 from rrepa_lab.align.routing import perturb
@@ -64,10 +65,14 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     return x, y
 
 
+# of the presets: what most tests can do without
+PLAIN = {"data.shift": 0, "data.holdout": 0.0, "train.keep": "last", "train.patience": 0}
+
+
 @pytest.fixture
 def tiny() -> rl.RunConfig:
     """digits-reverse made small enough to train within a second or two."""
-    return rl.preset("digits-reverse").override({
+    return rl.preset("digits-reverse").override(PLAIN | {
         "name": "tiny", "flow.width": 16, "flow.head_width": 16, "flow.blocks": 2, "flow.layers": 2, "align.blocks": [1, 2],
         "align.projector_width": 16, "train.steps": 12, "train.batch": 32, "train.warmup": 2, "train.report_every": 2,
         "train.look_every": 6, "train.save_every": 4,
@@ -78,7 +83,7 @@ def tiny() -> rl.RunConfig:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny trained run directory, not to be written to."""
     out = tmp_path_factory.mktemp("runs") / "trained"
-    config = rl.preset("digits-reverse").override({
+    config = rl.preset("digits-reverse").override(PLAIN | {
         "flow.width": 16, "flow.head_width": 16, "flow.blocks": 2, "flow.layers": 2, "align.blocks": [2],
         "align.projector_width": 16, "train.steps": 4, "train.batch": 32,
     })  # fmt: skip
@@ -177,3 +182,24 @@ def reopen(view: Any, address: str) -> None:
     view.wait_for_timeout(200)
     view.errors.clear()
     view.goto(address)
+
+
+@pytest.fixture(scope="session")
+def client(page: str) -> Iterator[Any]:
+    """Gradio's own client of the page."""
+    gradio_client = pytest.importorskip("gradio_client")
+    connected = gradio_client.Client(page, verbose=False)
+    yield connected
+    connected.close()
+
+
+@pytest.fixture(scope="session")
+def printed() -> Callable[[int], Image.Image]:
+    """A digit as a printer would write it, black on white with a margin."""
+
+    def draw(digit: int) -> Image.Image:
+        image = Image.new("RGB", (200, 200), "white")
+        ImageDraw.Draw(image).text((100, 100), str(digit), fill="black", font=ImageFont.load_default(120), anchor="mm")
+        return image
+
+    return draw

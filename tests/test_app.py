@@ -267,7 +267,49 @@ def test_uploads_are_turned_to_light_on_dark():
     light_on_dark = classify.upload("digits-none", 0, picture(x, scale=10))
     dark_on_light = classify.upload("digits-none", 0, picture(-x, scale=10))
     assert np.allclose(light_on_dark[0], dark_on_light[0], atol=0.02)
-    assert "turned" in dark_on_light[1]
+    assert "inverted" in dark_on_light[1]
+
+
+@pytest.fixture(scope="module")
+def few_classes(tmp_path_factory):
+    """A folder of runs: one of a single class, and one without classes."""
+    root = tmp_path_factory.mktemp("few")
+    for split in ("train", "test"):
+        (root / "photos" / split / "frog").mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (8, 8), (20 * i, 200 - 10 * i, 90)).save(root / "photos" / split / "frog" / f"{i}.png")
+    for name, classes in (("one", -1), ("no-classes", 0)):
+        config = rl.preset("imagefolder-none").override({
+            "data.path": str(root / "photos"), "data.image_size": 8, "flow.image_size": 8, "flow.patch_size": 4,
+            "flow.width": 16, "flow.head_width": 16, "flow.blocks": 2, "flow.layers": 1, "flow.classes": classes,
+            "train.steps": 2, "train.batch": 4, "train.warmup": 0,
+        })  # fmt: skip
+        assert list(rl.train(config, root / "runs" / name, device="cpu"))
+    return root / "runs"
+
+
+@pytest.mark.parametrize("name", ["one", "no-classes"])
+def test_runs_of_one_class_and_of_none_are_drawn(few_classes, monkeypatch, name):
+    import classify
+    import reverse_path
+    from shell import class_choices, get_run
+
+    monkeypatch.setenv("RREPA_RUNS", str(few_classes))
+    run = get_run(name)
+    assert "frog" in classify.look_at(name, 0, None)[1]
+    if name == "one":
+        assert "says **frog** ✓, its only class" in classify.judge(name, "", 0, 0, None)[1]
+        assert len(list(classify.weigh(name, "", 0, 0, None))) == 2
+        assert classify.race(name, "", 0, 20, 0, None)[0].data
+        assert "**0 of 8**" in classify.browse(name, "", 0, "one gradient step", "any", "any", True)[3]
+    else:
+        with pytest.raises(rl.LabError, match="trained without classes: there is nothing to classify"):
+            classify.judge(name, "", 0, 0, None)
+        assert list(classify.weigh(name, "", 0, 0, None)) == [(None, None, None, "")]
+        assert classify.race(name, "", 0, 20, 0, None) == (None, None)
+        assert classify.browse(name, "", 0, "one gradient step", "any", "any", True)[3] == ""
+    choice = class_choices(run)[-1]
+    assert "after block 1" in reverse_path.draw_way(name, "", 0, reverse_path.NOISE, choice, 0, 0.0, 1.0, 1)
 
 
 # --- shell and frame --------------------------------------------------------------------------------------------------
@@ -278,8 +320,7 @@ def test_mistakes_become_notices(page_runs, monkeypatch):
     from shell import computes, get_run, told
 
     monkeypatch.setenv("RREPA_RUNS", str(page_runs))
-    with pytest.raises(gr.Error, match="the drawing is empty"):
-        told(classify.drawing)("digits-none", 0, {"layers": [np.zeros((280, 280, 4), np.uint8)]})
+    assert told(classify.drawing)("digits-none", 0, {"layers": [np.zeros((280, 280, 4), np.uint8)]}) is None
     with pytest.raises(gr.Error, match="no picture yet"):
         told(classify.upload)("digits-none", 0, None)
     for name in ("../../etc", "/etc", "", str(bundled("assets") / "runs" / "digits-none")):

@@ -104,17 +104,20 @@ def test_a_gradient_prediction_is_quick(view):
 def test_a_digit_drawn_with_the_mouse_is_classified(view):
     open_tab(view, "Classify")
     view.get_by_role("tab", name="Draw").click()
-    view.get_by_role("button", name="Brush").click()
+    view.wait_for_function("document.querySelector(\"#pad button[title='Brush']\")?.classList.contains('highlight')")
     box = view.locator("#pad canvas").last.bounding_box()
-    at = [(box["x"] + box["width"] * fx, box["y"] + box["height"] * fy) for fx, fy in ((0.5, 0.2), (0.5, 0.5), (0.5, 0.8))]
-    view.mouse.move(*at[0])
-    view.mouse.down()
-    for point in at[1:]:
-        view.mouse.move(*point, steps=10)
-    view.mouse.up()
-    view.get_by_role("button", name="Classify the drawing").click()
+    for fx in (0.5, 0.51):
+        at = [(box["x"] + box["width"] * fx, box["y"] + box["height"] * fy) for fy in (0.2, 0.5, 0.8)]
+        view.mouse.move(*at[0])
+        view.mouse.down()
+        for point in at[1:]:
+            view.mouse.move(*point, steps=10)
+        view.mouse.up()
+        view.wait_for_timeout(300)
     view.wait_for_function("document.querySelector('#verdict span.md').innerText.includes('your drawing')")
     assert "says" in view.locator("#verdict span.md").inner_text()
+    for tool in ("Pan", "Zoom in", "Save changes"):
+        assert not view.locator(f"#pad button[title='{tool}']").is_visible()
     quiet(view)
 
 
@@ -129,6 +132,15 @@ def test_uploads_are_classified_or_explained(view, digits, tmp_path):
     view.get_by_label("Remove Image").or_(view.get_by_label("Clear")).first.click()
     field.set_input_files(tmp_path / "text.png")
     view.get_by_text("text.png is not a picture").first.wait_for()
+
+
+def test_a_printed_digit_is_read_like_one_of_the_data(view, printed, tmp_path):
+    open_tab(view, "Classify")
+    view.get_by_role("tab", name="Upload").click()
+    printed(5).save(tmp_path / "five.png")
+    view.locator("input[type=file]").first.set_input_files(tmp_path / "five.png")
+    view.wait_for_function("document.querySelector('#verdict span.md').innerText.includes('inverted to light on dark')")
+    assert view.locator("#verdict span.md").inner_text().count("says 5") == 2
 
 
 def test_mistakes_are_shown_and_can_be_looked_at(view):

@@ -1,6 +1,7 @@
 """The command line as a person or a program meets it."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from PIL import Image
 
 import rrepa_lab as rl
 from rrepa_lab.cli import main
+from rrepa_lab.cli.words import class_labels
 from rrepa_lab.data.pixels import from_picture
+from rrepa_lab.errors import LabWarning
 from rrepa_lab.viz.images import picture
 
 
@@ -264,7 +267,7 @@ def test_bench(capsys, tmp_path, monkeypatch):
         (["train", "digits-reverse", "--out", "x", "--device", "tpu"], "unknown device 'tpu'"),
         (["sample", "nobody"], "unknown run 'nobody'"),
         (["sample", "digits-none", "--labels", "0..11", "--out", "x.png"], "label 10 is out of range: 0..9"),
-        (["sample", "digits-none", "--labels", "three"], "--labels takes integers such as 3, 1,4,7 or 0..9, not 'three'"),
+        (["sample", "digits-none", "--labels", "three"], "unknown class 'three'; known: 0, 1, 2"),
         (["sample", "digits-none", "--seeds", "5..1"], "--seeds 5..1 is empty"),
         (["sample", "digits-none", "--out", "x.txt"], "a picture must be a .png, .webp or .jpg file, not x.txt"),
         (["sample", "digits-none", "--guidance", "-1", "--out", "x.png"], "guidance must be >= 0"),
@@ -318,10 +321,110 @@ def test_app_hands_its_flags_to_the_page():
     assert "--run-dir" in done.stdout
 
 
+NAMED = ["cat", "dog", "7"]
+
+
 @pytest.mark.parametrize(
-    ("classes", "options"), [(0, "--seeds 0..15"), (3, "--labels 0..2 --seeds 0..9"), (1000, "--labels 0..9")]
+    ("text", "classes", "labels"),
+    [
+        ("all", NAMED, [0, 1, 2]), ("dog", NAMED, [1]), ("dog, cat", NAMED, [1, 0]), ("0..1", NAMED, [0, 1]), ("7", NAMED, [2]),
+        ("cat,2", NAMED, [0, 2]), ("a..b", ["a..b", "c"], [0]),
+    ],
+)  # fmt: skip
+def test_labels_are_names_or_numbers(text, classes, labels):
+    assert class_labels("--labels", text, classes) == labels
+
+
+def test_a_number_that_is_a_name_is_the_name_and_said_so():
+    with pytest.warns(LabWarning, match=r"--labels 1 is the class called 1 \(number 0\), not number 1, which is called 2"):
+        assert class_labels("--labels", "1", ["1", "2", "3"]) == [0]
+    assert class_labels("--labels", "3", ["1", "2", "3"]) == [2]
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "message"),
+    [
+        ("cow", NAMED, "unknown class 'cow'; known: cat, dog, 7, all"), ("dgo", NAMED, "did you mean 'dog'"),
+        ("3", NAMED, "label 3 is out of range: 0..2; classes: cat, dog, 7"), ("-1", NAMED, "out of range"),
+        ("2..1", NAMED, "is empty"), ("0", [], "the run has no classes"), ("0..99999999999", NAMED, "--labels"),
+    ],
+)  # fmt: skip
+def test_other_labels_are_one_line(text, classes, message):
+    with pytest.raises(rl.LabError, match=re.escape(message)):
+        class_labels("--labels", text, classes)
+
+
+@pytest.mark.parametrize(
+    ("classes", "options"), [(0, "--seeds 0..15"), (3, "--labels all --seeds 0..9"), (1000, "--labels 0..9")]
 )
 def test_hints_name_labels_that_the_run_has(classes, options):
     from rrepa_lab.cli.words import sample_options
 
     assert sample_options(classes).startswith(options)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "digits-none", "--out", "/proc/x/g.png"], "/proc/x/g.png cannot be written: "),
+        (["sample", "digits-none", "--out", "file/g.png"], "file/g.png cannot be written: Not a directory"),
+        (["sample", "digits-none", "--out", "folder.png"], "folder.png cannot be written: it is a folder"),
+        (
+            ["sample", "digits-none", "--labels", "all", "--seeds", "0..300", "--out", "g.webp"],
+            "a WEBP file has at most 16,383",
+        ),
+        (["sample", "digits-none", "--seeds", "0..999999", "--out", "g.png"], "holds more than 100,000 numbers"),
+        (["trace", "digits-none", "--seeds", "0", "--out", "/proc/x/s.safetensors"], "cannot be written: "),
+        (["trace", "digits-none", "--seeds", "0", "--picture", "file/p.png"], "cannot be written: "),
+        (["classify", "digits-none", "--split", "test", "--csv", "file/t.csv"], "cannot be written: "),
+        (["probe", "digits-none", "--figure", "file/f.html"], "cannot be written: "),
+        (["compare", "digits-none", "--html", "file/f.html"], "cannot be written: "),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_found_before_the_work(capsys, tmp_path, monkeypatch, words, message):
+    def never(*args, **kwargs):
+        raise AssertionError("work began")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(rl.TarFlow, "inverse", never)
+    monkeypatch.setattr(rl.TarFlow, "forward", never)
+    status, _, err = run(capsys, *words)
+    assert (status, message in err, err.count("\n")) == (2, True, 1), err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"], "nothing is left behind"
+
+
+def test_a_flow_is_aligned_with_an_encoder_of_its_own_pictures(capsys, tmp_path):
+    for name, colour in (("red", (200, 40, 40)), ("green", (40, 200, 40))):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(30):
+            shade = tuple(min(255, part + 2 * i) for part in colour)
+            Image.new("RGB", (20, 20), shade).save(tmp_path / "photos" / name / f"{i}.png")
+    words = ["encoder", "train", "--data", tmp_path / "photos", "--size", 16, "--out", tmp_path / "encoder"]
+    status, text, _ = run(capsys, *words, "--set", "steps=2", "--set", "batch=16")
+    assert status == 0
+    assert f"rrepa-lab train imagefolder-reverse --out runs/mine --encoder {tmp_path / 'encoder'}" in text
+    small = {
+        "data.path": tmp_path / "photos", "data.image_size": 16, "flow.image_size": 16, "flow.width": 16, "flow.head_width": 16,
+        "flow.blocks": 2, "flow.layers": 1, "train.steps": 2, "train.batch": 8, "align.projector_width": 8,
+    }  # fmt: skip
+    settings = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    words = [
+        "train",
+        "imagefolder-tiny-reverse",
+        "--encoder",
+        tmp_path / "encoder",
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+    ]
+    status, _, err = run(capsys, *words, *settings)
+    assert status == 0, err
+    encoder = rl.load(tmp_path / "run").encoder()
+    assert (encoder.grid, encoder.config.channels, encoder.config.image_size) == ((8, 8), 3, 16)
+    status, _, err = run(capsys, *words[:3], tmp_path, *words[4:])
+    assert (status, "no encoder at" in err) == (2, True)
+    status, _, err = run(capsys, "encoder", "train", "--data", tmp_path / "photos", "--size", 20, "--out", tmp_path / "other")
+    assert (status, "an image size that 8 divides, not 20" in err) == (2, True)

@@ -20,15 +20,6 @@ from rrepa_lab.viz.images import picture
 pytest.importorskip("gradio")
 
 
-@pytest.fixture(scope="module")
-def client(page: str):
-    from gradio_client import Client
-
-    connected = Client(page, verbose=False)
-    yield connected
-    connected.close()
-
-
 def handed(path: Path):
     from gradio_client import handle_file
 

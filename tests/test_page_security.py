@@ -1,9 +1,13 @@
 """The page reads pictures that were uploaded to it, and no other file of the machine."""
 
+import urllib.error
+import urllib.request
+
 import gradio as gr
 import pytest
 from gradio.data_classes import FileData, ImageData
 from gradio.utils import get_upload_folder
+from guard import trusted_hosts
 from PIL import Image
 from shell import only_uploads, picture_field
 
@@ -64,7 +68,6 @@ def test_the_parts_of_a_drawing_are_uploads_too(uploads, place):
 @pytest.mark.parametrize("path", ["/etc/passwd", "/no/such/file.png"])
 def test_the_endpoint_answers_alike_for_files_that_exist_and_that_do_not(page, path):
     import json
-    import urllib.request
 
     data = json.dumps({"data": ["digits-reverse", {"path": path}, "gradient"]}).encode()
     headers = {"Content-Type": "application/json"}
@@ -76,3 +79,66 @@ def test_the_endpoint_answers_alike_for_files_that_exist_and_that_do_not(page, p
     assert "event: error" in text
     assert path not in text
     assert MESSAGE in text
+
+
+# --- names and origins ------------------------------------------------------------------------------------------------
+
+
+def answered(page, host=None, origin=None, data=None):
+    """The status of a request with these headers."""
+    headers = {"Content-Type": "text/plain"} | ({"Host": host} if host else {}) | ({"Origin": origin} if origin else {})
+    request = urllib.request.Request(f"{page}{'/gradio_api/call/runs' if data else '/'}", data=data, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", ""])
+def test_a_page_of_this_machine_answers_to_no_other_name(page, host):
+    assert answered(page, host=host or " ") == 400
+
+
+@pytest.mark.parametrize("host", ["localhost:7860", "127.0.0.1", "[::1]:7860"])
+def test_it_answers_to_the_names_of_the_loopback(page, host):
+    assert answered(page, host=host) == 200
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "https://127.0.0.1.evil.example", "null"])
+def test_a_page_of_another_site_cannot_start_anything(page, origin):
+    assert answered(page, origin=origin, data=b'{"data": []}') == 403
+
+
+def test_its_own_page_can(page):
+    assert answered(page, origin=page, data=b'{"data": []}') not in (400, 403)
+
+
+@pytest.mark.parametrize(
+    ("host", "share", "allowed", "expected"),
+    [
+        ("127.0.0.1", False, [], {"localhost", "127.0.0.1", "::1", "[::1]"}),
+        ("localhost", False, ["lab.local"], {"localhost", "127.0.0.1", "::1", "[::1]", "lab.local"}),
+        ("0.0.0.0", False, [], {"*"}), ("127.0.0.1", True, [], {"*"}),
+        ("10.0.0.7", False, ["lab.local"], {"localhost", "127.0.0.1", "::1", "[::1]", "10.0.0.7", "lab.local"}),
+    ],
+)  # fmt: skip
+def test_which_names_are_trusted(host, share, allowed, expected):
+    assert set(trusted_hosts(host, share, allowed)) == expected
+
+
+# --- size -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["picture", "pad"])
+def test_a_small_file_of_many_pixels_is_refused_by_its_header(uploads, field):
+    path = uploads / "abc" / "large.png"
+    Image.new("1", (9000, 9000)).save(path)
+    assert path.stat().st_size < 200_000
+    if field == "picture":
+        component, payload = picture_field(), ImageData(path=str(path))
+    else:
+        component = only_uploads(gr.Sketchpad())
+        payload = component.data_model(background=None, layers=[FileData(path=str(path))], composite=None)
+    with pytest.raises(gr.Error, match="is too large: pictures may have up to 20 megapixels"):
+        component.preprocess(payload)

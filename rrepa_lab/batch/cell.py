@@ -15,21 +15,20 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
 from filelock import FileLock
-from pydantic import ValidationError
 
 from rrepa_lab import __version__
-from rrepa_lab.batch.notebook import OUT_DIR
+from rrepa_lab.batch.notebook import OUT_DIR, open_notebook
 from rrepa_lab.batch.study import GridCell
 from rrepa_lab.config import Config
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import sha256, write_text
+from rrepa_lab.readers import MIB, read_json, validate
 from rrepa_lab.results import NAME as RESULT
 from rrepa_lab.results import read_result
 
@@ -87,8 +86,9 @@ class Outcome(NamedTuple):
 def read_record(folder: Path) -> Record | None:
     """The record of a cell's folder; None if there is none, or it is damaged."""
     try:
-        return Record.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValidationError, UnicodeDecodeError):
+        path = folder / RECORD
+        return validate(Record, read_json(path, MIB), str(path))
+    except LabError:
         return None
 
 
@@ -160,8 +160,8 @@ def _execute(task: Task, began: float) -> Failure | None:
         options["timeout_func"] = lambda _cell: max(1, round(until - time.monotonic()))
     try:
         papermill.execute_notebook(
-            str(task.notebook),
-            str(executed),
+            open_notebook(task.notebook),
+            str(executed).replace("{", "{{").replace("}", "}}"),  # papermill fills in parameters between braces
             task.cell.parameters | {OUT_DIR: str(task.folder.resolve())},
             progress_bar=False,
             store_widget_state=False,
@@ -210,8 +210,8 @@ def _kernel_manager(task: Task) -> type:
 def _last_source(executed: Path) -> str:
     """Source of the cell that was running when the notebook was last saved."""
     try:
-        cells: list[Mapping[str, Any]] = json.loads(executed.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError):
+        cells = open_notebook(executed).cells
+    except LabError:
         return ""
-    begun = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("status") not in (None, "pending")]
-    return "".join(begun[-1]["source"]) if begun else ""
+    begun = [cell for cell in cells if cell.metadata.get("papermill", {}).get("status") not in (None, "pending")]
+    return str(begun[-1].source) if begun else ""

@@ -4,19 +4,27 @@ import ast
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from rrepa_lab import __version__
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.places import bundled
+from rrepa_lab.readers import MIB, check_file
+from rrepa_lab.values import finite, read_value
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 OUT_DIR = "out_dir"  # the parameter through which a batch tells a notebook where to write
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "None": None}
 LONGEST_TYPE = 200
+LARGEST_NOTEBOOK = 256 * MIB
+KERNEL = "python3"  # the kernel of the Python that runs the batch, for a notebook that names none
 
 
 class Parameter(NamedTuple):
@@ -28,20 +36,31 @@ class Parameter(NamedTuple):
     help: str
 
     def check(self, value: Any) -> Any:
-        """The value, whole numbers as float where a float is wanted; LabError if it is of another type."""
+        """The value, between int and float converted where that is exact; LabError for another type, NaN and infinity."""
         try:
-            return TypeAdapter(parse_type(self.kind)).validate_python(value, strict=True)
-        except ValidationError:
-            raise LabError(f"{self.name} takes {self.kind} ({self.help}), not {json.dumps(value)}") from None
+            if not finite(value):
+                raise ValueError
+            return TypeAdapter(parse_type(self.kind)).validate_python(_exact(value, self.kind), strict=True)
+        except (ValueError, RecursionError):  # also ValidationError
+            raise LabError(f"{self.name} takes {self.kind} ({self.help}), not {_shown(value)}") from None
 
     def parse(self, text: str) -> Any:
-        """A value typed on the command line: as it stands for a str, else JSON."""
-        if self.kind == "str":
-            return text
-        try:
-            return self.check(json.loads(text))
-        except ValueError:
-            raise LabError(f"{self.name} takes {self.kind} ({self.help}), not {text!r}") from None
+        """A value typed on the command line: as it stands for a str, else a number, boolean, none or list; see `read_value`."""
+        return text if self.kind == "str" else self.check(read_value(text))
+
+
+def _exact(value: Any, kind: str) -> Any:
+    """1e3 as an integer where no float is wanted; also inside lists and objects."""
+    if isinstance(value, float) and value.is_integer() and "float" not in kind:
+        return int(value)
+    if isinstance(value, list):
+        return [_exact(one, kind) for one in value]
+    return {key: _exact(one, kind) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else " ".join(json.dumps(value, default=repr).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def parse_type(text: str) -> Any:
@@ -76,6 +95,7 @@ class Notebook:
     path: Path
     parameters: dict[str, Parameter]
     code: list[str]
+    kernel: str = KERNEL
 
     @property
     def name(self) -> str:
@@ -107,29 +127,65 @@ def find_notebook(name: str | Path, beside: Path | None = None) -> Path:
     text = str(name)
     places = [Path(text), *([beside / text] if beside else []), bundled("notebooks") / f"{text.removesuffix('.ipynb')}.ipynb"]
     for path in places:
-        if path.is_file():
-            return path
+        with suppress(OSError, ValueError):  # a name too long, a null byte
+            if path.is_file():
+                return path
     raise unknown("notebook", text, sorted(path.stem for path in bundled("notebooks").glob("*.ipynb")))
 
 
 def read_notebook(path: Path) -> Notebook:
-    """Read a notebook; LabError if it is none, or its parameters cell is missing or says too little."""
-    import nbformat
-    import papermill
+    """Read a notebook; LabError if it is none, its kernel is not installed, or its parameters cell is missing or incomplete."""
+    from papermill.translators import PythonTranslator
 
-    try:
-        cells = nbformat.read(path, as_version=4).cells
-    except FileNotFoundError:
-        raise LabError(f"no notebook at {path}") from None
-    except Exception as error:
-        raise LabError(f"{path} is not a notebook ({type(error).__name__})") from None
-    if not any("parameters" in cell.metadata.get("tags", []) for cell in cells):
+    node = open_notebook(path)
+    tagged = [cell for cell in node.cells if "parameters" in cell.metadata.get("tags", [])]
+    if not tagged:
         raise LabError(f"{path} has no cell tagged 'parameters', so nothing of it can be varied: tag the one with its settings")
-    inspected = papermill.inspect_notebook(str(path)).values()
+    kernel = _kernel(path, node)
+    try:
+        inspected = [one._asdict() for one in PythonTranslator.inspect(tagged[0])]
+    except Exception as error:
+        raise LabError(f"{path}: the cell tagged 'parameters' cannot be read ({type(error).__name__})") from None
     parameters = {one["name"]: _parameter(path, one) for one in inspected}
     if OUT_DIR not in parameters:
         raise LabError(f"{path} has no parameter {OUT_DIR}: str, through which a batch tells it where to write")
-    return Notebook(path, parameters, [cell.source for cell in cells if cell.cell_type == "code"])
+    return Notebook(path, parameters, [cell.source for cell in node.cells if cell.cell_type == "code"], kernel)
+
+
+def open_notebook(path: Path) -> "NotebookNode":
+    """The cells of a notebook, with the kernel of this Python where it names none; LabError if it is no notebook."""
+    import nbformat
+
+    check_file(path, LARGEST_NOTEBOOK)
+    try:
+        node = nbformat.read(path, as_version=4)
+        about = node.metadata.setdefault("kernelspec", nbformat.NotebookNode())
+        about.setdefault("name", KERNEL)
+        about.setdefault("display_name", about["name"])
+        about.setdefault("language", node.metadata.get("language_info", {}).get("name", "python"))
+        for cell in node.cells:
+            texts = isinstance(cell.cell_type, str) and isinstance(cell.source, str)
+            if not texts or not isinstance(cell.metadata.get("tags", []), list):
+                raise TypeError
+    except Exception as error:  # nbformat raises many kinds
+        raise LabError(f"{path} is not a notebook ({type(error).__name__})") from None
+    return node
+
+
+def _kernel(path: Path, node: "NotebookNode") -> str:
+    """Name of the installed kernel that runs the notebook."""
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    name, language = str(node.metadata.kernelspec["name"]), str(node.metadata.kernelspec["language"])
+    if language.lower() not in ("python", "ipython"):
+        raise LabError(f"{path} is written in {language}: a batch runs Python notebooks")
+    installed = sorted(KernelSpecManager().find_kernel_specs())
+    if name not in installed:
+        raise LabError(
+            f"{path} needs the kernel {name!r}, and installed are {', '.join(installed)}: "
+            f"choose one of these in Jupyter (Kernel, Change Kernel) and save the notebook"
+        )
+    return name
 
 
 def _parameter(path: Path, inspected: Mapping[str, str]) -> Parameter:

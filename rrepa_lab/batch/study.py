@@ -11,13 +11,13 @@ On the command line, or as a YAML file:
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from pydantic import Field, field_validator
 
 from rrepa_lab.analysis.claims import Claim
@@ -25,7 +25,10 @@ from rrepa_lab.batch.notebook import Notebook, Parameter, find_notebook, read_no
 from rrepa_lab.config import Config
 from rrepa_lab.errors import LabError
 from rrepa_lab.places import assets
+from rrepa_lab.readers import MissingFileError, read_yaml
+from rrepa_lab.values import number_range, read_value
 
+MOST_CELLS = 10_000  # of a grid
 Axis = list[Any] | str | int | float | bool
 
 
@@ -71,13 +74,9 @@ def load_study(source: str | Path) -> tuple[Study, Notebook]:
     if not path.is_file() and (assets() / "studies" / f"{source}.yaml").is_file():
         path = assets() / "studies" / f"{source}.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        values = read_yaml(path)
+    except MissingFileError:
         raise LabError(f"no study at {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LabError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(values, Mapping):
-        raise LabError(f"{path} holds no study: it must name a notebook and a grid")
     try:
         study = Study.from_dict(values)
     except LabError as error:
@@ -121,17 +120,17 @@ def axis(parameter: Parameter, values: Axis) -> list[Any]:
 
 def _read(parameter: Parameter, text: str) -> list[Any]:
     if text.startswith("["):
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise LabError(f"{parameter.name}={text} is not a list") from None
-        return values if isinstance(values, list) else [values]
+        values = read_value(text)
+        if not isinstance(values, list):
+            raise LabError(f"{parameter.name}={text} is not a list")
+        return values
     values = []
     for part in text.split(","):
-        low, dots, high = part.partition("..")
-        if dots and parameter.kind == "int":
+        if ".." in part and parameter.kind == "int":
             try:
-                values += range(int(low), int(high) + 1)
+                values += number_range(part, parameter.name)
+            except LabError:
+                raise
             except ValueError:
                 raise LabError(f"{parameter.name} takes integers such as 0..2, not {part!r}") from None
         else:
@@ -140,13 +139,21 @@ def _read(parameter: Parameter, text: str) -> list[Any]:
 
 
 def cells(study: Study, notebook: Notebook) -> list[GridCell]:
-    """Every point of the grid once, in the order given; LabError if the grid and the parameters disagree."""
-    found: dict[str, GridCell] = {}
+    """Every point of the grid once, in the order given.
+
+    Raises: LabError if the grid and the parameters disagree, or it has more than 10,000 points.
+    """
+    grids = []
     for part in study.grid or [{}]:
         for name in part:
             if name in study.parameters:
                 raise LabError(f"{name} stands in both grid and parameters: leave it out of one")
-        axes = {name: axis(notebook.parameter(name), values) for name, values in part.items()}
+        grids.append({name: axis(notebook.parameter(name), values) for name, values in part.items()})
+    count = sum(math.prod(map(len, axes.values())) for axes in grids)
+    if count > MOST_CELLS:
+        raise LabError(f"the grid has {count:,} cells, and a batch at most {MOST_CELLS:,}: give it fewer values")
+    found: dict[str, GridCell] = {}
+    for axes in grids:
         for point in product(*axes.values()):
             given = dict(zip(axes, point, strict=True))
             parameters = notebook.check(study.parameters | given)

@@ -10,6 +10,7 @@ from rrepa_lab.analysis.compare import gather, markdown, tabulate
 from rrepa_lab.batch.cell import Task, finished
 from rrepa_lab.batch.study import Study
 from rrepa_lab.files import write_text
+from rrepa_lab.readers import read_table
 from rrepa_lab.results import NAME
 from rrepa_lab.viz.comparison import report
 
@@ -27,7 +28,7 @@ def summarise(study: Study, tasks: Iterable[Task], out: Path) -> tuple[pd.DataFr
     judged = verdicts(found, study.claims) if study.claims else None
     write_text(out / "table.csv", table.to_csv(index=False, float_format=DIGITS))
     write_text(out / "measurements.csv", each.to_csv(index=False, float_format=DIGITS))
-    beside = {study.beside_title or study.beside: pd.read_csv(study.beside, dtype=str)} if study.beside else {}
+    beside = {study.beside_title or study.beside: read_table(Path(study.beside), dtype=str)} if study.beside else {}
     text = markdown(table)
     for title, other in beside.items():
         text += f"\n{title}\n\n{other.to_markdown(index=False, disable_numparse=True)}\n"

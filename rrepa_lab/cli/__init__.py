@@ -5,11 +5,14 @@ Exit status: 0 all well, 1 a check failed or the work was interrupted, 2 a mista
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 from rrepa_lab import __version__
 from rrepa_lab.cli import batching, making, reading, telling
-from rrepa_lab.errors import LabError
+from rrepa_lab.cli.words import check_outputs
+from rrepa_lab.errors import LabError, LabWarning
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,11 +26,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["app"]:  # the page reads its own flags
         return telling.open_page(words[1:])
     given = parser.parse_args(words)
-    try:
-        return given.run(given)
-    except LabError as error:
-        print(f"rrepa-lab: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("rrepa-lab: interrupted", file=sys.stderr)
-        return 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LabWarning)
+        warnings.showwarning = _print_warning
+        try:
+            check_outputs(given)
+            return given.run(given)
+        except LabError as error:
+            print(f"rrepa-lab: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("rrepa-lab: interrupted", file=sys.stderr)
+            return 1
+
+
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, LabWarning):
+        print(f"rrepa-lab: note: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)

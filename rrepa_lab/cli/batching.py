@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rrepa_lab.cli.printing import hint, print_json, print_rows, write_csv
-from rrepa_lab.cli.words import add_command, add_set
+from rrepa_lab.cli.words import add_command, add_output, add_set
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
 
@@ -38,9 +38,9 @@ def register(commands: Any) -> None:
     compare.add_argument("sources", nargs="+", metavar="DIR", help="folder with results, run directory, or name of a run")
     compare.add_argument("--each", action="store_true", help="a row for each measurement, not the mean over training seeds")
     compare.add_argument("--apart", action="store_true", help="give each protocol of a metric a column of its own")
-    compare.add_argument("--csv", metavar="FILE", help="also write the tidy table, protocol columns included")
-    compare.add_argument("--markdown", metavar="FILE", help="also write a Markdown table, one row a setting")
-    compare.add_argument("--html", metavar="FILE", help="also write a page with figures that stands alone")
+    add_output(compare, "--csv", metavar="FILE", help="also write the tidy table, protocol columns included")
+    add_output(compare, "--markdown", metavar="FILE", help="also write a Markdown table, one row a setting")
+    add_output(compare, "--html", metavar="FILE", help="also write a page with figures that stands alone")
 
 
 # --- batch ------------------------------------------------------------------------------------------------------------

@@ -1,18 +1,30 @@
 """Commands that make something: train, import-tarflow, sample, encoder."""
 
 import argparse
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rrepa_lab.cli.printing import hint, print_facts, print_rows
-from rrepa_lab.cli.words import add_command, add_device, add_run, add_set, integers, sample_options, setting
+from rrepa_lab.cli.printing import hint, print_facts, print_rows, progress
+from rrepa_lab.cli.words import (
+    add_command,
+    add_device,
+    add_output,
+    add_run,
+    add_set,
+    class_labels,
+    integers,
+    sample_options,
+    setting,
+)
 from rrepa_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from rrepa_lab.align.selfsup import EncoderTrainConfig
 
 
 def register(commands: Any) -> None:
@@ -21,6 +33,7 @@ def register(commands: Any) -> None:
     train.add_argument("source", metavar="PRESET|config.json", help="for example digits-reverse")
     train.add_argument("--out", help="run directory")
     add_set(train)
+    train.add_argument("--encoder", metavar="DIR", help="align with the encoder that `encoder train` wrote there")
     train.add_argument("--seed", type=int, help="train.seed")
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
     train.add_argument("--dry-run", action="store_true", help="print what would be trained, and stop")
@@ -29,7 +42,7 @@ def register(commands: Any) -> None:
     published = add_command(
         commands, "import-tarflow", _import_tarflow, "Make a run of a checkpoint of the public TARFlow code."
     )
-    published.add_argument("file", metavar="FILE.pth", help="for example imagenet_model_4_1024_8_8_0.05.pth")
+    published.add_argument("file", metavar="FILE", help="for example imagenet_model_4_1024_8_8_0.05.pth")
     published.add_argument("out", metavar="OUT", help="run directory to write")
     published.add_argument("--img-size", type=int, help="height and width of an image (read off the tensors)")
     published.add_argument("--patch-size", type=int, help="height and width of a patch (read off the tensors)")
@@ -41,20 +54,23 @@ def register(commands: Any) -> None:
 
     sample = add_command(commands, "sample", _sample, "Draw images: every label with every seed.")
     add_run(sample)
-    sample.add_argument("--labels", help="classes: 3, or 0..9, or 1,4,7 (none: unconditional)")
-    sample.add_argument("--seeds", default="0..15", help="seeds, spelled like labels")
+    sample.add_argument("--labels", help="classes: all, cat,dog, 3, or 0..9 (none: unconditional)")
+    sample.add_argument("--seeds", default="0..15", help="3, or 0..9, or 1,4,7")
     sample.add_argument("--guidance", type=float, default=0.0, help="classifier-free guidance weight")
     sample.add_argument("--temperature", type=float, default=1.0, help="of the unconditional branch, so only with guidance")
+    sample.add_argument("--strength", type=float, default=1.0, help="of the last step along the score; 0 changes nothing")
     sample.add_argument("--no-denoise", action="store_true", help="leave out the last step along the score")
     sample.add_argument("--method", default="auto", help="decoding: auto, cached, jacobi, sequential; all give the same images")
     sample.add_argument("--precision", default="float32", help="of the products: float32, or bfloat16, which tells its error")
-    sample.add_argument("--out", default="grid.png", help="picture to write")
+    add_output(sample, "--out", default="grid.png", help="picture to write")
 
     encoder = commands.add_parser("encoder", help="Train or score a small vision encoder.").add_subparsers(
         metavar="ACTION", required=True
     )
     encoder_train = add_command(encoder, "train", _encoder_train, "Train an encoder without labels.")
     encoder_train.add_argument("--out", required=True, help="folder to write")
+    encoder_train.add_argument("--data", metavar="FOLDER", help="train on the pictures of an image folder, not on digits")
+    encoder_train.add_argument("--size", type=int, default=32, help="of --data: height and width of an image")
     add_set(encoder_train)
     score = add_command(encoder, "score", _encoder_score, "k-NN accuracy beside raw pixels and an untrained encoder.")
     score.add_argument("encoder", nargs="?", default="bundled:digits", help="bundled:<name> or a folder")
@@ -65,7 +81,8 @@ def _train(given: argparse.Namespace) -> int:
     from rrepa_lab.runs import complete, describe_config
     from rrepa_lab.training.loop import read_config, train
 
-    settings = dict(map(setting, given.set))
+    settings = _encoder_in(given.encoder) if given.encoder else {}
+    settings |= dict(map(setting, given.set))
     if given.seed is not None:
         settings["train.seed"] = given.seed
     config = read_config(given.source).override(settings)
@@ -83,11 +100,9 @@ def _train(given: argparse.Namespace) -> int:
         return 0
     if given.out is None:
         raise LabError("where shall the run go? add --out runs/NAME")
-    from tqdm import tqdm
-
     main_process = os.environ.get("RANK", "0") == "0"  # one of several under torchrun or accelerate launch
     report = None
-    bar = tqdm(total=config.train.steps, unit="step", disable=None if main_process else True, dynamic_ncols=True)
+    bar = progress(config.train.steps, "step", silent=not main_process)
     with (
         stop_on_interrupt() as stopped,
         bar,
@@ -161,13 +176,15 @@ def _sample(given: argparse.Namespace) -> int:
 
     from rrepa_lab.runs import load
     from rrepa_lab.sampling.sample import sample
-    from rrepa_lab.viz.images import grid, picture_format, save_picture
+    from rrepa_lab.viz.images import check_sheet, grid, picture_format, save_picture
 
     picture_format(given.out)  # before anything is drawn
     run = load(given.run_name, given.device)
-    chosen = integers("--labels", given.labels) if given.labels else [-1]
+    chosen = class_labels("--labels", given.labels, run.classes) if given.labels else [-1]
     seeds = integers("--seeds", given.seeds)
     pairs = [(label, seed) for label in chosen for seed in seeds]
+    columns = len(seeds) if len(chosen) > 1 else None
+    check_sheet(given.out, len(pairs), *run.flow.config.image_shape[1:], columns)
     total = run.flow.config.blocks * len(pairs)
     with tqdm(total=total, unit="image and block", disable=None, leave=False, dynamic_ncols=True) as bar:
         made = sample(
@@ -177,18 +194,20 @@ def _sample(given: argparse.Namespace) -> int:
             given.guidance,
             temperature=given.temperature,
             denoise=not given.no_denoise,
+            strength=given.strength,
             method=given.method,
             precision=given.precision,
             progress=lambda report: bar.update(report.images),
         )
-    sheet = grid(made.images, columns=len(seeds) if len(chosen) > 1 else None)
+    sheet = grid(made.images, columns)
     save_picture(sheet, given.out)
     facts = {
         "run": run.name,
         "images": len(pairs),
-        "labels": chosen,
+        "labels": [run.classes[label] if label >= 0 else "none" for label in chosen],
         "seeds": seeds,
         "guidance": given.guidance,
+        "finish": made.finish,
         "decoded by": made.method,
         **({} if made.error is None else {"decoding error": made.error}),
         "out": given.out,
@@ -199,40 +218,59 @@ def _sample(given: argparse.Namespace) -> int:
 
 
 def _encoder_train(given: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from rrepa_lab.align.encoder import Encoder
-    from rrepa_lab.align.selfsup import EncoderTrainConfig, knn_table, train_encoder
+    from rrepa_lab.align.selfsup import EncoderTrainConfig, encoder_of_folder, knn_table, train_encoder
     from rrepa_lab.training.card import write_encoder_card
 
-    config = EncoderTrainConfig().override(dict(map(setting, given.set)))
+    settings = dict(map(setting, given.set))
+    config = (encoder_of_folder(given.data, given.size) if given.data else EncoderTrainConfig()).override(settings)
     if (Path(given.out) / "model.safetensors").exists():
         raise LabError(f"{given.out} already holds an encoder: choose another --out")
-    with tqdm(total=config.steps, unit="step", disable=None) as bar:
+    with progress(config.steps, "step") as bar:
         for report in train_encoder(config, given.out):
-            bar.update()
             bar.set_postfix(loss=f"{report.loss:.3f}", refresh=False)
+            bar.update()
     encoder = Encoder(config.encoder.override({"weights": str(Path(given.out) / "model.safetensors")}))
     write_encoder_card(Path(given.out), config, report.loss, knn_table(encoder, config.data))
     print_facts({"encoder": str(given.out), "loss": report.loss}, given.json)
-    hint(given, f"how good is it: rrepa-lab encoder score {given.out}")
+    hint(given, _align_with(str(given.out), config))
     return 0
 
 
-def _encoder_score(given: argparse.Namespace) -> int:
-    from rrepa_lab.align.encoder import BUNDLED, Encoder
-    from rrepa_lab.align.selfsup import EncoderTrainConfig, knn_table
+def _trained_encoder(name: str) -> tuple[Path, "EncoderTrainConfig"]:
+    """Folder and settings of an encoder, by bundled:<name> or folder."""
+    from rrepa_lab.align.encoder import BUNDLED
+    from rrepa_lab.align.selfsup import EncoderTrainConfig
     from rrepa_lab.places import assets
+    from rrepa_lab.readers import read_json, validate
 
-    name = str(given.encoder)
-    folder = assets() / "encoders" / name.removeprefix(BUNDLED) if name.startswith(BUNDLED) else Path(name)
+    folder = assets() / "encoders" / name.removeprefix(BUNDLED) if name.startswith(BUNDLED) else Path(name).expanduser()
     if not (folder / "config.json").is_file():
         raise LabError(f"no encoder at {folder}: give bundled:digits or a folder written by rrepa-lab encoder train")
-    config = EncoderTrainConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return folder, validate(EncoderTrainConfig, read_json(folder / "config.json"), str(folder / "config.json"))
+
+
+def _align_with(name: str, config: "EncoderTrainConfig") -> str:
+    """What to do with an encoder."""
+    data = config.data
+    preset = "digits-reverse" if data.name == "digits" else "imagefolder-reverse"
+    more = "" if data.name == "digits" else f" --set data.path={data.path}"
+    return f"align a flow with it: rrepa-lab train {preset} --out runs/mine --encoder {name}{more}"
+
+
+def _encoder_in(name: str) -> dict[str, Any]:
+    """The settings of a run that align it with an encoder of `encoder train`."""
+    folder, config = _trained_encoder(name)
+    weights = name if name.startswith("bundled:") else str((folder / "model.safetensors").absolute())
+    return {"encoder": config.encoder.override({"weights": weights}).to_dict()}
+
+
+def _encoder_score(given: argparse.Namespace) -> int:
+    from rrepa_lab.align.encoder import Encoder
+    from rrepa_lab.align.selfsup import knn_table
+
+    folder, config = _trained_encoder(str(given.encoder))
     encoder = Encoder(config.encoder.override({"weights": str(folder / "model.safetensors")}))
     print_rows(knn_table(encoder, config.data).to_dict("records"), given.json)
-    hint(
-        given,
-        "align a flow with it: rrepa-lab train digits-reverse --out runs/mine --set encoder.weights=FOLDER/model.safetensors",
-    )
+    hint(given, _align_with(str(given.encoder), config))
     return 0

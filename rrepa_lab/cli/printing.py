@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,9 @@ from rrepa_lab.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
+    from tqdm import tqdm
+
+LINES = 30.0  # seconds between two lines of progress
 
 
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:
@@ -27,11 +31,17 @@ def print_rows(rows: list[dict[Any, Any]], as_json: bool, floats: str = ".4f") -
     if as_json:
         print_json(rows)
     elif rows:
-        from tabulate import tabulate
-
-        print(tabulate(_plain(rows), headers="keys", floatfmt=floats, disable_numparse=[0], missingval="-"))
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        print_table([[row.get(key) for key in columns] for row in rows], [str(column) for column in columns], floats)
     else:
         print("nothing found")
+
+
+def print_table(rows: list[list[Any]], columns: list[str], floats: str = ".4f") -> None:
+    """A table whose columns may share a name, as those named after classes may; the first column is text."""
+    from tabulate import tabulate
+
+    print(tabulate(_plain(rows), headers=columns, floatfmt=floats, disable_numparse=[0], missingval="-"))
 
 
 def print_json(value: Any) -> None:
@@ -57,3 +67,13 @@ def hint(given: argparse.Namespace, text: str) -> None:
     """The next useful command, for people."""
     if not given.json:
         print(f"\n{text}")
+
+
+def progress(total: int, unit: str, silent: bool = False) -> "tqdm[Any]":
+    """A bar with the time left; where no terminal shows it, such as in a log file, a line every half a minute."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        return tqdm(total=total, unit=unit, dynamic_ncols=True, disable=silent)
+    line = f"{{n_fmt}}/{{total_fmt}} {unit}s, {{elapsed}} elapsed, {{remaining}} left{{postfix}}\n"
+    return tqdm(total=total, unit=unit, mininterval=LINES, maxinterval=LINES, bar_format=line, delay=LINES, disable=silent)

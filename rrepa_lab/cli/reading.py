@@ -1,11 +1,11 @@
-"""Commands that read a flow: trace, classify, probe, evaluate, bench."""
+"""Commands that read a flow: trace, classify, probe, evaluate, read-noise, bench."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rrepa_lab.cli.printing import hint, print_facts, print_json, print_rows, write_csv
-from rrepa_lab.cli.words import add_command, add_device, add_run, integers, sample_options, words
+from rrepa_lab.cli.printing import hint, print_facts, print_json, print_rows, print_table, write_csv
+from rrepa_lab.cli.words import add_command, add_device, add_output, add_run, class_labels, integers, sample_options, words
 from rrepa_lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -23,9 +23,19 @@ def register(commands: Any) -> None:
 
     evaluate = add_command(commands, "evaluate", _evaluate, "Score a run on a split, with the protocol of every number.")
     add_run(evaluate)
-    evaluate.add_argument("--split", default="test", help="train, val or test")
+    evaluate.add_argument("--split", default="test", help="train, val, test, or several side by side: train,test")
+    evaluate.add_argument("--draws", type=int, default=4, help="noise draws that a likelihood is averaged over")
     evaluate.add_argument("--samples", type=int, default=2000, help="images generated for the sample scores; 0 for none")
     evaluate.add_argument("--save", action="store_true", help="write scores.csv and the card into the run directory")
+
+    noise = add_command(
+        commands, "read-noise", _read_noise, "Choose the noise that images are read under, on validation images."
+    )
+    add_run(noise)
+    noise.add_argument("--draws", default="0,1,4,16", help="numbers of draws of the training noise; 0: clean images")
+    noise.add_argument("--methods", default="gradient", help="of gradient, iterated, bayes; the first decides")
+    noise.add_argument("--limit", type=int, default=512, help="so many validation images, class-balanced")
+    noise.add_argument("--save", action="store_true", help="make it the choice of the run, in its config.json")
 
     bench = add_command(commands, "bench", _bench, "What things cost on this machine, as ratios of work run in alternation.")
     bench.add_argument(
@@ -33,7 +43,7 @@ def register(commands: Any) -> None:
         nargs="?",
         default="speed",
         help="speed (the figures this kit is held to), scaling, classify, decode, strategies (a training step), page (in a "
-        "Chromium), or plan (how --run is decoded fastest)",
+        "Chromium), memory (of the page under visitors; --repeats is minutes), or plan (how --run is decoded fastest)",
     )
     bench.add_argument("--repeats", type=int, default=3, help="rounds")
     bench.add_argument("--run", dest="run_name", metavar="RUN", help="plan: the run to calibrate")
@@ -45,7 +55,7 @@ def register(commands: Any) -> None:
 
 
 def _add_csv(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--csv", metavar="FILE", help="also write the table, protocol columns included")
+    add_output(command, "--csv", metavar="FILE", help="also write the table, protocol columns included")
 
 
 # --- trace ------------------------------------------------------------------------------------------------------------
@@ -60,11 +70,11 @@ def _register_trace(commands: Any) -> None:
     trace.add_argument("--seeds", help="start from fresh noise with these seeds instead, spelled like --rows")
     trace.add_argument("--direction", default="reverse", help="forward (image to noise) or reverse (noise to image)")
     trace.add_argument("--taps", default="block.*.layer.*", help="which states: names or patterns, separated by commas")
-    trace.add_argument("--label", default="none", help="a class id for all, own (the split's labels), or none")
+    trace.add_argument("--label", default="none", help="a class for all or one for each, own (the split's), or none")
     trace.add_argument("--guidance", type=float, default=0.0, help="classifier-free guidance weight")
     trace.add_argument("--temperature", type=float, default=1.0, help="of the unconditional branch, so only with guidance")
-    trace.add_argument("--out", metavar="FILE", help="write states and path to a .safetensors file")
-    trace.add_argument("--picture", metavar="FILE", help="write the path of every image as a picture")
+    add_output(trace, "--out", metavar="FILE", help="write states and path to a .safetensors file")
+    add_output(trace, "--picture", metavar="FILE", help="write the path of every image as a picture")
     _add_csv(trace)
 
 
@@ -90,7 +100,7 @@ def _trace(given: argparse.Namespace) -> int:
         source, numbers = noise(run.flow, integers("--seeds", given.seeds)), given.seeds
         own = None
     elif given.images:
-        source, own, numbers = _pictures(run, given.images), None, ", ".join(given.images)
+        source, own, numbers = _pictures(run, given.images)[0], None, ", ".join(given.images)
     else:
         images = run.images(given.split)
         rows = integers("--rows", given.rows)
@@ -103,7 +113,10 @@ def _trace(given: argparse.Namespace) -> int:
             raise LabError("--label own needs rows of a split: pictures and noise have no label of their own")
         y = own
     elif given.label != "none":
-        y = torch.full((len(source),), integers("--label", given.label)[0])
+        ids = class_labels("--label", given.label, run.classes)
+        if len(ids) not in (1, len(source)):
+            raise LabError(f"--label {given.label}: {len(ids)} labels for {len(source)} sources; give one, or one for each")
+        y = torch.tensor(ids * (len(source) // len(ids)))
     taps = words(given.taps)
     steered = {"guidance": given.guidance, "temperature": given.temperature}
     result = trace(run, source, y, given.direction, taps, **steered)
@@ -150,15 +163,15 @@ def _save_states(path: Path, states: dict[str, "Tensor"], images: dict[str, "Ten
     write_atomically(path, lambda temporary: save_file({name: value.contiguous() for name, value in named.items()}, temporary))
 
 
-def _pictures(run: "Run", paths: list[str]) -> "Tensor":
-    """Picture files at the flow's size, (B, C, H, W)."""
+def _pictures(run: "Run", paths: list[str]) -> tuple["Tensor", list[str]]:
+    """Picture files as the flow reads them, (B, C, H, W), and what was done to each."""
     import torch
 
-    from rrepa_lab.data.pixels import from_picture, read_picture
+    from rrepa_lab.data.pictures import read_picture
+    from rrepa_lab.data.prepare import prepare
 
-    config = run.flow.config
-    images = [from_picture(read_picture(path), config.channels, config.image_size) for path in paths]
-    return torch.cat(images).to(run.device)
+    images = [prepare(read_picture(path), run.config.data) for path in paths]
+    return torch.cat([image.x for image in images]).to(run.device), [image.how for image in images]
 
 
 # --- classify ---------------------------------------------------------------------------------------------------------
@@ -171,7 +184,7 @@ def _register_classify(commands: Any) -> None:
     classify.add_argument("--split", help="classify a split instead, and report accuracy, confusion and calibration")
     classify.add_argument("--limit", type=int, help="so many images of the split, class-balanced")
     classify.add_argument("--method", default="gradient", help="gradient, bayes or iterated")
-    classify.add_argument("--draws", type=int, default=0, help="noise draws to average over; 0 takes the images as they are")
+    classify.add_argument("--draws", type=int, help="noise draws to average over; 0: clean images (none: the run's own choice)")
     classify.add_argument("--blocks", help="only these blocks see the label: 4, or 3..4")
     classify.add_argument("--steps", type=int, default=20, help="of iterated: gradient steps at most")
     classify.add_argument("--step-size", type=float, default=0.3, help="of iterated: logits for one nat per logit")
@@ -194,14 +207,15 @@ def _classify(given: argparse.Namespace) -> int:
     }  # fmt: skip
     if given.split:
         return _classify_split(given, run, settings)
-    result = classify(run, _pictures(run, given.images), given.method, **settings)
-    rows = []
-    for path, scores, label, runner_up, margin, probability in zip(
-        given.images, result.scores.tolist(), result.label.tolist(), result.top(2).labels[:, -1].tolist(),
+    x, how = _pictures(run, given.images)
+    result = classify(run, x, given.method, **settings)
+    rows: list[dict[str, Any]] = []
+    for path, done, scores, label, runner_up, margin, probability in zip(
+        given.images, how, result.scores.tolist(), result.label.tolist(), result.top(2).labels[:, -1].tolist(),
         result.margin.tolist(), result.probability.amax(dim=1).tolist(), strict=True,
     ):  # fmt: skip
         row = {"image": path, "label": run.classes[label], "margin": margin, "runner_up": run.classes[runner_up]}
-        row |= {"confidence": probability, "method": given.method}
+        row |= {"confidence": probability, "method": given.method} | ({"prepared": done} if any(how) else {})
         rows.append({**row, "scores": dict(zip(run.classes, scores, strict=True))} if given.json else row)
     write_csv(given.csv, pd.DataFrame(rows).drop(columns="scores", errors="ignore"))
     print_rows(rows, given.json)
@@ -221,7 +235,8 @@ def _classify_split(given: argparse.Namespace, run: "Run", settings: dict[str, A
     wide = report.confusion.pivot(index="class", columns="predicted", values="count")[run.classes].loc[run.classes]
     accuracy = report.per_class.set_index("class")["accuracy"]
     print(f"\nrows: the class; columns: the answer; {run.name}, {given.method}, {given.split} split\n")
-    print_rows([{"class": name, **wide.loc[name].to_dict(), "accuracy": accuracy.get(name)} for name in run.classes], False)
+    rows = [[name, *counts, accuracy.get(name)] for name, counts in zip(run.classes, wide.to_numpy().tolist(), strict=True)]
+    print_table(rows, ["class", *run.classes, "accuracy"])
     hint(given, f"how far the layers are: rrepa-lab probe {given.run_name} --classifiers gradient,bayes")
     return 0
 
@@ -240,8 +255,11 @@ def _register_probe(commands: Any) -> None:
     probe.add_argument("--taps", default="block.*.layer.*", help="which states: names or patterns, separated by commas")
     probe.add_argument("--direction", default="forward", help="forward (real images) or reverse (generated from noise)")
     probe.add_argument("--classifiers", default="", help="of gradient, bayes, iterated: their accuracy beside the probes")
-    probe.add_argument("--pool", default="mean", help="mean over tokens, or all tokens side by side")
-    probe.add_argument("--noise-std", type=float, default=0.0, help="sigma of Gaussian noise on real images")
+    probe.add_argument("--pool", default="mean", help="mean over tokens, all tokens side by side, or both (probes only)")
+    probe.add_argument(
+        "--draws", type=int, help="noise draws on real images to average over; 0: clean ones (none: the run's own choice)"
+    )
+    probe.add_argument("--noise-std", type=float, help="sigma of these draws (none: the run's own choice)")
     probe.add_argument("--neighbours", type=int, help="of k-NN (default 5) and of CKNNA and mutual k-NN (default 10)")
     probe.add_argument("--solver", default="auto", help="of the linear probes: auto, sklearn or torch")
     probe.add_argument("--samples", type=int, default=1000, help="reverse: how many are generated")
@@ -251,7 +269,7 @@ def _register_probe(commands: Any) -> None:
     probe.add_argument("--feed-label", action="store_true", help="let the flow see the true class (probes then read it back)")
     probe.add_argument("--force", action="store_true", help="probe features that were fed the label all the same")
     probe.add_argument("--seed", type=int, default=0, help="of noise and samples")
-    probe.add_argument("--figure", metavar="FILE.html", help="write curves and heat maps of every metric")
+    add_output(probe, "--figure", metavar="FILE.html", help="write curves and heat maps of every metric")
     _add_csv(probe)
 
 
@@ -261,7 +279,7 @@ def _probe(given: argparse.Namespace) -> int:
     from rrepa_lab.analysis.probe import PROBES, best_layer, probe
     from rrepa_lab.analysis.similarity import METRICS, similarity
     from rrepa_lab.errors import unknown
-    from rrepa_lab.runs import load
+    from rrepa_lab.runs import check_names, load
 
     metrics, taps = words(given.metrics), words(given.taps)
     for name in metrics:
@@ -270,9 +288,10 @@ def _probe(given: argparse.Namespace) -> int:
     if given.figure and not given.figure.endswith(".html"):
         raise LabError(f"--figure must be an .html file, not {given.figure}")
     runs = [load(name, given.device) for name in given.runs]
+    check_names(runs)
     shared: dict[str, Any] = {
-        "direction": given.direction, "pool": given.pool, "noise_std": given.noise_std, "samples": given.samples,
-        "guidance": given.guidance, "feed_label": given.feed_label, "seed": given.seed,
+        "direction": given.direction, "pool": given.pool, "draws": given.draws, "noise_std": given.noise_std,
+        "samples": given.samples, "guidance": given.guidance, "feed_label": given.feed_label, "seed": given.seed,
     }  # fmt: skip
     if given.neighbours is not None:
         shared["neighbours"] = given.neighbours
@@ -285,6 +304,8 @@ def _probe(given: argparse.Namespace) -> int:
                 solver=given.solver, force=given.force, limit=given.limit, **shared,
             )
         )  # fmt: skip
+    if given.pool == "both":
+        shared["pool"] = "mean"
     for run in runs if likenesses else []:
         # of several runs, those without projectors have no cosine
         own = [name for name in likenesses if name != "teacher_cosine" or run.projectors.taps or len(runs) == 1]
@@ -298,8 +319,10 @@ def _probe(given: argparse.Namespace) -> int:
         return 0
     table["where"] = table["tap"].where(table["tap"] != "", table["metric"].str.removesuffix("_accuracy"))
     table["what"] = table["metric"].where(table["tap"] != "", "linear_accuracy")
+    if given.pool == "both":
+        table["what"] += table["pool"].map({"all": ", all tokens"}).fillna("")
     keys = ["run", "what"] if len(runs) > 1 else ["what"]
-    wide = table.pivot_table(index="where", columns=keys, values="value", sort=False)
+    wide = table.set_index(["where", *keys])["value"].unstack(keys, sort=False)
     wide.columns = [" ".join(key) if isinstance(key, tuple) else key for key in wide.columns]
     print_rows([{"": where, **row} for where, row in zip(wide.index, wide.to_dict("records"), strict=True)], False)
     print()
@@ -331,7 +354,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     from rrepa_lab.training.card import save_scores
 
     run = load(given.run_name, given.device)
-    table = evaluate(run, given.split, given.samples)
+    table = evaluate(run, words(given.split), given.samples, given.draws)
     if given.save and run.directory is not None:
         save_scores(run, table)
     print_rows(table.to_dict("records"), given.json)
@@ -339,9 +362,26 @@ def _evaluate(given: argparse.Namespace) -> int:
     return 0
 
 
+def _read_noise(given: argparse.Namespace) -> int:
+    from rrepa_lab.analysis.noise_choice import choose_read_noise, save_read_noise
+    from rrepa_lab.runs import load
+
+    run = load(given.run_name, given.device)
+    draws = integers("--draws", given.draws)
+    table = choose_read_noise(run, draws=draws, methods=words(given.methods), limit=given.limit)
+    if given.save:
+        save_read_noise(run, table)
+    shown = ["metric", "draws", "noise_std", "value", "standard_error", "n", "protocol", "chosen"]
+    print_rows(table.to_dict("records") if given.json else table[shown].to_dict("records"), given.json)
+    if not given.save:
+        hint(given, f"make it the choice of the run: rrepa-lab read-noise {given.run_name} --save")
+    return 0
+
+
 BENCH_COLUMNS = (
     "what", "against", "kind", "over", "size", "case", "classes", "ratio", "low", "high", "required", "aim", "met", "seconds",
-    "fastest", "slowest", "seconds_per_image", "reference", "error", "kept_mib", "gflops", "part_of_ceiling",
+    "fastest", "slowest", "seconds_per_image", "reference", "error", "kept_mib", "rss_mib", "growth_mib",
+    "answers", "gflops", "part_of_ceiling",
 )  # fmt: skip
 BENCH_PROTOCOL = ("images", "flow", "ceiling_gflops", "repeats", "threads", "device", "torch")
 

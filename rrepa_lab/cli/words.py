@@ -1,11 +1,14 @@
 """What commands read: their parsers, and the words a person types for settings, numbers and runs."""
 
 import argparse
-import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from rrepa_lab.errors import LabError
+from rrepa_lab.errors import LabError, LabWarning, unknown
+from rrepa_lab.files import check_writable
+from rrepa_lab.values import number_range, read_value
 
 
 def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
@@ -32,6 +35,20 @@ def add_set(command: argparse.ArgumentParser, help: str = "override a setting: t
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help)
 
 
+def add_output(command: argparse.ArgumentParser, *flags: str, **more: Any) -> None:
+    """A file that is written at the end; that it can be is checked before the work begins, by `check_outputs`."""
+    action = command.add_argument(*flags, **more)
+    command.set_defaults(outputs=[*(command.get_default("outputs") or []), action.dest])
+
+
+def check_outputs(given: argparse.Namespace) -> None:
+    """LabError if a file that the command is to write cannot be written."""
+    for name in getattr(given, "outputs", []):
+        path = getattr(given, name)
+        if path:
+            check_writable(Path(path))
+
+
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Show defaults, but not for switches and for what has none."""
 
@@ -40,14 +57,11 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """Read "train.steps=200": the value as JSON if it is JSON, else as it stands."""
+    """Read "train.steps=200": a number, boolean, none or list as JSON, Python and YAML write them, else the text."""
     key, sign, value = text.partition("=")
     if not sign:
         raise LabError(f"--set takes KEY=VALUE, for example train.steps=200, not {text!r}")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+    return key, read_value(value)
 
 
 def integers(option: str, text: str) -> list[int]:
@@ -55,13 +69,51 @@ def integers(option: str, text: str) -> list[int]:
     numbers: list[int] = []
     try:
         for part in text.split(","):
-            low, dots, high = part.partition("..")
-            numbers += range(int(low), int(high) + 1) if dots else [int(low)]
+            numbers += number_range(part, option)
+    except LabError:
+        raise
     except ValueError:
         raise LabError(f"{option} takes integers such as 3, 1,4,7 or 0..9, not {text!r}") from None
     if not numbers:
         raise LabError(f"{option} {text} is empty: the first number is above the last")
     return numbers
+
+
+def class_labels(option: str, text: str, classes: Sequence[str]) -> list[int]:
+    """Read "all", names of classes and numbers, also mixed: "cat,dog", "3", "0..9"; labels count `classes` from 0.
+
+    A name counts before a number: where classes are called 1, 2 and 3, "1" is the first of them, which has the number 0.
+    """
+    if not classes:
+        raise LabError(f"{option} {text}: the run has no classes")
+    if text.strip() == "all":
+        return list(range(len(classes)))
+    labels: list[int] = []
+    for part in text.split(","):
+        name = part.strip()
+        if name in classes:
+            labels.append(classes.index(name))
+            if name.isdecimal() and labels[-1] != int(name) < len(classes):
+                note = f"{option} {name} is the class called {name} (number {labels[-1]}), not number {name}"
+                warnings.warn(f"{note}, which is called {classes[int(name)]}", LabWarning, stacklevel=2)
+            continue
+        try:
+            labels += number_range(part, option)
+        except LabError:
+            raise
+        except ValueError:
+            raise unknown("class", part.strip(), [*classes, "all"]) from None
+    if not labels:
+        raise LabError(f"{option} {text} is empty: the first number is above the last")
+    wrong = [label for label in labels if not 0 <= label < len(classes)]
+    if wrong:
+        raise LabError(f"{option}: label {wrong[0]} is out of range: 0..{len(classes) - 1}; classes: {short(classes)}")
+    return labels
+
+
+def short(names: Sequence[str], most: int = 10) -> str:
+    """The first of some names in a line."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def words(text: str) -> list[str]:
@@ -71,5 +123,6 @@ def words(text: str) -> list[str]:
 
 def sample_options(classes: int) -> str:
     """Options of `rrepa-lab sample` that fit a run of so many classes, for hints."""
-    labels = f"--labels 0..{min(classes, 10) - 1} --seeds 0..9" if classes else "--seeds 0..15"
-    return f"{labels} --out grid.png"
+    if not classes:
+        return "--seeds 0..15 --out grid.png"
+    return f"--labels {'all' if classes <= 10 else '0..9'} --seeds 0..9 --out grid.png"
