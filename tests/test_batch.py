@@ -1,6 +1,7 @@
 """Batches of notebooks: what is refused, what is kept, what is run again, and what is set side by side."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -566,6 +567,9 @@ def test_the_report_stands_alone(tmp_path):
     assert [list(trace.x) for trace in figure.data] == [[1.0], [1.0]]
     with pytest.raises(LabError, match="unknown metric"):
         spread(table, "nothing")
+    nowhere = tabulate([one._replace(value=math.nan) for one in found])
+    with pytest.raises(LabError, match="m has no value"):
+        spread(nowhere, "m")
 
 
 def test_summarise_writes_tables_and_verdicts(tmp_path, tiny):

@@ -420,6 +420,22 @@ def test_umap_is_reproducible_and_keeps_neighbours_together(run, some):
         umap(a, neighbours=80)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("count", "components"), [(3, 2), (4, 3), (5, 3), (6, 2)])
+def test_umap_of_very_few_images_takes_every_number_of_neighbours_it_names(count, components):
+    for near in (2, count - 1):
+        made = umap(features(count, 6, 0), components, neighbours=near)
+        assert made.shape == (count, components)
+        assert made.isfinite().all()
+    with pytest.raises(LabError, match=f"between 2 and {count - 1}"):
+        umap(features(count, 6, 0), components, neighbours=count)
+
+
+def test_umap_of_fewer_than_three_images_is_one_line():
+    with pytest.raises(LabError, match="at least 3 images, not 2"):
+        umap(features(2, 6, 0), neighbours=2)
+
+
 def test_neighbours_are_the_nearest_by_cosine():
     a = features(20, 4, 0)
     table = rl.neighbours(a, a[[3, 7]], k=4, exclude=[3, 7])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.testing import assert_close
 
 import rrepa_lab as rl
@@ -146,6 +147,14 @@ def test_the_accelerator_is_on_the_device_that_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(LabError, match=r"device cuda:1 with 2 processes"):
         accelerator_on(torch.device("cuda:1"))
+
+
+@pytest.mark.parametrize(("batch", "processes"), [(1, 2), (3, 4)])
+def test_a_batch_smaller_than_the_processes_is_refused_before_the_work(tiny, tmp_path, monkeypatch, batch, processes):
+    monkeypatch.setattr(Accelerator, "num_processes", processes)
+    with pytest.raises(LabError, match=rf"train.batch {batch} cannot be shared among {processes} processes"):
+        train(tiny.override({"train.batch": batch}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # --- validation, kept weights, early stopping --------------------------------------------------------------------------
