@@ -45,7 +45,9 @@ _NEEDED = (
     "value",
     "train_seeds",
 )
-SEEN = ("nats_per_dim", "held_out_nats_per_dim", "held_out_accuracy", "similarity")
+SEEN = (
+    "nats_per_dim", "held_out_nats_per_dim", "train_nats_per_dim", "held_out_accuracy", "train_accuracy", "similarity",
+)  # fmt: skip
 
 
 def run_folders(folder: Path) -> list[Path]:
