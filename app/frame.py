@@ -6,6 +6,7 @@ seed or one of its controls change, and keeps the code and the link of the view 
 
 import argparse
 import inspect
+import json
 import os
 import signal
 import sys
@@ -64,6 +65,13 @@ WHEN_PAINTED = """() => new Promise(done => {
     const look = () => document.querySelector('#way img') || Date.now() - began > 1000
         ? setTimeout(() => done([]), 200) : setTimeout(look, 50);
     look();
+})"""
+# gradio mounts what a tab or a fold holds when it is opened, and a value that arrives meanwhile can be lost
+WHEN_MOUNTED = """() => new Promise(done => {
+    const ids = %s, began = Date.now();
+    const mounted = () => ids.every(id => document.getElementById(id));
+    const look = () => mounted() || Date.now() - began > 5000 ? setTimeout(() => done([]), 50) : setTimeout(look, 20);
+    mounted() ? done([]) : look();
 })"""
 OPEN_CODE = """() => {
     const fold = document.querySelector('#code');
@@ -138,18 +146,19 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
                 with gr.Tab(tab.TITLE, id=tab.NAME) as one:
                     built = tab.build(bar)
                 panels[tab.NAME] = [built] if isinstance(built, Panel) else list(built)
-                one.select(_answer(tab.NAME), None, active, **HIDDEN)
+                drawn_here = [output for panel in panels[tab.NAME] for output in panel.outputs if isinstance(output, DRAWN)]
+                one.select(_answer(tab.NAME), None, active, js=when_mounted(drawn_here), **HIDDEN)
         coding = gr.State(False)
         with gr.Accordion("This view as code", open=False, elem_id="code") as fold:
             gr.Markdown("Gives the numbers of the tab that is open. Runs by name: bundled, or a folder in `runs`.")
             codes = [
-                gr.Code(language="shell", label="Command line", interactive=False, show_line_numbers=False, lines=1),
-                gr.Code(language="python", label="Python", interactive=False, show_line_numbers=False, lines=1),
+                gr.Code(language=language, label=label, interactive=False, show_line_numbers=False, lines=1, elem_id=place)
+                for language, label, place in (("shell", "Command line", "code-shell"), ("python", "Python", "code-python"))
             ]
         if more:
             more()
         as_code.click(None, js=OPEN_CODE)
-        fold.expand(_answer(True), None, coding, **HIDDEN)
+        fold.expand(_answer(True), None, coding, js=when_mounted(codes), **HIDDEN)
         fold.collapse(_answer(False), None, coding, **HIDDEN)
         copy.click(None, query, link, js=COPY).then(lambda: gr.Textbox(visible=True), None, link, queue=False, **HIDDEN)
         sides = [bar.run, bar.other, bar.seed]
@@ -180,6 +189,11 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
             js=WHEN_PAINTED, **QUIET,
         )  # fmt: skip
     return demo
+
+
+def when_mounted(components: Sequence[Component]) -> str:
+    """JavaScript that lets an event go on once these components are in the page; those that are not shown do not count."""
+    return WHEN_MOUNTED % json.dumps([component.elem_id for component in components if component.visible and component.elem_id])
 
 
 def _answer(value: Any) -> Callable[[], Any]:
@@ -363,7 +377,9 @@ def _restoring(
             updates[bar.other] = gr.Dropdown(choices=other_choices(), value=second)
         tab, controls = query.get("tab", ""), dict[str, Component]({"seed": bar.seed})
         if tab in panels:
-            updates |= {row: gr.Tabs(selected=tab), active: tab}
+            updates[row] = gr.Tabs(selected=tab)
+            if tab != next(iter(panels)):
+                updates[active] = ""  # until that tab is mounted
             controls |= {key: control for panel in panels[tab] for key, control in panel.controls.items()}
         elif tab:
             wrong.append(f"no tab {tab!r}")
