@@ -66,11 +66,17 @@ WHEN_PAINTED = """() => new Promise(done => {
         ? setTimeout(() => done([]), 200) : setTimeout(look, 50);
     look();
 })"""
-# gradio mounts what a tab or a fold holds when it is opened, and a value that arrives meanwhile can be lost
+# gradio mounts what a tab or a fold holds when it is first opened, and two frames later gives each component its properties
+# once more: a value that arrives before that can be lost. A window in the background has no frames, hence the limit
 WHEN_MOUNTED = """() => new Promise(done => {
     const ids = %s, began = Date.now();
     const mounted = () => ids.every(id => document.getElementById(id));
-    const look = () => mounted() || Date.now() - began > 5000 ? setTimeout(() => done([]), 50) : setTimeout(look, 20);
+    const frame = () => new Promise(next => { requestAnimationFrame(next); setTimeout(next, 1000); });
+    const look = async () => {
+        if (!mounted() && Date.now() - began < 5000) return setTimeout(look, 20);
+        for (let count = 0; count < 3; count++) await frame();
+        setTimeout(() => done([]), 50);
+    };
     mounted() ? done([]) : look();
 })"""
 OPEN_CODE = """() => {
