@@ -372,15 +372,14 @@ def _restoring(
         linked = bool({"run", "compare"} & set(query))
         updates: dict[Any, Any] = {
             bar.run: gr.Dropdown(choices=names, value=name) if linked else gr.Dropdown(choices=names),
-            bar.other: gr.Dropdown(choices=other_choices()),
             about: about_run(name) if linked else gr.skip(),
             settled: name,
         }
         second = NOTHING if second == NO_OTHER else second
-        if second not in (NOTHING, *names):
+        known = second in (NOTHING, *names)
+        if not known:
             wrong.append(f"no run {second!r}")
-        elif linked:
-            updates[bar.other] = gr.Dropdown(choices=other_choices(), value=second)
+        updates[bar.other] = gr.Dropdown(choices=other_choices(), **({"value": second} if linked and known else {}))
         tab, controls = query.get("tab", ""), dict[str, Component]({"seed": bar.seed})
         if tab in panels:
             updates[row] = gr.Tabs(selected=tab)

@@ -15,6 +15,7 @@ import torch
 
 import rrepa_lab as rl
 from rrepa_lab.cli import main
+from rrepa_lab.cli.making import stop_on_interrupt
 from rrepa_lab.errors import LabError
 from rrepa_lab.training.records import Records
 
@@ -156,6 +157,19 @@ def test_a_signal_that_ends_a_process_saves_after_the_step(tmp_path, number):
     assert 0 < rl.load(out).step < 1500
     state = torch.load(out / "train_state.pt", weights_only=True)
     assert len(state["pending"]) == state["step"], "what was measured since the last report is kept"
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_on_interrupt() as stopped:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stopped()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stopped()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_error_that_ends_a_training_saves_first(tiny, tmp_path, monkeypatch):

@@ -132,9 +132,13 @@ def _train(given: argparse.Namespace) -> int:
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C, SIGTERM and SIGHUP set a flag, so that a step can be finished and saved; a second one stops at once."""
+    """Within it Ctrl-C, SIGTERM and SIGHUP set a flag, so that a step can be finished and saved; a second one stops at once.
+
+    A SIGHUP that is ignored, as under nohup, stays ignored.
+    """
     asked: list[bool] = []
     signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    signals = [one for one in signals if signal.getsignal(one) != signal.SIG_IGN or one == signal.SIGINT]
 
     def handle(_signal: int, _frame: object) -> None:
         if asked:
@@ -260,8 +264,10 @@ def _align_with(name: str, config: "EncoderTrainConfig") -> str:
 
 def _encoder_in(name: str) -> dict[str, Any]:
     """The settings of a run that align it with an encoder of `encoder train`."""
+    from rrepa_lab.align.encoder import BUNDLED
+
     folder, config = _trained_encoder(name)
-    weights = name if name.startswith("bundled:") else str((folder / "model.safetensors").absolute())
+    weights = name if name.startswith(BUNDLED) else str((folder / "model.safetensors").absolute())
     return {"encoder": config.encoder.override({"weights": weights}).to_dict()}
 
 
