@@ -520,6 +520,7 @@ def test_shipped_tables_are_what_the_bundled_weights_give(name):
     one = rl.load(name)
     stored = load_table()
     stored = stored[(stored.run == name) & (stored.tap == "block.3.layer.2") & (stored.guidance == 0)]
+    stored = stored[stored.pool == "mean"]
     stored = stored.set_index(["direction", "label_fed", "metric"]).value
     probes = rl.probe(one, "block.3.layer.2", baselines=False)
     for row in probes.itertuples():
@@ -544,9 +545,55 @@ def test_shipped_tables_are_whole():
         for direction in ("forward", "reverse"):
             for metric in ("linear_accuracy", "knn_accuracy", "cknna", "cka", "mutual_knn"):
                 rows = table[(table.direction == direction) & (table.label_fed == "none") & (table.guidance == 0)]
-                cells = rows[(rows.metric == metric) & (rows.layer > 0)]
+                cells = rows[(rows.metric == metric) & (rows.layer > 0) & (rows.pool == "mean")]
                 assert len(cells) == len(cells[["run", "tap"]].drop_duplicates()) == 4 * 16, (suffix, direction, metric)
+        every = table[(table.pool == "all") & (table.metric == "linear_accuracy") & (table.layer > 0)]
+        assert len(every) == len(every[["run", "tap"]].drop_duplicates()) == 4 * 16, suffix
         assert list(levels(table).run) == names
         assert list(evidence(load_table(CLASSES + suffix)).columns) == ["how", *sorted(names)]
     with pytest.raises(LabError, match="no table at"):
         load_table("nothing")
+
+
+def test_shipped_verdicts_are_differences_of_the_shipped_means():
+    from rrepa_lab.studies.reading import ALIGNED_LAYER, LAYERS, READINGS, load_table
+
+    table, judged = load_table(f"{LAYERS}-seeds"), load_table(f"{LAYERS}-verdicts")
+    table = table[(table.direction == "forward") & (table.label_fed == "none")].set_index("strategy")
+    mean, layers = table[table.pool == "mean"], table[(table.metric == "linear_accuracy") & (table.layer > 0)]
+
+    def value(setting, metric):
+        strategy, read = setting.split(", read ")
+        if read in READINGS.values():
+            name = next(key for key, words in READINGS.items() if words == read)
+            return mean[mean.metric == f"{name}_accuracy"].value[strategy]
+        if read == ALIGNED_LAYER:
+            rows = mean[(mean.tap == read) & (mean.metric == ("cka" if metric == "cka" else "linear_accuracy"))]
+            return rows[(rows.other != "") | (metric != "cka")].value[strategy]
+        return layers[layers.pool == ("all" if "all tokens" in read else "mean")].value[strategy].max()
+
+    assert len(judged) == 4 * 4 + 2 * 3
+    for row in judged.itertuples():
+        difference = value(row.better, row.metric) - value(row.than, row.metric)
+        assert row.difference == pytest.approx(difference, abs=1e-4), (row.claim, row.better)
+        assert row.low < row.difference < row.high
+        assert row.seeds == 5
+
+
+def test_a_reading_that_is_always_ahead_holds_and_one_that_is_behind_is_contradicted():
+    from rrepa_lab.studies.reading import load_table, reading_verdicts
+
+    one = load_table()
+    noise = torch.randn(5, len(one), generator=torch.Generator().manual_seed(0)).numpy() / 1000
+    tables = [one.assign(train_seed=seed, value=one.value + noise[seed]) for seed in range(5)]
+    table = pd.concat(tables, ignore_index=True)
+    judged = reading_verdicts(table).set_index("claim")
+    assert set(judged.loc["One step: at least as accurate as a linear probe of the best layer (all tokens)"].outcome) == {
+        "contradicted"
+    }
+    assert set(judged.loc["Alignment brings the aligned layer closer to the encoder"].outcome) == {"holds"}
+    ahead = table.assign(value=table.value.where(table.metric != "gradient_accuracy", table.value + 0.2))
+    judged = reading_verdicts(ahead).set_index("claim")
+    assert set(judged.loc["One step: at least as accurate as a linear probe of the best layer (all tokens)"].outcome) == {
+        "holds"
+    }

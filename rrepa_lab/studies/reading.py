@@ -6,8 +6,9 @@
     python -m rrepa_lab.studies.reading gap                          why one step is worse than Bayes' rule on new images
     python -m rrepa_lab.studies.reading show                         what the shipped tables say
 
-The tables go to assets/studies: digits-layers.csv and digits-classification.csv, and the same with -seeds; `gap` writes
-digits-step-gap.csv and digits-step-gap-effects.csv, of the bundled runs or of those in --runs. Every row carries its protocol.
+The tables go to assets/studies: digits-layers.csv and digits-classification.csv, and the same with -seeds; `seeds` also writes
+digits-layers-verdicts.csv, what they say of the paper's claims, paired by seed; `gap` writes digits-step-gap.csv and
+digits-step-gap-effects.csv, of the bundled runs or of those in --runs. Every row carries its protocol.
 Probes are fitted on the training split and scored on the test split (360 images) or on 1,000 generated images; similarities
 are taken over the test split, or over 1,000 generated images; classifications are of the test split.
 """
@@ -20,6 +21,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from rrepa_lab.analysis.claims import Claim, Contrast, verdict_table, verdicts
+from rrepa_lab.analysis.compare import Finding
 from rrepa_lab.analysis.probe import best_layer, probe
 from rrepa_lab.analysis.report import classification_report
 from rrepa_lab.analysis.similarity import similarity
@@ -34,6 +37,8 @@ from rrepa_lab.studies.digits import SEEDS, write_sums
 
 LAYERS, CLASSES, GAP = "digits-layers", "digits-classification", "digits-step-gap"
 CLASSIFIERS = ("gradient", "iterated", "bayes")
+READINGS = {"gradient": "one step", "iterated": "twenty steps", "bayes": "Bayes' rule"}
+BEST, BEST_OF_ALL, ALIGNED_LAYER = "best layer (mean of tokens)", "best layer (all tokens)", "block.3.layer.2"
 _TEXTS = dict.fromkeys(
     (
         "tap",
@@ -82,9 +87,10 @@ def read_classes(source: str | Path) -> pd.DataFrame:
 def read_gap(source: str | Path) -> StepGap:
     """Curvature and overfitting in the one-step accuracy of one run, train against test split; one thread."""
     torch.set_num_threads(1)
-    found = step_gap(load(source))
+    run = load(source)
+    found = step_gap(run)
     print(f"step and Bayes' rule of {source}", file=sys.stderr, flush=True)
-    return found
+    return StepGap(*(part.assign(run=run.config.name) for part in found))
 
 
 def read_runs(read: Callable[[str | Path], pd.DataFrame], sources: Sequence[str | Path], workers: int) -> pd.DataFrame:
@@ -101,6 +107,56 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     groups = table.groupby(keys, sort=False, dropna=False)
     cells = groups["value"].agg(["mean", "std", "count"]).rename(columns={"mean": "value", "std": "sd", "count": "train_seeds"})
     return cells.join(groups[beside].mean()).reset_index() if beside else cells.reset_index()
+
+
+def _readings(layers: pd.DataFrame) -> list[Finding]:
+    """Accuracies on real images by what is read, and CKA with the encoder, of the per-seed table of `read_layers`.
+
+    The best layer of a linear probe is that of the mean over seeds, one for each strategy: a choice on the test split, which
+    favours the probe a little.
+    """
+    real = layers[(layers["direction"] == "forward") & (layers["label_fed"] == "none")]
+    mean, every = (real[real["pool"] == pool] for pool in ("mean", "all"))
+    linear = [part[(part["metric"] == "linear_accuracy") & (part["layer"] > 0)] for part in (mean, every)]
+    read = {words: mean[mean["metric"] == f"{name}_accuracy"] for name, words in READINGS.items()}
+    for words, part in zip((BEST, BEST_OF_ALL), linear, strict=True):
+        tops = part.groupby(["strategy", "tap"])["value"].mean().groupby("strategy").idxmax()
+        read[words] = part[[key in set(tops) for key in zip(part["strategy"], part["tap"], strict=True)]]
+    read[ALIGNED_LAYER] = linear[0][linear[0]["tap"] == ALIGNED_LAYER]
+    near = mean[(mean["metric"] == "cka") & (mean["tap"] == ALIGNED_LAYER) & (mean["other"] != "")]
+    parts = [("accuracy", "fraction", words, part) for words, part in read.items()]
+    return [
+        Finding(row.run, {"align.strategy": row.strategy, "read": words}, row.train_seed, metric, row.value, unit, row.n, "")
+        for metric, unit, words, part in [*parts, ("cka", "CKA", ALIGNED_LAYER, near)]
+        for row in part.itertuples()
+    ]
+
+
+def reading_verdicts(layers: pd.DataFrame) -> pd.DataFrame:
+    """What the per-seed table of `read_layers` says of the paper's claims about layers; see `analysis.claims.verdicts`.
+
+    "As good as" is tested as "at least as good as": contradicted where the probe's lead has an interval above zero.
+    """
+
+    def ahead(claim: str, metric: str, pairs: Sequence[tuple[dict[str, str], dict[str, str]]]) -> Claim:
+        return Claim(claim=claim, metric=metric, contrasts=[Contrast(better=better, than=than) for better, than in pairs])
+
+    def of(strategy: str, read: str) -> dict[str, str]:
+        return {"align.strategy": strategy, "read": read}
+
+    steps = [
+        ahead(f"{words.capitalize()}: at least as accurate as a linear probe of the {layer}", "accuracy",
+              [(of(strategy, words), of(strategy, layer)) for strategy in ALIGNED])
+        for words in ("one step", "twenty steps") for layer in (BEST, BEST_OF_ALL)
+    ]  # fmt: skip
+    aligned = [
+        ahead(claim, metric, [(of(strategy, ALIGNED_LAYER), of("none", ALIGNED_LAYER)) for strategy in ALIGNED[1:]])
+        for claim, metric in (
+            ("Alignment makes the class easier to read at the aligned layer", "accuracy"),
+            ("Alignment brings the aligned layer closer to the encoder", "cka"),
+        )
+    ]
+    return verdicts(_readings(layers), steps + aligned)
 
 
 def load_table(name: str = LAYERS) -> pd.DataFrame:
@@ -178,6 +234,10 @@ def main() -> None:
     for name, read in ((LAYERS, read_layers), (CLASSES, read_classes)) if given.what != "show" else ():
         table = read_runs(read, sources, given.workers)
         over = given.what == "seeds"
+        if over and name == LAYERS:
+            judged = reading_verdicts(table)
+            write_text(assets() / "studies" / f"{name}-verdicts.csv", judged.to_csv(index=False, float_format="%.6g"))
+            print(verdict_table(judged).to_markdown(index=False, disable_numparse=True))
         path = assets() / "studies" / f"{name}{'-seeds' if over else ''}.csv"
         write_text(path, (over_seeds(table) if over else table).to_csv(index=False, float_format="%.5g"))
         write_sums()
