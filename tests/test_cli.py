@@ -287,7 +287,7 @@ def test_bench(capsys, tmp_path, monkeypatch):
         (["probe", "digits-none", "--figure", "layers.png"], "--figure must be an .html file"),
         (["probe", "digits-none", "--metrics", "teacher_cosine"], "teacher_cosine needs"),
         (["bench", "everything"], "unknown benchmark 'everything'"),
-        (["evaluate", "digits-none", "--split", "val"], "digits have no `val` split unless data.holdout is set"),
+        (["evaluate", "digits-none", "--split", "valid"], "unknown split 'valid'; known: train, val, test"),
         (["encoder", "score", "nowhere"], "no encoder at nowhere"),
         (["describe", "digits-rever"], "did you mean 'digits-reverse'"),
     ],

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,15 @@ def test_leftovers_of_a_killed_training_are_cleared_and_those_of_a_living_one_ar
     assert [path.name for path in out.glob(".*.tmp")] == [f".card.md.{os.getppid()}.tmp"]
 
 
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """SIGHUP is not ignored by the processes that a test starts, as it would be where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_ends_a_process_saves_after_the_step(tmp_path, number):
     out = tmp_path / "run"

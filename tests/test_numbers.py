@@ -141,6 +141,14 @@ def test_samples_far_outside_the_range_are_a_warning(run):
         rl.sample(run, range(10), range(10), 10.0)
 
 
+def test_pixels_that_leave_the_range_in_the_last_step_alone_are_a_warning(run, monkeypatch):
+    monkeypatch.setattr("rrepa_lab.sampling.sample.FAR", 3.0)
+    generated = rl.sample(run, range(4), range(4)).path[run.flow.config.blocks]
+    assert generated.abs().max() < 3
+    with pytest.warns(LabWarning, match=r"left \[-1, 1\] by far"):
+        rl.sample(run, range(4), range(4), strength=20.0)
+
+
 @pytest.mark.parametrize("words", ["--guidance nan", "--guidance inf", "--temperature nan", "--strength nan", "--guidance 30"])
 def test_the_command_line_writes_no_picture_of_what_is_not_finite(tmp_path, capsys, words):
     out = tmp_path / "grid.png"

@@ -91,7 +91,9 @@ def test_parts_of_the_loss_add_up():
     assert np.allclose(part["total"], part["L_nf"] + 0.5 * part["L_align"], atol=1e-5)
     assert [trace.name for trace in figure.data if "none" in trace.name] == ["digits-none, L_nf"]
     near, note, _ = training.draw_curves("digits-reverse", "digits-none", 0, [], "similarity", "steps")
-    assert len(near.data) == 2
+    taps, floors = near.data[:2], near.data[2:]
+    assert [trace.name for trace in taps] == ["digits-reverse, block.3.layer.2", "digits-reverse, block.4.layer.2"]
+    assert [trace.name.split(" alone")[0] for trace in floors] == ["label and position", "position"]
     assert "Not recorded for `digits-none`: it is not aligned" in note
 
 

@@ -271,7 +271,7 @@ def test_features_of_a_frozen_encoder_can_be_kept_by_a_graph(tiny, digits):
 
 
 def test_the_encoder_reads_each_image_once(tiny, tmp_path):
-    config = tiny.override({"train.batch": 400})  # 12 steps are four epochs of 3
+    config = tiny.override({"train.batch": 400, "train.precision": "float32"})  # 12 steps are four epochs of 3
     with encoder_reads() as fewer:
         kept = train(config, tmp_path / "kept")
     with encoder_reads() as all_reads:

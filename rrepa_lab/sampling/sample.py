@@ -111,7 +111,7 @@ def sample(
         raise _overflow(flow, sorted(bad), seeds, y, guidance, temperature)
     path = [torch.cat(stages) for stages in zip(*(part.path for part in parts), strict=True)]
     images = torch.cat([part.images for part in parts])
-    _warn_far(path[flow.config.blocks], guidance)
+    _warn_far(path[flow.config.blocks], images, guidance)
     errors = [part.out.error for part in parts if part.out.error is not None]
     made = Samples(images.clamp(-1, 1), y, seeds, path, parts[0].out.method, max(errors, default=None))
     return replace(made, finish=parts[0].how)
@@ -168,11 +168,13 @@ def _overflow(
     return SamplesNotFiniteError(f"{text}: {cause(flow, guidance, temperature)}", rows, max(at, default=None))
 
 
-def _warn_far(images: Tensor, guidance: float) -> None:
-    largest = images.abs().flatten(1).amax(dim=1)
+def _warn_far(generated: Tensor, finished: Tensor, guidance: float) -> None:
+    largest = torch.maximum(generated.abs(), finished.abs()).flatten(1).amax(dim=1)
     far = int((largest > FAR).sum())
     if far:
-        text = f"{far} of {len(images)} samples left [-1, 1] by far (numbers up to {float(largest.max()):.3g}) and are clipped"
+        text = (
+            f"{far} of {len(finished)} samples left [-1, 1] by far (numbers up to {float(largest.max()):.3g}) and are clipped"
+        )
         advice = f"; guidance {guidance:g} is the likely cause" if guidance else ""
         warnings.warn(text + advice, LabWarning, stacklevel=3)
 
