@@ -161,7 +161,7 @@ def page(page_server: tuple[str, int]) -> str:
 def view(page: str) -> Iterator[Any]:
     """The page in a browser; `view.errors` is what its console complained of, `view.strays` are requests to elsewhere."""
     with chromium() as opened:
-        opened.set_default_timeout(90_000)  # a machine may be busy; how fast the page is, `rrepa-lab bench page` says
+        opened.set_default_timeout(180_000)  # a machine may be busy; how fast the page is, `rrepa-lab bench page` says
         opened.errors, opened.strays = [], []
         opened.on("console", lambda message: opened.errors.append(message.text) if message.type == "error" else None)
         opened.on("pageerror", lambda error: opened.errors.append(str(error)))
