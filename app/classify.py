@@ -142,16 +142,23 @@ def judge(run: str, other: str, seed: int, index: int, seen: Seen | None) -> tup
     return picture_table({what: {"": x[0]}}, what="what the flow sees"), "\n".join(lines)
 
 
-def weigh(run: str, other: str, seed: int, index: int, seen: Seen | None) -> Iterator[tuple[Any, ...]]:
-    """The scores by one gradient step, then those of Bayes' rule, the evidence by block, and how sure Bayes' rule is."""
+def weigh(run: str, other: str, seed: int, index: int, seen: Seen | None) -> Any:
+    """The scores by one gradient step."""
     time.sleep(AFTER)
     if not has_classes(run):
-        yield None, None, None, ""
-        return
+        return None
+    x, what, _ = look_at(run, index, seen)
+    by_step = {name: classified(one, "gradient", x) for name, one in pair(run, other).items()}
+    return class_scores(by_step, get_run(run).classes, "gradient", what=what)
+
+
+def weigh_exactly(run: str, other: str, seed: int, index: int, seen: Seen | None) -> tuple[Any, Any, str]:
+    """The scores by Bayes' rule, the evidence by block, and how sure Bayes' rule is."""
+    time.sleep(AFTER)
+    if not has_classes(run):
+        return None, None, ""
     x, what, _ = look_at(run, index, seen)
     runs, classes = pair(run, other), get_run(run).classes
-    by_step = {name: classified(one, "gradient", x) for name, one in runs.items()}
-    yield class_scores(by_step, classes, "gradient", what=what), gr.skip(), gr.skip(), gr.skip()
     by_bayes = {name: classified(one, "bayes", x) for name, one in runs.items()}
     with lock:
         parts = {name: rl.evidence(one, x.to(one.device))[0].cpu() for name, one in runs.items()}
@@ -159,7 +166,7 @@ def weigh(run: str, other: str, seed: int, index: int, seen: Seen | None) -> Ite
         f"- **{name}** by Bayes' rule: {runs[name].classes[int(sure.label[0])]}, {float(sure.probability[0].max()):.1%} sure"
         for name, sure in by_bayes.items()
     ]
-    yield gr.skip(), class_scores(by_bayes, classes, "bayes", what=what), evidence_map(parts, classes, what), "\n".join(lines)
+    return class_scores(by_bayes, classes, "bayes", what=what), evidence_map(parts, classes, what), "\n".join(lines)
 
 
 def race(run: str, other: str, seed: int, step: int, index: int, seen: Seen | None) -> tuple[Any, Any]:
@@ -328,7 +335,8 @@ def build(bar: Bar) -> Sequence[Panel]:
     stop.click(None, cancels=playing)
     return [
         Panel({"image": index}, [shown, said], judge, code, fit, [seen]),
-        Panel({}, [by_step, by_bayes, evidence, sure], weigh, uses=[index, seen], locked=False),
+        Panel({}, [by_step], weigh, uses=[index, seen], locked=False),
+        Panel({}, [by_bayes, evidence, sure], weigh_exactly, uses=[index, seen], locked=False),
         Panel({"step": step}, races, race, uses=[index, seen], locked=False),
         Panel(
             {"by": by, "of": of, "said": taken_for, "mistakes": mistakes},

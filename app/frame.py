@@ -6,7 +6,6 @@ seed or one of its controls change, and keeps the code and the link of the view 
 
 import argparse
 import inspect
-import json
 import os
 import signal
 import sys
@@ -66,19 +65,6 @@ WHEN_PAINTED = """() => new Promise(done => {
         ? setTimeout(() => done([]), 200) : setTimeout(look, 50);
     look();
 })"""
-# gradio mounts what a tab or a fold holds when it is first opened, and two frames later gives each component its properties
-# once more: a value that arrives before that can be lost. A window in the background has no frames, hence the limit
-WHEN_MOUNTED = """() => new Promise(done => {
-    const ids = %s, began = Date.now();
-    const mounted = () => ids.every(id => document.getElementById(id));
-    const frame = () => new Promise(next => { requestAnimationFrame(next); setTimeout(next, 1000); });
-    const look = async () => {
-        if (!mounted() && Date.now() - began < 5000) return setTimeout(look, 20);
-        for (let count = 0; count < 3; count++) await frame();
-        setTimeout(() => done([]), 50);
-    };
-    mounted() ? done([]) : look();
-})"""
 OPEN_CODE = """() => {
     const fold = document.querySelector('#code');
     const head = fold.querySelector('button');
@@ -111,7 +97,8 @@ class Panel:
     """A part of a tab that is drawn by itself.
 
     controls: what the drawing depends on beside the sidebar; their names stand in links. outputs: what is drawn.
-    draw: (run, other, seed, *controls, *uses) -> one value for each of `outputs`, or a generator of such.
+    draw: (run, other, seed, *controls, *uses) -> one value for each of `outputs`, or a generator of such. A generator never
+    gives gr.skip() for what it gave before: gradio's page turns a value into the next one in place, before it is drawn.
     code: with the same arguments -> Code; the first of a tab is shown. fit: (run, *controls) -> updates, by name,
     of controls whose range depends on the run. uses: what else the drawing depends on, and links leave out.
     stop: a button that ends a long drawing. locked: whether the drawing computes with a model, and so waits for its turn.
@@ -152,8 +139,7 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
                 with gr.Tab(tab.TITLE, id=tab.NAME) as one:
                     built = tab.build(bar)
                 panels[tab.NAME] = [built] if isinstance(built, Panel) else list(built)
-                drawn_here = [output for panel in panels[tab.NAME] for output in panel.outputs if isinstance(output, DRAWN)]
-                one.select(_answer(tab.NAME), None, active, js=when_mounted(drawn_here), **HIDDEN)
+                one.select(_answer(tab.NAME), None, active, **HIDDEN)
         coding = gr.State(False)
         with gr.Accordion("This view as code", open=False, elem_id="code") as fold:
             gr.Markdown("Gives the numbers of the tab that is open. Runs by name: bundled, or a folder in `runs`.")
@@ -164,7 +150,7 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
         if more:
             more()
         as_code.click(None, js=OPEN_CODE)
-        fold.expand(_answer(True), None, coding, js=when_mounted(codes), **HIDDEN)
+        fold.expand(_answer(True), None, coding, **HIDDEN)
         fold.collapse(_answer(False), None, coding, **HIDDEN)
         copy.click(None, query, link, js=COPY).then(lambda: gr.Textbox(visible=True), None, link, queue=False, **HIDDEN)
         sides = [bar.run, bar.other, bar.seed]
@@ -195,11 +181,6 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
             js=WHEN_PAINTED, **QUIET,
         )  # fmt: skip
     return demo
-
-
-def when_mounted(components: Sequence[Component]) -> str:
-    """JavaScript that lets an event go on once these components are in the page; those that are not shown do not count."""
-    return WHEN_MOUNTED % json.dumps([component.elem_id for component in components if component.visible and component.elem_id])
 
 
 def _answer(value: Any) -> Callable[[], Any]:
@@ -382,14 +363,18 @@ def _restoring(
         updates[bar.other] = gr.Dropdown(choices=other_choices(), **({"value": second} if linked and known else {}))
         tab, controls = query.get("tab", ""), dict[str, Component]({"seed": bar.seed})
         if tab in panels:
-            updates[row] = gr.Tabs(selected=tab)
-            if tab != next(iter(panels)):
-                updates[active] = ""  # until that tab is mounted
+            updates |= {row: gr.Tabs(selected=tab), active: tab}
             controls |= {key: control for panel in panels[tab] for key, control in panel.controls.items()}
         elif tab:
             wrong.append(f"no tab {tab!r}")
         fitted = [panel for parts in panels.values() for panel in parts if panel.fit]
-        ranged = [control for panel in fitted for control in panel.controls.values()]
+        # controls whose range depends on the run; a link is held against the range of all others as it stands
+        ranged = [
+            panel.controls[key]
+            for panel in fitted
+            if panel.fit
+            for key in panel.fit(loaded, *(control.value for control in panel.controls.values()))
+        ]
         asked = {}
         for key, control in controls.items():
             if key in query:

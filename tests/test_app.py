@@ -203,17 +203,18 @@ def test_judge_says_what_the_library_says():
     runs = {name: rl.load(name) for name in PAIR}
     x, y = runs["digits-none"].data("test")
     _, verdict = classify.judge(*PAIR, 0, 5, None)
-    first, last = classify.weigh(*PAIR, 0, 5, None)
+    by_step = classify.weigh(*PAIR, 0, 5, None)
+    by_bayes, evidence, sure = classify.weigh_exactly(*PAIR, 0, 5, None)
     expected = {name: rl.classify(run, x[5:6]) for name, run in runs.items()}
-    for trace in first[0].data:
+    for trace in by_step.data:
         assert np.allclose(trace.y, expected[trace.name].scores[0].tolist())
         assert f"**{trace.name}** says **{int(expected[trace.name].label)}**" in verdict
     assert f"a {int(y[5])}" in verdict
-    for trace in last[1].data:
+    for trace in by_bayes.data:
         bayes = rl.classify(runs[trace.name], x[5:6], "bayes")
         assert np.allclose(trace.y, bayes.scores[0].tolist(), atol=1e-3)
-        assert f"{float(bayes.probability.max()):.1%} sure" in last[3]
-    for trace in last[2].data:
+        assert f"{float(bayes.probability.max()):.1%} sure" in sure
+    for trace in evidence.data:
         assert np.allclose(trace.z, rl.evidence(runs[trace.name], x[5:6])[0])
 
 
@@ -299,13 +300,15 @@ def test_runs_of_one_class_and_of_none_are_drawn(few_classes, monkeypatch, name)
     assert "frog" in classify.look_at(name, 0, None)[1]
     if name == "one":
         assert "says **frog** ✓, its only class" in classify.judge(name, "", 0, 0, None)[1]
-        assert len(list(classify.weigh(name, "", 0, 0, None))) == 2
+        assert classify.weigh(name, "", 0, 0, None).data
+        assert "**one** by Bayes' rule: frog, 100.0% sure" in classify.weigh_exactly(name, "", 0, 0, None)[2]
         assert classify.race(name, "", 0, 20, 0, None)[0].data
         assert "**0 of 8**" in classify.browse(name, "", 0, "one gradient step", "any", "any", True)[3]
     else:
         with pytest.raises(rl.LabError, match="trained without classes: there is nothing to classify"):
             classify.judge(name, "", 0, 0, None)
-        assert list(classify.weigh(name, "", 0, 0, None)) == [(None, None, None, "")]
+        assert classify.weigh(name, "", 0, 0, None) is None
+        assert classify.weigh_exactly(name, "", 0, 0, None) == (None, None, "")
         assert classify.race(name, "", 0, 20, 0, None) == (None, None)
         assert classify.browse(name, "", 0, "one gradient step", "any", "any", True)[3] == ""
     choice = class_choices(run)[-1]

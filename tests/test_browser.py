@@ -179,7 +179,8 @@ def test_a_link_brings_the_view_back(view, page):
     view.wait_for_function("(document.querySelector('#samples-note') || {innerText: ''}).innerText.includes('guidance 0.3')")
     view.wait_for_selector("img[alt='80 samples of every class from digits-detach']")
     reopen(view, f"{page}/?tab=samples&run=nobody&guidance=99&count=4")
-    view.get_by_text("The link asks for what is not there").first.wait_for()
+    view.get_by_text("The link asks for what is not there: no run 'nobody'").first.wait_for()
+    view.get_by_text("guidance cannot be '99'").first.wait_for()
     view.wait_for_selector("img[alt='40 samples of every class from digits-reverse']")
     quiet(view)
 
