@@ -225,9 +225,8 @@ def test_dequantization_stays_in_its_bin():
 def test_two_processes_train_like_one(tmp_path):
     # without noise, label drop and shifts, which each process draws for itself, the shared batches are the whole difference
     small = ["flow.width=16", "flow.head_width=16", "train.steps=4", "train.batch=32", "train.report_every=2"]
-    settings = [
-        word for setting in [*small, "train.label_drop=0", "flow.noise_std=0", "data.shift=0"] for word in ("--set", setting)
-    ]
+    alike = ["train.label_drop=0", "flow.noise_std=0", "data.shift=0", "train.precision=float32"]
+    settings = [word for setting in [*small, *alike] for word in ("--set", setting)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = ["--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1])]
@@ -271,7 +270,7 @@ def test_features_of_a_frozen_encoder_can_be_kept_by_a_graph(tiny, digits):
 
 
 def test_the_encoder_reads_each_image_once(tiny, tmp_path):
-    config = tiny.override({"train.batch": 400, "train.precision": "float32"})  # 12 steps are four epochs of 3
+    config = tiny.override({"train.batch": 400})  # 12 steps are four epochs of 3
     with encoder_reads() as fewer:
         kept = train(config, tmp_path / "kept")
     with encoder_reads() as all_reads:

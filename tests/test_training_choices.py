@@ -122,6 +122,7 @@ def test_automatic_precision_takes_the_faster_one(monkeypatch, gain, chosen):
 def test_the_precision_is_measured_quickly_and_kept_with_the_run(tiny, tmp_path, monkeypatch):
     assert precision.bfloat16_gain("cpu", 256 * 256, 1024) > 0
     monkeypatch.setattr(precision, "bfloat16_gain", lambda *_: 9.0)
+    tiny = tiny.override({"train.precision": "auto"})
     reports = rl.train(tiny, tmp_path / "run", device="cpu")
     next(reports)
     reports.close()
