@@ -65,7 +65,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     return x, y
 
 
-# of the presets: what most tests can do without; and bfloat16, which some processors are faster with, rounds too much to compare
+# of the presets: what most tests can do without; bfloat16, which some processors are faster with, rounds too much to compare
 PLAIN = {"data.shift": 0, "data.holdout": 0.0, "train.keep": "last", "train.patience": 0, "train.precision": "float32"}
 
 
