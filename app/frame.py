@@ -144,8 +144,8 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
         with gr.Accordion("This view as code", open=False, elem_id="code") as fold:
             gr.Markdown("Gives the numbers of the tab that is open. Runs by name: bundled, or a folder in `runs`.")
             codes = [
-                gr.Code(language=language, label=label, interactive=False, show_line_numbers=False, lines=1, elem_id=place)
-                for language, label, place in (("shell", "Command line", "code-shell"), ("python", "Python", "code-python"))
+                gr.Code(language="shell", label="Command line", interactive=False, show_line_numbers=False, lines=1),
+                gr.Code(language="python", label="Python", interactive=False, show_line_numbers=False, lines=1),
             ]
         if more:
             more()
@@ -360,7 +360,8 @@ def _restoring(
         known = second in (NOTHING, *names)
         if not known:
             wrong.append(f"no run {second!r}")
-        updates[bar.other] = gr.Dropdown(choices=other_choices(), **({"value": second} if linked and known else {}))
+        choices = other_choices()
+        updates[bar.other] = gr.Dropdown(choices=choices, value=second) if linked and known else gr.Dropdown(choices=choices)
         tab, controls = query.get("tab", ""), dict[str, Component]({"seed": bar.seed})
         if tab in panels:
             updates |= {row: gr.Tabs(selected=tab), active: tab}

@@ -27,7 +27,7 @@ def main() -> None:
     page = build_demo()
     _, address, _ = launch(page, host="127.0.0.1", port=None, prevent_thread_lock=True, quiet=True)
     table = load_table(f"{LAYERS}-seeds")
-    figure = layer_curves(table[table["direction"] == "forward"])
+    figure = layer_curves(table[(table["direction"] == "forward") & (table["pool"] == "mean")])
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=["--no-sandbox"])
         view = browser.new_page(viewport={"width": 1200, "height": 1000})

@@ -62,7 +62,10 @@ def test_notebook_runs_in_its_quick_setting(path, change, tmp_path):
     assert out.stat().st_size < 2_000_000
     outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
     assert outputs
-    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    complaints = [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    if path.stem.startswith("07"):  # a weight of 4 may drive pixels far out of range, which is said and belongs to the lesson
+        complaints = [output for output in complaints if "are clipped; guidance 4" not in output.get("text", "")]
+    assert not complaints
     assert not [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
     result = read_result(tmp_path / "result.json")
     assert result.notebook == path.stem

@@ -126,9 +126,18 @@ def _readings(layers: pd.DataFrame) -> list[Finding]:
     near = mean[(mean["metric"] == "cka") & (mean["tap"] == ALIGNED_LAYER) & (mean["other"] != "")]
     parts = [("accuracy", "fraction", words, part) for words, part in read.items()]
     return [
-        Finding(row.run, {"align.strategy": row.strategy, "read": words}, row.train_seed, metric, row.value, unit, row.n, "")
+        Finding(
+            row["run"],
+            {"align.strategy": row["strategy"], "read": words},
+            row["train_seed"],
+            metric,
+            row["value"],
+            unit,
+            row["n"],
+            "",
+        )
         for metric, unit, words, part in [*parts, ("cka", "CKA", ALIGNED_LAYER, near)]
-        for row in part.itertuples()
+        for row in part.to_dict("records")
     ]
 
 
