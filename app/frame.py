@@ -43,6 +43,7 @@ from shell import (
 
 from rrepa_lab.errors import LabError
 from rrepa_lab.runs import pick_device
+from rrepa_lab.signals import ending_signals
 
 INTRODUCTION = (
     "# R-REPA lab\nNormalizing flows map images to noise exactly, and back. These small ones were trained on scikit-learn's "
@@ -481,10 +482,8 @@ def serve(tabs: Sequence[ModuleType], more: Callable[[], None] | None = None) ->
             "This page can be reached by others: they can draw samples and classify pictures with every run it lists"
             + (", and train, once they gave the password." if auth else "; training is off without --auth.")
         )
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # all end the page like Ctrl-C, so that a training is saved
-        number = getattr(signal, name, None)
-        if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # under nohup
-            signal.signal(number, _interrupt)
+    for number in ending_signals():  # all end the page like Ctrl-C, so that a training is saved
+        signal.signal(number, _interrupt)
     try:
         launch(
             build_demo(tabs, more), given.host, given.port, given.allow_host, share=given.share, mcp_server=given.mcp,

@@ -22,6 +22,7 @@ from rrepa_lab.cli.words import (
     setting,
 )
 from rrepa_lab.errors import LabError
+from rrepa_lab.signals import ending_signals
 
 if TYPE_CHECKING:
     from rrepa_lab.align.selfsup import EncoderTrainConfig
@@ -137,8 +138,6 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
     A SIGHUP that is ignored, as under nohup, stays ignored.
     """
     asked: list[bool] = []
-    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    signals = [one for one in signals if signal.getsignal(one) != signal.SIG_IGN or one == signal.SIGINT]
 
     def handle(_signal: int, _frame: object) -> None:
         if asked:
@@ -147,7 +146,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         with suppress(OSError):  # the terminal may be gone
             print("\nstopping after this step; Ctrl-C again to stop at once", file=sys.stderr)
 
-    before = {number: signal.signal(number, handle) for number in signals}
+    before = {number: signal.signal(number, handle) for number in ending_signals()}
     try:
         yield lambda: bool(asked)
     finally:

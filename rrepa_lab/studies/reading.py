@@ -17,6 +17,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import torch
@@ -36,6 +37,7 @@ from rrepa_lab.runs import load
 from rrepa_lab.studies.digits import SEEDS, write_sums
 
 LAYERS, CLASSES, GAP = "digits-layers", "digits-classification", "digits-step-gap"
+Found = TypeVar("Found")
 CLASSIFIERS = ("gradient", "iterated", "bayes")
 READINGS = {"gradient": "one step", "iterated": "twenty steps", "bayes": "Bayes' rule"}
 BEST, BEST_OF_ALL, ALIGNED_LAYER = "best layer (mean of tokens)", "best layer (all tokens)", "block.3.layer.2"
@@ -93,11 +95,11 @@ def read_gap(source: str | Path) -> StepGap:
     return StepGap(*(part.assign(run=run.config.name) for part in found))
 
 
-def read_runs(read: Callable[[str | Path], pd.DataFrame], sources: Sequence[str | Path], workers: int) -> pd.DataFrame:
-    """The tables of all runs put together."""
+def read_runs(read: Callable[[str | Path], Found], sources: Sequence[str | Path], workers: int) -> list[Found]:
+    """What is read of each run, `workers` at a time."""
     from joblib import Parallel, delayed
 
-    return pd.concat(Parallel(n_jobs=workers)(delayed(read)(source) for source in sources), ignore_index=True)
+    return list(Parallel(n_jobs=workers)(delayed(read)(source) for source in sources))
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
@@ -231,9 +233,7 @@ def main() -> None:
         folder = given.runs or Path("runs/digits")
         sources = [folder / f"{name}-{seed}" for name in sources for seed in SEEDS]
     if given.what == "gap":
-        from joblib import Parallel, delayed
-
-        gaps = Parallel(n_jobs=given.workers)(delayed(read_gap)(source) for source in sources)
+        gaps = read_runs(read_gap, sources, given.workers)
         for name, part in ((GAP, "table"), (f"{GAP}-effects", "effects")):
             table = pd.concat([getattr(gap, part) for gap in gaps], ignore_index=True)
             write_text(assets() / "studies" / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
@@ -241,7 +241,7 @@ def main() -> None:
         write_sums()
         return
     for name, read in ((LAYERS, read_layers), (CLASSES, read_classes)) if given.what != "show" else ():
-        table = read_runs(read, sources, given.workers)
+        table = pd.concat(read_runs(read, sources, given.workers), ignore_index=True)
         over = given.what == "seeds"
         if over and name == LAYERS:
             judged = reading_verdicts(table)
