@@ -1,14 +1,17 @@
 """The frame around the tabs: the sidebar, the link that brings a view back, the view as code, and serving it all.
 
 A tab is a module with NAME, TITLE and `build(bar) -> Panel`. The frame draws the tab that is open whenever the runs, the
-seed or one of its controls change, and keeps the code and the link of the view beside it.
+seed or one of its controls change, and keeps the code and the link of the view beside it. Each tab has a state of its own,
+its turn; a new value there draws the tab, so that a change makes requests for the tab that is open and for no other.
 """
 
 import argparse
 import inspect
+import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -60,10 +63,25 @@ COPY = """(query) => {
 # on a phone the sidebar lies over the page: it begins closed there
 CLOSE_SIDEBAR = "() => { if (innerWidth < 768) document.querySelector('.sidebar.open .toggle-button')?.click(); }"
 # the first computation imports much; it begins once the picture is there, else it would slow down the loading of the page
-WHEN_PAINTED = """() => new Promise(done => {
+WHEN_PAINTED = """(...values) => new Promise(done => {
     const began = Date.now();
     const look = () => document.querySelector('#way img') || Date.now() - began > 1000
-        ? setTimeout(() => done([]), 200) : setTimeout(look, 50);
+        ? setTimeout(() => done(values), 200) : setTimeout(look, 50);
+    look();
+})"""
+# gradio mounts what a tab or a fold holds when it is first opened, and then fills it with what it knew before: a value that
+# arrives meanwhile is lost. So nothing is drawn there before its elements are in the document and filled. PLACES has, by the
+# element that opens, the elements to wait for; the answer begins with the key of the one that is open.
+WHEN_MOUNTED = """(...values) => new Promise(done => {
+    const places = PLACES, began = Date.now();
+    const shown = element => element && getComputedStyle(element).display != 'none';
+    const look = () => {
+        const open = Object.keys(places).find(place => shown(document.querySelector(place)));
+        const there = open && places[open].every(place => document.querySelector(place));
+        there || Date.now() - began > 3000 ? wait(2, open) : setTimeout(look, 20);
+    };
+    const wait = (frames, open) => frames
+        ? requestAnimationFrame(() => wait(frames - 1, open)) : setTimeout(() => done([open ?? '', ...values.slice(1)]), 20);
     look();
 })"""
 OPEN_CODE = """() => {
@@ -126,7 +144,9 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
     """A page of these tabs, not launched; `more` may add what nobody sees."""
     with gr.Blocks(title="R-REPA lab", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         active, settled = gr.State(tabs[0].NAME), gr.State("")
+        turns = {tab.NAME: gr.State(0) for tab in tabs}
         query = gr.Textbox(label="Query", elem_classes="unseen")
+        opened = gr.Textbox(label="What opened", elem_classes="unseen")
         with gr.Sidebar(width=300):
             bar, about = _sidebar()
             status = gr.Markdown(status_line(), elem_id="status")
@@ -135,12 +155,17 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
             as_code = gr.Button("Show as code", size="sm")
         gr.Markdown(INTRODUCTION)
         panels: dict[str, list[Panel]] = {}
+        opening = []
         with gr.Tabs(selected=tabs[0].NAME) as row:
             for tab in tabs:
-                with gr.Tab(tab.TITLE, id=tab.NAME) as one:
+                with gr.Tab(tab.TITLE, id=tab.NAME, elem_id=f"tab-{tab.NAME}") as one:
                     built = tab.build(bar)
                 panels[tab.NAME] = [built] if isinstance(built, Panel) else list(built)
-                one.select(_answer(tab.NAME), None, active, **HIDDEN)
+                opening.append(one.select)
+        gr.on(
+            opening, _opening(list(turns)), [opened, active], [active, *turns.values()], js=_when_mounted(panels),
+            trigger_mode="always_last", **HIDDEN,
+        )  # fmt: skip
         coding = gr.State(False)
         with gr.Accordion("This view as code", open=False, elem_id="code") as fold:
             gr.Markdown("Gives the numbers of the tab that is open. Runs by name: bundled, or a folder in `runs`.")
@@ -151,16 +176,19 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
         if more:
             more()
         as_code.click(None, js=OPEN_CODE)
-        fold.expand(_answer(True), None, coding, **HIDDEN)
+        fold.expand(_answer(True), opened, coding, js=_mounting({"#code": ["#code .cm-content"]}), **HIDDEN)
         fold.collapse(_answer(False), None, coding, **HIDDEN)
         copy.click(None, query, link, js=COPY).then(lambda: gr.Textbox(visible=True), None, link, queue=False, **HIDDEN)
         sides = [bar.run, bar.other, bar.seed]
         busy = {"show_progress": "minimal", "show_progress_on": status}
-        turns = [active.change, settled.change, bar.other.change, bar.seed.change]
+        gr.on(
+            [bar.other.change, bar.seed.change], _drawing_again(list(turns)), active, list(turns.values()),
+            trigger_mode="always_last", **HIDDEN,
+        )  # fmt: skip
         for name, parts in panels.items():
             for panel in parts:
                 drawn = gr.on(
-                    [*turns, *(_changed(component) for component in panel.inputs)],
+                    [turns[name].change, *(_changed(component) for component in panel.inputs)],
                     _drawing(name, panel), [active, *sides, *panel.inputs], panel.outputs, trigger_mode="always_last",
                     **(QUIET | (busy if panel.slow else {})),
                 )  # fmt: skip
@@ -168,24 +196,70 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
                     panel.stop.click(None, cancels=drawn)
             inputs = [component for panel in parts for component in panel.inputs]
             gr.on(
-                [*turns, coding.change, *map(_changed, dict.fromkeys(inputs))],
+                [turns[name].change, coding.change, *map(_changed, dict.fromkeys(inputs))],
                 _describing(name, parts), [active, coding, *sides, *inputs], [*codes, query],
                 trigger_mode="always_last", concurrency_id="describe", concurrency_limit=8, **HIDDEN,
             )  # fmt: skip
         fitted = [panel for parts in panels.values() for panel in parts if panel.fit]
         fits = [control for panel in fitted for control in panel.controls.values()]
-        bar.run.change(_fitting(fitted), [bar.run, *fits], [about, settled, *fits], **QUIET)
+        bar.run.change(
+            _fitting(fitted, list(turns)), [active, settled, bar.run, *fits], [*turns.values(), settled, about, *fits], **QUIET
+        )
         everything = [control for parts in panels.values() for panel in parts for control in panel.controls.values()]
         demo.load(None, js=CLOSE_SIDEBAR)
         demo.load(
-            _restoring(panels, bar, row, active, settled, about), None, [*sides, row, active, settled, about, *everything],
-            js=WHEN_PAINTED, **QUIET,
+            _restoring(panels, turns, bar, row, active, settled, about), active,
+            [*sides, row, active, *turns.values(), settled, about, *everything], js=WHEN_PAINTED, **QUIET,
         )  # fmt: skip
     return demo
 
 
 def _answer(value: Any) -> Callable[[], Any]:
-    return lambda: value
+    return lambda *_: value
+
+
+def _turn() -> int:
+    """A value that no turn has had."""
+    return time.monotonic_ns()
+
+
+def _taking_turns(names: Sequence[str]) -> Callable[[str], list[Any]]:
+    """The turns of all tabs, with a new value for the one that is to be drawn."""
+    return lambda drawn: [_turn() if name == drawn else gr.skip() for name in names]
+
+
+def _drawing_again(names: Sequence[str]) -> Callable[[str], Any]:
+    """Draw the tab that is open."""
+    turns = _taking_turns(names)
+
+    def draw_again(active: str) -> Any:
+        updates = turns(active)
+        return updates[0] if len(names) == 1 else updates
+
+    return draw_again
+
+
+def _opening(names: Sequence[str]) -> Callable[[str, str], list[Any]]:
+    """Draw the tab that has been opened, unless it was the open one already."""
+    turns = _taking_turns(names)
+
+    def opening(opened: str, active: str) -> list[Any]:
+        name = opened.removeprefix("#tab-")
+        return [name, *turns(name)] if name in names and name != active else [gr.skip(), *turns("")]
+
+    return opening
+
+
+def _mounting(places: Mapping[str, Sequence[str]]) -> str:
+    return WHEN_MOUNTED.replace("PLACES", json.dumps(places))
+
+
+def _when_mounted(panels: Mapping[str, Sequence[Panel]]) -> str:
+    """Wait for what is drawn in the tab that opens."""
+    return _mounting({
+        f"#tab-{name}": [f"#{output.elem_id}" for panel in parts for output in panel.outputs if output.elem_id]
+        for name, parts in panels.items()
+    })  # fmt: skip
 
 
 def _changed(component: Component) -> Any:
@@ -321,28 +395,36 @@ def _to_text(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
-def _fitting(panels: Sequence[Panel]) -> Callable[..., Any]:
-    """Tell about a new run, and bring controls into its range, before anything is drawn with it."""
+def _fitting(panels: Sequence[Panel], names: Sequence[str]) -> Callable[..., Any]:
+    """Tell about a new run, bring controls into its range, and then draw the tab that is open."""
+    turns = _taking_turns(names)
 
     @computes
-    def fit(name: str, *values: Any) -> list[Any]:
+    def fit(active: str, settled: str, name: str, *values: Any) -> list[Any]:
         run, updates, rest = get_run(name), [], list(values)
         for panel in panels:
             mine, rest = rest[: len(panel.controls)], rest[len(panel.controls) :]
             made = panel.fit(run, *mine) if panel.fit else {}
             updates += [made.get(key, gr.skip()) for key in panel.controls]
-        return [about_run(name), name, *updates]
+        drawn = "" if settled == name else active  # the run of a link has been drawn already
+        return [*turns(drawn), name, about_run(name), *updates]
 
     return fit
 
 
 def _restoring(
-    panels: Mapping[str, Sequence[Panel]], bar: Bar, row: gr.Tabs, active: gr.State, settled: gr.State, about: gr.Markdown
+    panels: Mapping[str, Sequence[Panel]],
+    turns: Mapping[str, gr.State],
+    bar: Bar,
+    row: gr.Tabs,
+    active: gr.State,
+    settled: gr.State,
+    about: gr.Markdown,
 ) -> Callable[..., Any]:
     """Fill the page from the address it was opened with; what does not fit there is told, and left at its default."""
 
     @computes
-    def restore(request: gr.Request) -> dict[Any, Any]:
+    def restore(opened: str, request: gr.Request) -> dict[Any, Any]:
         query, names, wrong = dict(request.query_params), run_names(), []
         name, second = query.get("run", FIRST), query.get("compare", SECOND)
         try:
@@ -364,8 +446,11 @@ def _restoring(
         choices = other_choices()
         updates[bar.other] = gr.Dropdown(choices=choices, value=second) if linked and known else gr.Dropdown(choices=choices)
         tab, controls = query.get("tab", ""), dict[str, Component]({"seed": bar.seed})
+        if tab in panels and tab != opened:
+            updates[row] = gr.Tabs(selected=tab)  # drawn once it has opened
+        else:
+            updates[turns[opened]] = _turn()
         if tab in panels:
-            updates |= {row: gr.Tabs(selected=tab), active: tab}
             controls |= {key: control for panel in panels[tab] for key, control in panel.controls.items()}
         elif tab:
             wrong.append(f"no tab {tab!r}")

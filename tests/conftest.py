@@ -157,6 +157,18 @@ def page(page_server: tuple[str, int]) -> str:
     return page_server[0]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Of a browser test that failed, print what the page showed: a machine without a screen has nothing else to tell."""
+    report = yield
+    view = getattr(item, "funcargs", {}).get("view")
+    if report.when == "call" and report.failed and view is not None and not view.is_closed():
+        empty = view.locator("[aria-label='Empty value']").count()
+        shown = f"console: {view.errors}\n{empty} empty charts; text of the page:\n{view.locator('body').inner_text()}"
+        report.sections.append(("the page", shown))
+    return report
+
+
 @pytest.fixture
 def view(page: str) -> Iterator[Any]:
     """The page in a browser; `view.errors` is what its console complained of, `view.strays` are requests to elsewhere."""

@@ -121,6 +121,25 @@ def test_a_digit_drawn_with_the_mouse_is_classified(view):
     quiet(view)
 
 
+def test_a_change_makes_requests_for_the_open_tab_alone(view):
+    open_tab(view, "Samples")
+    view.wait_for_selector("img[alt='80 samples of every class from digits-none']")
+    view.wait_for_timeout(500)
+    made = []
+    view.on("request", lambda r: made.append(r.post_data_json["fn_index"]) if "/queue/join" in r.url else None)
+    before = view.locator("#samples-note").inner_text()
+    view.get_by_role("button", name="Roll").click()
+    view.wait_for_function("before => document.querySelector('#samples-note').innerText != before", arg=before)
+    view.wait_for_timeout(1000)
+    assert 1 < len(made) == len(set(made)) <= 4, made
+    made.clear()
+    open_tab(view, "Classify")
+    view.wait_for_selector("#confusion-2 .heatmaplayer image, #confusion-2 .heatmaplayer path", state="attached")
+    view.wait_for_timeout(1000)
+    assert len(made) == len(set(made)) <= 7, made  # its five parts, what opened, and the link
+    quiet(view)
+
+
 def test_uploads_are_classified_or_explained(view, digits, tmp_path):
     open_tab(view, "Classify")
     view.get_by_role("tab", name="Upload").click()
