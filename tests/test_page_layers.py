@@ -144,7 +144,7 @@ def test_scores_of_two_settings_are_those_of_the_study():
             shown = [[float(number) for number in pair] for pair in re.findall(r"(\d\.\d+) ± (\d\.\d+)", table)]
             assert any(np.allclose(pair, (row.value, row.sd), atol=1.1e-4) for pair in shown)
             assert row.protocol in table
-    assert "| training seeds (mean ± sd) | 3 | 3 |" in table
+    assert "| training seeds (mean ± sd) | 5 | 5 |" in table
     assert "aligned at `blocks.2.transformer.layers.1`, `blocks.3.transformer.layers.1`; best at block" in note
 
 
