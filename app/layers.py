@@ -39,7 +39,7 @@ METRICS = {
 }  # fmt: skip
 DIRECTIONS = {"forward": "real images", "reverse": "the generating pass"}
 SEEDS, SHIPPED_RUNS, MEASURED = "seeds", "bundled", "measured"
-SOURCES = {SEEDS: "three training seeds", SHIPPED_RUNS: "the bundled runs", MEASURED: "measured here"}
+SOURCES = {SEEDS: "several training seeds", SHIPPED_RUNS: "the bundled runs", MEASURED: "measured here"}
 TABLES = {SEEDS: f"{LAYERS}-seeds", SHIPPED_RUNS: LAYERS}
 STRATEGIES = ["none", "forward", "detach", "reverse"]
 KINDS = {"linear": "linear probes", "knn": "k-NN probes", "similarity": "similarity to the teacher"}
