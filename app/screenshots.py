@@ -13,10 +13,10 @@ from rrepa_lab.places import bundled
 from rrepa_lab.studies.reading import LAYERS, load_table
 from rrepa_lab.viz.layers import layer_curves
 
-# picture -> tab, what must be there, and the part of the page to show, in pixels
+# picture -> link, tab, what must be there, and the part of the page to show, in pixels
 VIEWS = {
-    "page": ("Reverse path", "#features-other img", 1010),
-    "page-layers": ("Layers", "#pair-map .heatmaplayer image", 800),
+    "page": ("?seed=4", "Reverse path", "#features-other img", 1010),
+    "page-layers": ("", "Layers", "#pair-map .heatmaplayer image", 800),
 }
 
 
@@ -31,9 +31,9 @@ def main() -> None:
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=["--no-sandbox"])
         view = browser.new_page(viewport={"width": 1200, "height": 1000})
-        for name, (tab, wanted, height) in VIEWS.items():
+        for name, (query, tab, wanted, height) in VIEWS.items():
             view.set_viewport_size({"width": 1200, "height": height})
-            view.goto(address)
+            view.goto(address + query)
             view.wait_for_selector("#way img")
             view.get_by_role("tab", name=tab, exact=True).click()
             view.wait_for_selector(wanted, state="attached")
