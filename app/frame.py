@@ -71,7 +71,7 @@ WHEN_PAINTED = """(...values) => new Promise(done => {
 })"""
 # gradio mounts what a tab or a fold holds when it is first opened, and then fills it with what it knew before: a value that
 # arrives meanwhile is lost. So nothing is drawn there before its elements are in the document and filled. PLACES has, by the
-# element that opens, the elements to wait for; the answer begins with the key of the one that is open.
+# element that opens, the elements to wait for; the first value, if any, becomes the key of the one that is open.
 WHEN_MOUNTED = """(...values) => new Promise(done => {
     const places = PLACES, began = Date.now();
     const shown = element => element && getComputedStyle(element).display != 'none';
@@ -80,8 +80,9 @@ WHEN_MOUNTED = """(...values) => new Promise(done => {
         const there = open && places[open].every(place => document.querySelector(place));
         there || Date.now() - began > 3000 ? wait(2, open) : setTimeout(look, 20);
     };
+    const answer = open => done(values.map((value, k) => k ? value : open ?? ''));
     const wait = (frames, open) => frames
-        ? requestAnimationFrame(() => wait(frames - 1, open)) : setTimeout(() => done([open ?? '', ...values.slice(1)]), 20);
+        ? requestAnimationFrame(() => wait(frames - 1, open)) : setTimeout(answer, 20, open);
     look();
 })"""
 OPEN_CODE = """() => {
@@ -163,7 +164,7 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
                 panels[tab.NAME] = [built] if isinstance(built, Panel) else list(built)
                 opening.append(one.select)
         gr.on(
-            opening, _opening(list(turns)), [opened, active], [active, *turns.values()], js=_when_mounted(panels),
+            opening, _opening(active, turns), [opened, active], [active, *turns.values()], js=_when_mounted(panels),
             trigger_mode="always_last", **HIDDEN,
         )  # fmt: skip
         coding = gr.State(False)
@@ -176,13 +177,13 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
         if more:
             more()
         as_code.click(None, js=OPEN_CODE)
-        fold.expand(_answer(True), opened, coding, js=_mounting({"#code": ["#code .cm-content"]}), **HIDDEN)
+        fold.expand(_answer(True), None, coding, js=_mounting({"#code": ["#code .cm-content"]}), **HIDDEN)
         fold.collapse(_answer(False), None, coding, **HIDDEN)
         copy.click(None, query, link, js=COPY).then(lambda: gr.Textbox(visible=True), None, link, queue=False, **HIDDEN)
         sides = [bar.run, bar.other, bar.seed]
         busy = {"show_progress": "minimal", "show_progress_on": status}
         gr.on(
-            [bar.other.change, bar.seed.change], _drawing_again(list(turns)), active, list(turns.values()),
+            [bar.other.change, bar.seed.change], lambda open_tab: {turns[open_tab]: _turn()}, active, list(turns.values()),
             trigger_mode="always_last", **HIDDEN,
         )  # fmt: skip
         for name, parts in panels.items():
@@ -203,19 +204,22 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
         fitted = [panel for parts in panels.values() for panel in parts if panel.fit]
         fits = [control for panel in fitted for control in panel.controls.values()]
         bar.run.change(
-            _fitting(fitted, list(turns)), [active, settled, bar.run, *fits], [*turns.values(), settled, about, *fits], **QUIET
+            _fitting(fitted, turns, settled, about),
+            [active, settled, bar.run, *fits],
+            [*turns.values(), settled, about, *fits],
+            **QUIET,
         )
         everything = [control for parts in panels.values() for panel in parts for control in panel.controls.values()]
         demo.load(None, js=CLOSE_SIDEBAR)
         demo.load(
-            _restoring(panels, turns, bar, row, active, settled, about), active,
-            [*sides, row, active, *turns.values(), settled, about, *everything], js=WHEN_PAINTED, **QUIET,
+            _restoring(panels, turns, bar, row, settled, about), active,
+            [*sides, row, *turns.values(), settled, about, *everything], js=WHEN_PAINTED, **QUIET,
         )  # fmt: skip
     return demo
 
 
 def _answer(value: Any) -> Callable[[], Any]:
-    return lambda *_: value
+    return lambda: value
 
 
 def _turn() -> int:
@@ -223,29 +227,12 @@ def _turn() -> int:
     return time.monotonic_ns()
 
 
-def _taking_turns(names: Sequence[str]) -> Callable[[str], list[Any]]:
-    """The turns of all tabs, with a new value for the one that is to be drawn."""
-    return lambda drawn: [_turn() if name == drawn else gr.skip() for name in names]
-
-
-def _drawing_again(names: Sequence[str]) -> Callable[[str], Any]:
-    """Draw the tab that is open."""
-    turns = _taking_turns(names)
-
-    def draw_again(active: str) -> Any:
-        updates = turns(active)
-        return updates[0] if len(names) == 1 else updates
-
-    return draw_again
-
-
-def _opening(names: Sequence[str]) -> Callable[[str, str], list[Any]]:
+def _opening(active: gr.State, turns: Mapping[str, gr.State]) -> Callable[[str, str], Any]:
     """Draw the tab that has been opened, unless it was the open one already."""
-    turns = _taking_turns(names)
 
-    def opening(opened: str, active: str) -> list[Any]:
+    def opening(opened: str, was_open: str) -> Any:
         name = opened.removeprefix("#tab-")
-        return [name, *turns(name)] if name in names and name != active else [gr.skip(), *turns("")]
+        return {active: name, turns[name]: _turn()} if name in turns and name != was_open else gr.skip()
 
     return opening
 
@@ -395,19 +382,22 @@ def _to_text(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
-def _fitting(panels: Sequence[Panel], names: Sequence[str]) -> Callable[..., Any]:
+def _fitting(
+    panels: Sequence[Panel], turns: Mapping[str, gr.State], settled: gr.State, about: gr.Markdown
+) -> Callable[..., Any]:
     """Tell about a new run, bring controls into its range, and then draw the tab that is open."""
-    turns = _taking_turns(names)
 
     @computes
-    def fit(active: str, settled: str, name: str, *values: Any) -> list[Any]:
-        run, updates, rest = get_run(name), [], list(values)
+    def fit(open_tab: str, before: str, name: str, *values: Any) -> dict[Any, Any]:
+        run, rest = get_run(name), list(values)
+        updates: dict[Any, Any] = {settled: name, about: about_run(name)}
+        if name != before:  # the run of a link has been drawn already
+            updates[turns[open_tab]] = _turn()
         for panel in panels:
             mine, rest = rest[: len(panel.controls)], rest[len(panel.controls) :]
             made = panel.fit(run, *mine) if panel.fit else {}
-            updates += [made.get(key, gr.skip()) for key in panel.controls]
-        drawn = "" if settled == name else active  # the run of a link has been drawn already
-        return [*turns(drawn), name, about_run(name), *updates]
+            updates |= {panel.controls[key]: update for key, update in made.items()}
+        return updates
 
     return fit
 
@@ -417,14 +407,13 @@ def _restoring(
     turns: Mapping[str, gr.State],
     bar: Bar,
     row: gr.Tabs,
-    active: gr.State,
     settled: gr.State,
     about: gr.Markdown,
 ) -> Callable[..., Any]:
     """Fill the page from the address it was opened with; what does not fit there is told, and left at its default."""
 
     @computes
-    def restore(opened: str, request: gr.Request) -> dict[Any, Any]:
+    def restore(open_tab: str, request: gr.Request) -> dict[Any, Any]:
         query, names, wrong = dict(request.query_params), run_names(), []
         name, second = query.get("run", FIRST), query.get("compare", SECOND)
         try:
@@ -446,10 +435,10 @@ def _restoring(
         choices = other_choices()
         updates[bar.other] = gr.Dropdown(choices=choices, value=second) if linked and known else gr.Dropdown(choices=choices)
         tab, controls = query.get("tab", ""), dict[str, Component]({"seed": bar.seed})
-        if tab in panels and tab != opened:
+        if tab in panels and tab != open_tab:
             updates[row] = gr.Tabs(selected=tab)  # drawn once it has opened
         else:
-            updates[turns[opened]] = _turn()
+            updates[turns[open_tab]] = _turn()
         if tab in panels:
             controls |= {key: control for panel in panels[tab] for key, control in panel.controls.items()}
         elif tab:

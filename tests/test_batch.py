@@ -205,7 +205,8 @@ def test_study_files(tmp_path, tiny):
 def test_the_shipped_study_is_within_its_limits():
     study, notebook = load_study("digits-layer-alignment")
     planned = cells(study, notebook)
-    assert len(planned) <= 60
+    assert len(planned) == 60
+    assert {cell.parameters["seed"] for cell in planned} == {0, 1, 2, 3, 4}
     assert all(cell.parameters["steps"] >= 500 and not cell.parameters["quick"] for cell in planned)
     assert {cell.parameters["strategy"] for cell in planned} == {"none", "forward", "detach", "reverse"}
 
