@@ -45,7 +45,7 @@ from shell import (
 )
 
 from rrepa_lab.errors import LabError
-from rrepa_lab.runs import pick_device
+from rrepa_lab.runs.store import pick_device
 from rrepa_lab.signals import ending_signals
 
 INTRODUCTION = (

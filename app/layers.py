@@ -12,10 +12,10 @@ from frame import Bar, Code, Panel, serve
 from shell import HIDDEN, computes, get_run, keep_file, pair, stamp, told, without_folders
 
 import rrepa_lab as rl
-from rrepa_lab.analysis.compare import settings_in
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.taps import Tap
-from rrepa_lab.places import assets, runs_root
+from rrepa_lab.measurements.compare import settings_in
+from rrepa_lab.paths import assets, runs_root
 from rrepa_lab.studies.alignment import (
     ALIGNED,
     BUNDLED,

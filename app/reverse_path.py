@@ -14,8 +14,9 @@ from shell import FIRST, HIDDEN, SECOND, TESTED, class_choices, get_run, label_o
 from torch import Tensor
 
 import rrepa_lab as rl
-from rrepa_lab.align.encoder import Encoder, match_grid
+from rrepa_lab.align.encoder import Encoder
 from rrepa_lab.align.projector import similarity
+from rrepa_lab.align.target import match_grid
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.sampling.denoise import Finished, finish

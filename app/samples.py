@@ -17,7 +17,7 @@ from shell import FIRST, QUIET, class_choices, computes, get_run, keep_file, lab
 from torch import Tensor
 
 import rrepa_lab as rl
-from rrepa_lab.flow.decoding import METHODS
+from rrepa_lab.flow.decode.engine import METHODS
 from rrepa_lab.viz.images import encoded, grid, picture
 
 NAME, TITLE = "samples", "Samples"

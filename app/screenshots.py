@@ -9,7 +9,7 @@ from demo import build_demo
 from frame import launch
 from playwright.sync_api import sync_playwright
 
-from rrepa_lab.places import bundled
+from rrepa_lab.paths import bundled
 from rrepa_lab.studies.reading import LAYERS, load_table
 from rrepa_lab.viz.layers import layer_curves
 

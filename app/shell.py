@@ -15,11 +15,11 @@ import pandas as pd
 from gradio.utils import get_upload_folder
 
 import rrepa_lab as rl
-from rrepa_lab.data.datasets import Batch
+from rrepa_lab.data.images import Batch
 from rrepa_lab.data.pictures import check_size, read_picture
 from rrepa_lab.errors import LabError
-from rrepa_lab.places import assets, runs_root
-from rrepa_lab.training.card import read_scores
+from rrepa_lab.paths import assets, runs_root
+from rrepa_lab.runs.card import read_scores
 
 MODEL = "model"  # concurrency group of the events that compute: they wait in one queue, and the lock lets in one at a time
 FIRST, SECOND = "digits-reverse", "digits-none"

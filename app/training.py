@@ -18,13 +18,12 @@ from shell import FIRST, HIDDEN, MODEL, NOTHING, SECOND, computes, desk, get_run
 from trainer import SEEDS, Training, trainer
 
 import rrepa_lab as rl
-from rrepa_lab.analysis.compare import as_text, settings_of
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.taps import Tap
-from rrepa_lab.places import assets, runs_root
-from rrepa_lab.presets import ALIGNED
-from rrepa_lab.training.loop import config_file
-from rrepa_lab.training.records import Records
+from rrepa_lab.measurements.compare import as_text, settings_of
+from rrepa_lab.paths import assets, runs_root
+from rrepa_lab.runs.presets import ALIGNED, config_file
+from rrepa_lab.runs.records import Records
 from rrepa_lab.viz.html import picture_table
 from rrepa_lab.viz.routing import atlas
 from rrepa_lab.viz.training import accuracy_curves, loss_curves, loss_parts, similarity_curves

@@ -12,46 +12,52 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rrepa_lab.align.measure import Alignment, alignment
-    from rrepa_lab.align.routing import gradient_ratio, refinement_errors, routing
+    from rrepa_lab.align.floors import position_floor
+    from rrepa_lab.analysis.alignment import Alignment, alignment
     from rrepa_lab.analysis.classify import Classification, classify, classify_steps, evidence
-    from rrepa_lab.analysis.compare import compare
     from rrepa_lab.analysis.embed import embed, neighbours, patch_colours
-    from rrepa_lab.analysis.evaluate import evaluate, evaluate_samples
-    from rrepa_lab.analysis.floors import position_floor, teacher_floors
+    from rrepa_lab.analysis.floors import teacher_floors
     from rrepa_lab.analysis.noise_choice import choose_read_noise
     from rrepa_lab.analysis.probe import best_layer, probe
     from rrepa_lab.analysis.report import ClassificationReport, classification_report
+    from rrepa_lab.analysis.routing import gradient_ratio, refinement_errors, routing
     from rrepa_lab.analysis.similarity import similarity
     from rrepa_lab.analysis.trace import Trace, agreement, trace
     from rrepa_lab.errors import LabError
-    from rrepa_lab.flow.tarflow import FlowConfig, FlowOutput, InverseOutput, TarFlow
-    from rrepa_lab.presets import preset
-    from rrepa_lab.published import import_tarflow
-    from rrepa_lab.results import write_result
-    from rrepa_lab.runs import Run, RunConfig, RunInfo, available, load
+    from rrepa_lab.evaluation.compare import compare
+    from rrepa_lab.evaluation.evaluate import evaluate, evaluate_samples
+    from rrepa_lab.evaluation.train import train
+    from rrepa_lab.flow.contract import FlowOutput, InverseOutput
+    from rrepa_lab.flow.tarflow.config import FlowConfig
+    from rrepa_lab.flow.tarflow.model import TarFlow
+    from rrepa_lab.measurements.results import write_result
+    from rrepa_lab.runs.config import RunConfig
+    from rrepa_lab.runs.import_tarflow import import_tarflow
+    from rrepa_lab.runs.presets import preset
+    from rrepa_lab.runs.run import Run
+    from rrepa_lab.runs.store import RunInfo, available, load
     from rrepa_lab.sampling.calibrate import calibrate
     from rrepa_lab.sampling.sample import Samples, sample
-    from rrepa_lab.training.loop import StepReport, train
+    from rrepa_lab.training.session import StepReport
 
 # public name -> module; each is imported when first used, so that `import rrepa_lab` is quick
 _HOMES = {
-    "Alignment": "align.measure",
-    "alignment": "align.measure",
-    "gradient_ratio": "align.routing",
-    "refinement_errors": "align.routing",
-    "routing": "align.routing",
+    "Alignment": "analysis.alignment",
+    "alignment": "analysis.alignment",
+    "gradient_ratio": "analysis.routing",
+    "refinement_errors": "analysis.routing",
+    "routing": "analysis.routing",
     "Classification": "analysis.classify",
     "classify": "analysis.classify",
     "classify_steps": "analysis.classify",
     "evidence": "analysis.classify",
-    "compare": "analysis.compare",
+    "compare": "evaluation.compare",
     "embed": "analysis.embed",
     "neighbours": "analysis.embed",
     "patch_colours": "analysis.embed",
-    "evaluate": "analysis.evaluate",
-    "evaluate_samples": "analysis.evaluate",
-    "position_floor": "analysis.floors",
+    "evaluate": "evaluation.evaluate",
+    "evaluate_samples": "evaluation.evaluate",
+    "position_floor": "align.floors",
     "teacher_floors": "analysis.floors",
     "choose_read_noise": "analysis.noise_choice",
     "best_layer": "analysis.probe",
@@ -63,23 +69,23 @@ _HOMES = {
     "agreement": "analysis.trace",
     "trace": "analysis.trace",
     "LabError": "errors",
-    "FlowConfig": "flow.tarflow",
-    "FlowOutput": "flow.tarflow",
-    "InverseOutput": "flow.tarflow",
-    "TarFlow": "flow.tarflow",
-    "preset": "presets",
-    "import_tarflow": "published",
-    "write_result": "results",
-    "Run": "runs",
-    "RunConfig": "runs",
-    "RunInfo": "runs",
-    "available": "runs",
-    "load": "runs",
+    "FlowConfig": "flow.tarflow.config",
+    "FlowOutput": "flow.contract",
+    "InverseOutput": "flow.contract",
+    "TarFlow": "flow.tarflow.model",
+    "preset": "runs.presets",
+    "import_tarflow": "runs.import_tarflow",
+    "write_result": "measurements.results",
+    "Run": "runs.run",
+    "RunConfig": "runs.config",
+    "RunInfo": "runs.store",
+    "available": "runs.store",
+    "load": "runs.store",
     "calibrate": "sampling.calibrate",
     "Samples": "sampling.sample",
     "sample": "sampling.sample",
-    "StepReport": "training.loop",
-    "train": "training.loop",
+    "StepReport": "training.session",
+    "train": "evaluation.train",
 }
 
 __all__ = [

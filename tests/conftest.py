@@ -17,9 +17,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import rrepa_lab as rl
-from rrepa_lab.align.routing import perturb
-from rrepa_lab.data.datasets import DataConfig, load_split, whole
-from rrepa_lab.places import bundled
+from rrepa_lab.data.config import DataConfig
+from rrepa_lab.data.splits import load_split
+from rrepa_lab.data.subset import whole
+from rrepa_lab.flow.perturb import perturb
+from rrepa_lab.paths import bundled
 
 # under pytest-xdist the workers share the cores, with the kernels and commands they start
 if "PYTEST_XDIST_WORKER" in os.environ:

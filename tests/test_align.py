@@ -7,10 +7,11 @@ from conftest import CONFIGS, make_flow
 from torch.testing import assert_close
 
 import rrepa_lab as rl
-from rrepa_lab.align.encoder import Encoder, EncoderConfig, match_grid
+from rrepa_lab.align.encoder import Encoder, EncoderConfig
 from rrepa_lab.align.projector import Projectors, alignment_loss, similarity
-from rrepa_lab.align.routing import parameter_groups
 from rrepa_lab.align.strategies import STRATEGIES, features, pseudo_reverse
+from rrepa_lab.align.target import match_grid
+from rrepa_lab.analysis.routing import parameter_groups
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.taps import Tap
 
@@ -282,8 +283,9 @@ def test_match_grid():
 
 
 def test_bundled_encoder_saw_no_label_and_beats_an_untrained_one():
-    from rrepa_lab.align.selfsup import DIGITS_VIT, knn_table
-    from rrepa_lab.data.datasets import DataConfig
+    from rrepa_lab.data.config import DataConfig
+    from rrepa_lab.runs.presets import DIGITS_VIT
+    from rrepa_lab.training.selfsup import knn_table
 
     table = knn_table(Encoder(DIGITS_VIT.override({"weights": "bundled:digits"})), DataConfig()).set_index("features")
     accuracy = table.knn_accuracy

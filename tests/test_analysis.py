@@ -13,10 +13,13 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.analysis.classify import label_gain
-from rrepa_lab.analysis.evaluator import accuracy, frechet_distance, load_evaluator
-from rrepa_lab.data.datasets import Batch, DataConfig, load_split, whole
+from rrepa_lab.data.config import DataConfig
+from rrepa_lab.data.images import Batch
+from rrepa_lab.data.splits import load_split
+from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
-from rrepa_lab.flow.decoding import METHODS
+from rrepa_lab.evaluation.evaluator import accuracy, frechet_distance, load_evaluator
+from rrepa_lab.flow.decode.engine import METHODS
 from rrepa_lab.sampling.denoise import denoise_step
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.viz.images import grid

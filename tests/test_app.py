@@ -17,8 +17,8 @@ from PIL import Image
 
 import rrepa_lab as rl
 from rrepa_lab.cli import main
-from rrepa_lab.data.pixels import from_picture, read_picture
-from rrepa_lab.places import bundled
+from rrepa_lab.data.pictures import from_picture, read_picture
+from rrepa_lab.paths import bundled
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.viz.html import picture_table
 from rrepa_lab.viz.images import picture

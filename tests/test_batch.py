@@ -13,8 +13,6 @@ import nbformat
 import pandas as pd
 import pytest
 
-from rrepa_lab.analysis.claims import Claim, verdicts
-from rrepa_lab.analysis.compare import Finding, compare, gather, markdown, tabulate, wide
 from rrepa_lab.batch.cell import finished, read_record
 from rrepa_lab.batch.driver import plan, run_batch
 from rrepa_lab.batch.notebook import find_notebook, read_notebook
@@ -22,8 +20,11 @@ from rrepa_lab.batch.study import Study, axis, cells, load_study, parse_grid
 from rrepa_lab.batch.summary import summarise
 from rrepa_lab.cli import main
 from rrepa_lab.errors import LabError
-from rrepa_lab.places import assets
-from rrepa_lab.results import read_result, write_result
+from rrepa_lab.evaluation.compare import compare, gather
+from rrepa_lab.measurements.claims import Claim, verdicts
+from rrepa_lab.measurements.compare import Finding, markdown, tabulate, wide
+from rrepa_lab.measurements.results import read_result, write_result
+from rrepa_lab.paths import assets
 from rrepa_lab.viz.comparison import report, spread
 
 # jupyter's own warnings, and joblib's when a worker is killed on purpose

@@ -13,7 +13,7 @@ import torch
 import rrepa_lab as rl
 from rrepa_lab.bench import bench, timing
 from rrepa_lab.cli import main
-from rrepa_lab.places import assets
+from rrepa_lab.paths import assets
 
 speed = importlib.import_module("rrepa_lab.bench.speed")
 scaling = importlib.import_module("rrepa_lab.bench.scaling")

@@ -7,7 +7,7 @@ import time
 import pytest
 from conftest import reopen
 
-from rrepa_lab.presets import ALIGNED
+from rrepa_lab.runs.presets import ALIGNED
 from rrepa_lab.viz.images import picture
 
 pytestmark = pytest.mark.browser

@@ -15,7 +15,7 @@ from PIL import Image
 import rrepa_lab as rl
 from rrepa_lab.cli import main
 from rrepa_lab.cli.words import class_labels
-from rrepa_lab.data.pixels import from_picture
+from rrepa_lab.data.pictures import from_picture
 from rrepa_lab.errors import LabWarning
 from rrepa_lab.viz.images import picture
 
@@ -134,8 +134,8 @@ def test_doctor(capsys):
 def test_doctor_notices_a_changed_file(capsys, tmp_path, monkeypatch):
     import shutil
 
-    from rrepa_lab import doctor
-    from rrepa_lab.places import assets
+    from rrepa_lab.cli import doctor
+    from rrepa_lab.paths import assets
 
     shutil.copytree(assets(), tmp_path / "assets")
     with (tmp_path / "assets" / "runs" / "digits-none" / "model.safetensors").open("ab") as stream:

@@ -9,9 +9,12 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.errors import LabError
-from rrepa_lab.flow import decoding, memory, stepping, tarflow
-from rrepa_lab.flow.decoding import DecodePlan
+from rrepa_lab.flow import memory
+from rrepa_lab.flow.decode import engine as decoding
+from rrepa_lab.flow.decode import incremental as stepping
+from rrepa_lab.flow.decode.plan import DecodePlan
 from rrepa_lab.flow.taps import Tap
+from rrepa_lab.flow.tarflow import model as tarflow
 from rrepa_lab.sampling.sample import noise
 
 FAST = ["cached", "jacobi"]

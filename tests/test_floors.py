@@ -8,16 +8,17 @@ import torch
 from torch.nn import functional as F
 
 import rrepa_lab as rl
-from rrepa_lab.align.encoder import match_grid
-from rrepa_lab.analysis.floors import TargetMeans, position_floor, teacher_floors
-from rrepa_lab.data.datasets import load_split
+from rrepa_lab.align.floors import TargetMeans, position_floor
+from rrepa_lab.align.target import match_grid
+from rrepa_lab.analysis.floors import teacher_floors
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.data.pixels import training_noise
+from rrepa_lab.data.splits import load_split
 from rrepa_lab.errors import LabError
-from rrepa_lab.results import measurements
-from rrepa_lab.runs import build
+from rrepa_lab.measurements.results import measurements
+from rrepa_lab.runs.card import save_scores, score_lines, write_card
+from rrepa_lab.runs.run import build
 from rrepa_lab.studies.reading import over_seeds
-from rrepa_lab.training.card import save_scores, score_lines, write_card
 from rrepa_lab.training.objective import Objective
 from rrepa_lab.viz.layers import layer_curves, layer_map
 from rrepa_lab.viz.training import similarity_curves

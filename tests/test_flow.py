@@ -10,7 +10,7 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.flow.likelihood import bits_per_dim, flow_loss, nats_per_dim
 from rrepa_lab.flow.patches import patchify, unpatchify
 from rrepa_lab.flow.taps import Tap
-from rrepa_lab.flow.transformer import axial_angles, rotate
+from rrepa_lab.flow.tarflow.transformer import axial_angles, rotate
 
 
 def shut(a, b, atol):

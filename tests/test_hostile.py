@@ -24,18 +24,18 @@ from PIL import Image
 
 import rrepa_lab as rl
 from rrepa_lab.align.weights import read_tensors
-from rrepa_lab.analysis.compare import compare, gather
 from rrepa_lab.batch.cell import read_record
 from rrepa_lab.batch.notebook import read_notebook
 from rrepa_lab.batch.study import cells, load_study
 from rrepa_lab.data.pictures import load_picture
 from rrepa_lab.errors import LabError
-from rrepa_lab.published import _public_name, import_tarflow
-from rrepa_lab.results import read_result, write_result
+from rrepa_lab.evaluation.compare import compare, gather
+from rrepa_lab.measurements.results import read_result, write_result
+from rrepa_lab.runs.card import read_scores, score_lines, write_card
+from rrepa_lab.runs.import_tarflow import _public_name, import_tarflow
+from rrepa_lab.runs.presets import config_file
+from rrepa_lab.runs.records import Records
 from rrepa_lab.studies.alignment import layers_in
-from rrepa_lab.training.card import read_scores, score_lines, write_card
-from rrepa_lab.training.loop import config_file
-from rrepa_lab.training.records import Records
 from rrepa_lab.training.state import Checkpoint
 from rrepa_lab.viz.training import accuracy_curves, loss_curves, loss_parts, similarity_curves
 

@@ -18,7 +18,7 @@ import rrepa_lab as rl
 from rrepa_lab.cli import main
 from rrepa_lab.cli.making import stop_on_interrupt
 from rrepa_lab.errors import LabError
-from rrepa_lab.training.records import Records
+from rrepa_lab.runs.records import Records
 
 HARNESS = Path(__file__).with_name("kill_training.py")
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import chromium, free_port, served
 
-from rrepa_lab.places import bundled
+from rrepa_lab.paths import bundled
 
 pytestmark = [pytest.mark.notebooks, pytest.mark.filterwarnings("ignore")]
 

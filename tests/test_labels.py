@@ -13,11 +13,14 @@ from PIL import Image
 import rrepa_lab as rl
 from rrepa_lab.analysis.features import image_set
 from rrepa_lab.analysis.report import classification_report
-from rrepa_lab.data.datasets import DataConfig, TensorImages, check_data, class_names, load_split, whole
-from rrepa_lab.data.images import Batch
-from rrepa_lab.data.subset import Subset, balanced_rows, limited, subset_words
+from rrepa_lab.data.config import DataConfig
+from rrepa_lab.data.facts import check_data
+from rrepa_lab.data.images import Batch, TensorImages
+from rrepa_lab.data.splits import class_names, load_split
+from rrepa_lab.data.subset import Subset, balanced_rows, limited, subset_words, whole
 from rrepa_lab.errors import LabError
-from rrepa_lab.runs import build, complete
+from rrepa_lab.runs.config import complete
+from rrepa_lab.runs.run import build
 
 SMALL = {
     "data.image_size": 8, "flow.image_size": 8, "flow.patch_size": 4, "flow.width": 16, "flow.head_width": 16, "flow.blocks": 2,
@@ -244,7 +247,7 @@ def test_every_limit_takes_all_classes(trained):
 
 
 def test_the_training_watches_balanced_images(trained, monkeypatch):
-    from rrepa_lab.training import validation
+    from rrepa_lab.evaluation import validation
 
     monkeypatch.setattr(validation, "IMAGES", 3)
     config = complete(rl.preset("imagefolder-none").override(SMALL | {"data.path": str(trained / "photos")}))

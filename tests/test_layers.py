@@ -9,15 +9,15 @@ import torch
 from torch.nn import functional as F
 
 import rrepa_lab as rl
-from rrepa_lab.align.encoder import match_grid
 from rrepa_lab.align.projector import similarity as cosine
-from rrepa_lab.align.routing import perturb
+from rrepa_lab.align.target import match_grid
 from rrepa_lab.analysis.embed import pca, umap
 from rrepa_lab.analysis.features import Reading, together
 from rrepa_lab.analysis.probe import fit_knn, fit_linear
 from rrepa_lab.analysis.similarity import cka, cknna, hsic, mutual_knn
-from rrepa_lab.data.datasets import Batch
+from rrepa_lab.data.images import Batch
 from rrepa_lab.errors import LabError
+from rrepa_lab.flow.perturb import perturb
 from rrepa_lab.sampling.sample import noise
 
 
@@ -206,7 +206,7 @@ def test_probe_mistakes(run, some, settings, message):
 
 
 def test_a_flow_without_classes_has_no_label_to_ask_for(tiny):
-    from rrepa_lab.runs import build
+    from rrepa_lab.runs.run import build
 
     plain = build(tiny.override({"align.strategy": "none", "flow.classes": 0}), [str(k) for k in range(10)])
     with pytest.raises(LabError, match="no classes to ask for"):
@@ -314,7 +314,7 @@ def test_along_the_generating_pass_the_encoder_sees_the_finished_sample(run):
 
 def test_the_generating_pass_needs_no_data_set(tiny):
     """A run loaded without its images can still be read while it generates."""
-    from rrepa_lab.runs import build
+    from rrepa_lab.runs.run import build
 
     far = build(tiny.override({"data.name": "folder", "data.path": "nowhere"}), [str(k) for k in range(10)])
     perturb(far.flow, 0)

@@ -10,8 +10,8 @@ import pytest
 
 import rrepa_lab as rl
 from rrepa_lab.batch.notebook import read_notebook
-from rrepa_lab.places import bundled
-from rrepa_lab.results import read_result
+from rrepa_lab.measurements.results import read_result
+from rrepa_lab.paths import bundled
 
 NOTEBOOKS = sorted(bundled("notebooks").glob("*.ipynb"))
 BY_DEFAULT = ("00_start_here", "03_alignment_strategies")

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import rrepa_lab as rl
-from rrepa_lab.data.pixels import from_picture
-from rrepa_lab.places import bundled
+from rrepa_lab.data.pictures import from_picture
+from rrepa_lab.paths import bundled
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.viz.images import picture
 

@@ -15,7 +15,7 @@ from conftest import reopen
 
 import rrepa_lab as rl
 from rrepa_lab.errors import LabError
-from rrepa_lab.places import assets, runs_root
+from rrepa_lab.paths import assets, runs_root
 from rrepa_lab.studies.alignment import curves_of, load_study_tables, study_settings, unguided
 from rrepa_lab.studies.reading import load_table
 from rrepa_lab.viz.layers import layer_curves, layer_map

@@ -17,9 +17,9 @@ from conftest import free_port, served
 import rrepa_lab as rl
 from rrepa_lab.cli import main
 from rrepa_lab.errors import LabError
-from rrepa_lab.places import bundled
-from rrepa_lab.training.loop import config_file
-from rrepa_lab.training.records import Records
+from rrepa_lab.paths import bundled
+from rrepa_lab.runs.presets import config_file
+from rrepa_lab.runs.records import Records
 
 gr = pytest.importorskip("gradio")
 

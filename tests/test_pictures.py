@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from rrepa_lab.data.datasets import DataConfig, load_split
+from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.pictures import from_picture, load_picture, read_picture
+from rrepa_lab.data.splits import load_split
 from rrepa_lab.errors import LabError
 
 RAMP = np.tile(np.linspace(0, 255, 16).round().astype(np.uint8), (16, 1))

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.cli import main
-from rrepa_lab.data.datasets import DataConfig
+from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.pictures import from_picture
 from rrepa_lab.data.prepare import as_digit, prepare
 from rrepa_lab.viz.images import picture

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import rrepa_lab as rl
 from rrepa_lab.cli import main
 from rrepa_lab.errors import LabWarning
-from rrepa_lab.published import facts, import_tarflow
+from rrepa_lab.runs.import_tarflow import facts, import_tarflow
 from rrepa_lab.sampling.sample import noise
 
 SIDE, PATCH, CHANNELS, WIDTH, BLOCKS, LAYERS, CLASSES = 4, 4, 3, 128, 3, 2, 5

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import rrepa_lab as rl
-from rrepa_lab.align.measure import alignment
+from rrepa_lab.analysis.alignment import alignment
 from rrepa_lab.analysis.features import Reading
 from rrepa_lab.analysis.noise_choice import save_read_noise
 from rrepa_lab.cli import main
 from rrepa_lab.data.images import Batch
-from rrepa_lab.training.validation import Validation
+from rrepa_lab.evaluation.validation import Validation
 
 
 @pytest.fixture(scope="module")

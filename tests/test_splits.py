@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 
 import rrepa_lab as rl
-from rrepa_lab.data.datasets import DataConfig, check_data, class_names, load_split, split_rule, splits, validation_split, whole
+from rrepa_lab.data.config import DataConfig
+from rrepa_lab.data.facts import check_data
 from rrepa_lab.data.loaders import stream
+from rrepa_lab.data.splits import class_names, load_split, split_rule, splits, validation_split
+from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
 
 ALL = ("train", "val", "test")
@@ -333,8 +336,8 @@ def test_a_dry_run_tells_the_data(tmp_path, capsys):
 
 
 def test_validation_never_reads_training_or_test_pictures(tmp_path):
-    from rrepa_lab.runs import complete
-    from rrepa_lab.training.validation import Validation
+    from rrepa_lab.evaluation.validation import Validation
+    from rrepa_lab.runs.config import complete
 
     made(tmp_path, {"a": 20})
     fill(tmp_path / "b", 20, first=100)  # the red channel is a number of its own for each picture

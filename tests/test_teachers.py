@@ -9,8 +9,8 @@ from torch.testing import assert_close
 import rrepa_lab as rl
 from rrepa_lab.align import hub as hubs
 from rrepa_lab.align.encoder import Encoder, EncoderConfig, out_of_memory
+from rrepa_lab.align.target import Teacher, grid_hint
 from rrepa_lab.errors import LabError, LabWarning
-from rrepa_lab.training.teacher import Teacher, grid_hint
 
 gr = pytest.importorskip("gradio")
 

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.errors import LabError
-from rrepa_lab.runs import build
+from rrepa_lab.runs.run import build
 
 LABELS = {
     "none": None,

@@ -17,15 +17,21 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.align.encoder import Encoder
-from rrepa_lab.align.routing import perturb
-from rrepa_lab.data.datasets import Batch, DataConfig, TensorImages, load_split, whole
+from rrepa_lab.data.config import DataConfig
+from rrepa_lab.data.images import Batch, TensorImages
 from rrepa_lab.data.loaders import SeededBatches, generator
-from rrepa_lab.data.pixels import dequantize, from_drawing, from_picture, to_integers
+from rrepa_lab.data.pictures import from_picture
+from rrepa_lab.data.pixels import dequantize, from_drawing, to_integers
+from rrepa_lab.data.splits import load_split
+from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
-from rrepa_lab.runs import RunConfig, build, describe_config
-from rrepa_lab.training.loop import read_config
+from rrepa_lab.flow.perturb import perturb
+from rrepa_lab.runs.config import RunConfig
+from rrepa_lab.runs.describe import describe_config
+from rrepa_lab.runs.presets import read_config
+from rrepa_lab.runs.records import Records
+from rrepa_lab.runs.run import build
 from rrepa_lab.training.objective import Objective
-from rrepa_lab.training.records import Records
 from rrepa_lab.training.schedule import ema_decay, learning_rate
 
 
@@ -323,7 +329,7 @@ def test_kept_features_of_image_files_read_by_workers(tiny, tmp_path):
 
 
 def test_recomputed_layers_train_the_same(tiny, tmp_path, monkeypatch):
-    from rrepa_lab.flow import transformer
+    from rrepa_lab.flow.tarflow import transformer
 
     plain, calls = transformer.checkpoint, []
 

@@ -11,12 +11,14 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.data.augment import shifted
-from rrepa_lab.data.datasets import DataConfig, load_split, whole
+from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.loaders import generator
+from rrepa_lab.data.splits import load_split
+from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
+from rrepa_lab.runs.records import Records
 from rrepa_lab.training import precision
 from rrepa_lab.training.processes import accelerator_on
-from rrepa_lab.training.records import Records
 from rrepa_lab.training.state import Checkpoint
 
 
@@ -135,7 +137,7 @@ def test_the_precision_is_measured_quickly_and_kept_with_the_run(tiny, tmp_path,
 
 
 def test_every_preset_measures_its_precision():
-    from rrepa_lab.presets import names
+    from rrepa_lab.runs.presets import names
 
     assert {rl.preset(name).train.precision for name in names()} == {"auto"}
 
@@ -197,7 +199,7 @@ def test_the_best_weights_are_kept_beside_the_last(tiny, tmp_path):
     run = rl.load(tmp_path / "run")
     assert run.step == best
     assert rl.load(tmp_path / "run", checkpoint="last").step == 40
-    from rrepa_lab.training.validation import Validation
+    from rrepa_lab.evaluation.validation import Validation
 
     measured = Validation(config, load_split(config.data, "train"), torch.device("cpu"))(run)
     assert measured["held_out_nats_per_dim"] == pytest.approx(values[best], abs=1e-5)

@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
-from rrepa_lab.analysis.claims import COLUMNS, Claim, claim_lines, verdict_table, verdicts
-from rrepa_lab.analysis.compare import Finding, gather, tabulate
 from rrepa_lab.batch.study import Study, load_study
 from rrepa_lab.batch.summary import claims_markdown
 from rrepa_lab.cli.batching import _tell_verdicts
 from rrepa_lab.errors import LabError
-from rrepa_lab.places import assets
+from rrepa_lab.evaluation.compare import gather
+from rrepa_lab.measurements.claims import COLUMNS, Claim, claim_lines, verdict_table, verdicts
+from rrepa_lab.measurements.compare import Finding, tabulate
+from rrepa_lab.paths import assets
 from rrepa_lab.viz.comparison import report
 
 STUDY = "digits-layer-alignment"

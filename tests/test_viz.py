@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rrepa_lab as rl
-from rrepa_lab.data.datasets import Batch
+from rrepa_lab.data.images import Batch
 from rrepa_lab.errors import LabError
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.studies.reading import over_seeds

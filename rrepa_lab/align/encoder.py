@@ -21,7 +21,7 @@ from rrepa_lab.checks import LARGEST_SEED
 from rrepa_lab.config import Config
 from rrepa_lab.data.loaders import seeded
 from rrepa_lab.errors import LabError, LabWarning, unknown
-from rrepa_lab.places import assets
+from rrepa_lab.paths import assets
 
 BUNDLED = "bundled:"
 
@@ -210,18 +210,3 @@ def first_line(error: Exception) -> str:
     """Kind and first line of an error of another library."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def match_grid(features: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """Resample patch features (B, n, E) from the encoder's grid to the flow's (B, side * side, E).
-
-    Averages where the encoder is finer, interpolates where it is coarser; the same tensor when the grids agree.
-    """
-    if grid == (side, side):
-        return features
-    maps = features.transpose(1, 2).unflatten(2, grid)
-    if min(grid) >= side:
-        maps = F.adaptive_avg_pool2d(maps, side)
-    else:
-        maps = F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False)
-    return maps.flatten(2).transpose(1, 2)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rrepa_lab.flow.block import AffineBlock
-from rrepa_lab.flow.tarflow import FlowOutput, TarFlow, label_of_block
+from rrepa_lab.flow.contract import FlowOutput
+from rrepa_lab.flow.tarflow.block import AffineBlock
+from rrepa_lab.flow.tarflow.model import TarFlow, label_of_block
 
 
 @dataclass

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from rrepa_lab.align.segments import encode_with_features
 from rrepa_lab.config import Config
+from rrepa_lab.flow.contract import FlowOutput
 from rrepa_lab.flow.taps import Tap
-from rrepa_lab.flow.tarflow import FlowOutput, TarFlow, label_of_block
+from rrepa_lab.flow.tarflow.model import TarFlow, label_of_block
 
 Strategy = Literal["none", "forward", "detach", "reverse", "reverse-exact"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)

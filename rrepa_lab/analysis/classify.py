@@ -13,7 +13,7 @@ At s = 0 the derivative with respect to logit k is 1/K of the derivative with re
 classes; so K times the gradient score is the gain log p(x | k) - log p(x) to first order, and the one-step rule is
 Bayes' rule with the log-likelihood taken as linear in the weights. `Classification.probability` uses that.
 
-The noise under which images are read is a choice of its own: `analysis.reading_noise`.
+The noise under which images are read is a choice of its own: `analysis.noise`.
 
 Source: R-REPA, arXiv 2511.22345, Algorithm 1.
 """
@@ -25,14 +25,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rrepa_lab.analysis.reading_noise import ReadNoise, read_noise
+from rrepa_lab.analysis.noise import ReadNoise, read_noise
 from rrepa_lab.checks import real_number, seed_number, whole_number
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.finite import NotFiniteError, cause, listed, rows_not_finite
 from rrepa_lab.flow.inputs import as_images, gradients, leaf, usable
 from rrepa_lab.flow.likelihood import prior_log_prob
-from rrepa_lab.flow.tarflow import TarFlow
-from rrepa_lab.runs import Run
+from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.runs.run import Run
 
 Method = Literal["gradient", "bayes", "iterated"]
 METHODS: tuple[Method, ...] = ("gradient", "bayes", "iterated")
@@ -94,7 +94,7 @@ def classify(
         x: floats in [-1, 1], or uint8 in 0..255, as a tensor or a numpy array (see `flow.inputs`).
         method: "gradient" (the paper's Algorithm 1), "bayes" (exact, equal priors) or "iterated" (see the table above).
         draws: noise draws to average the log-likelihood over; 0 takes the images as they are; None is the run's own choice,
-            `config.read`, and 0 for a bare flow (see `analysis.reading_noise`).
+            `config.read`, and 0 for a bare flow (see `analysis.noise`).
         noise_std: sigma of those draws; the run's own, or the flow's training noise, by default.
         blocks: numbers of the blocks that see the label, the others seeing none; by default all do.
         steps, step_size, tolerance: of "iterated", see `classify_steps`.

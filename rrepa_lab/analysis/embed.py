@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rrepa_lab.analysis.features import Read, Reading, check_spread, together
-from rrepa_lab.analysis.tables import about, place
 from rrepa_lab.checks import real_number, whole_number
-from rrepa_lab.data.datasets import Batch, ImageSet
+from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.errors import LabError, unknown
-from rrepa_lab.flow.tarflow import Taps
-from rrepa_lab.runs import Run
+from rrepa_lab.flow.taps import Taps
+from rrepa_lab.measurements.columns import about, place
+from rrepa_lab.runs.run import Run
 
 METHODS = ("pca", "umap")
 _umap_lock = Lock()  # numba's workqueue threading layer aborts the process when two fits overlap

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rrepa_lab.analysis.reading_noise import ReadNoise, read_noise
+from rrepa_lab.analysis.noise import ReadNoise, read_noise
 from rrepa_lab.analysis.trace import DIRECTIONS
 from rrepa_lab.checks import real_number, whole_number
 from rrepa_lab.data.images import Batch, ImageSet, TensorImages
@@ -19,7 +19,7 @@ from rrepa_lab.data.loaders import stream
 from rrepa_lab.data.subset import limited
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.inputs import as_images
-from rrepa_lab.runs import Run
+from rrepa_lab.runs.run import Run
 from rrepa_lab.sampling.denoise import finish
 from rrepa_lab.sampling.sample import noise, seed_range
 
@@ -42,7 +42,7 @@ class Reading:
 
     direction: "forward" reads real images, "reverse" the generating pass from fresh noise. pool: "mean" over tokens, or
     "all" tokens side by side. noise_std, draws: of the noise on real images, features being averaged over the draws; None is
-    as `analysis.reading_noise.read_noise` has it. feed_label: tell the flow the class.
+    as `analysis.noise.read_noise` has it. feed_label: tell the flow the class.
     guidance: of the generating pass. samples: how many are generated, with seeds from `seed` on and labels in turn.
     """
 

@@ -1,100 +1,23 @@
-"""What a cosine with the teacher is worth: how near one comes to its patch features without reading the image.
-
-Patch features have much in common: a mean over images, one for each position, is already near to all of them, and the mean
-over the images of a class nearer still. The constant with the highest mean cosine is the mean of the targets scaled to unit
-length. A cosine of an aligned layer says something about the image by as much as it exceeds that floor.
-"""
+"""The cosine of each aligned layer with the teacher beside its floors, see `align.floors`."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from rrepa_lab.align.encoder import Encoder, match_grid
+from rrepa_lab.align.encoder import Encoder
+from rrepa_lab.align.floors import TargetMeans
 from rrepa_lab.align.projector import similarity as cosine
+from rrepa_lab.align.target import match_grid
 from rrepa_lab.analysis.features import Reading, image_set
-from rrepa_lab.analysis.tables import about, place
-from rrepa_lab.data.datasets import Batch, ImageSet
+from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.data.loaders import stream
 from rrepa_lab.errors import LabError
-from rrepa_lab.flow.tarflow import Taps
-from rrepa_lab.runs import Run
-
-POSITION, LABEL_POSITION = "position", "label and position"
-
-
-class Floor(NamedTuple):
-    """Mean cosine over patches of each image (B,) with the best constants."""
-
-    position: Tensor  # the same constant for all images, one for each patch position
-    label_position: Tensor  # one for each class and position; that of the position where a class has no other image
-
-
-class TargetMeans:
-    """Sums of unit-length teacher features by class and patch position, from which the best constants follow."""
-
-    def __init__(self, classes: int) -> None:
-        """For labels 0..classes-1; images with another label count for the position only."""
-        self.classes = classes
-        self.counts = torch.zeros(classes + 1)
-        self.sums = torch.zeros(0)
-
-    def add(self, target: Tensor, labels: Tensor) -> None:
-        """Features (B, T, E) of images with labels (B,)."""
-        unit = F.normalize(target.float(), dim=-1).cpu()
-        if not len(self.sums):
-            self.sums = torch.zeros(self.classes + 1, *unit.shape[1:])
-        rows = self._rows(labels)
-        self.sums.index_add_(0, rows, unit)
-        self.counts.index_add_(0, rows, torch.ones(len(rows)))
-
-    def floor(self, target: Tensor, labels: Tensor, own: bool = False) -> Floor:
-        """How near the constants come to features (B, T, E); `own`: these images were added, and each is left out of its own
-        constants.
-        """
-        unit, rows = F.normalize(target.float(), dim=-1).cpu(), self._rows(labels)
-        less = unit if own else torch.zeros_like(unit)
-        position = self.sums.sum(dim=0) - less
-        others = self.counts[rows] - float(own)
-        known = (others > 0.5) & (rows < self.classes)
-        by_class = torch.where(known[:, None, None], self.sums[rows] - less, position)
-        return Floor(*(F.cosine_similarity(unit, mean, dim=-1).mean(dim=-1) for mean in (position, by_class)))
-
-    def _rows(self, labels: Tensor) -> Tensor:
-        labels = labels.cpu().long()
-        return torch.where((labels >= 0) & (labels < self.classes), labels, self.classes)
-
-
-def position_floor(features: Tensor, labels: Tensor | None = None, chunk: int = 1024) -> dict[str, float]:
-    """Floors of a table of teacher features, for a training loop to state beside the similarity.
-
-    Args:
-        features: (n, T, E) of the training images.
-        labels: (n,) class ids; without them, or where all are negative, the position is the only floor.
-        chunk: images at a time.
-
-    Returns: {"position": mean cosine of the best constant for each position, "label_position": that for each class and
-        position}. Each image is left out of the constants that it is compared with, so that a class of few images has no
-        floor of 1.
-
-    Raises: LabError for fewer than two images, or another number of labels.
-    """
-    n = len(features)
-    if n < 2 or (labels is not None and len(labels) != n):
-        raise LabError(f"a floor needs at least two images, with a label each if any: {n} images, labels: {labels is not None}")
-    ids = torch.full((n,), -1) if labels is None else labels.cpu().long()
-    means = TargetMeans(max(0, int(ids.max()) + 1))
-    for part, y in zip(features.split(chunk), ids.split(chunk), strict=True):
-        means.add(part, y)
-    pairs = zip(features.split(chunk), ids.split(chunk), strict=True)
-    position, label_position = (
-        torch.cat(values) for values in zip(*(means.floor(part, y, own=True) for part, y in pairs), strict=True)
-    )
-    found = {"position": float(position.mean())}
-    return found | ({"label_position": float(label_position.mean())} if means.classes else {})
+from rrepa_lab.flow.taps import Taps
+from rrepa_lab.measurements.columns import about, place
+from rrepa_lab.runs.run import Run
 
 
 def teacher_means(run: Run, encoder: Encoder, images: ImageSet, batch: int = 256) -> TargetMeans:

@@ -6,14 +6,14 @@ import pandas as pd
 import torch
 
 from rrepa_lab.analysis.classify import classify
-from rrepa_lab.analysis.read_config import ReadConfig
-from rrepa_lab.analysis.reading_noise import read_noise
-from rrepa_lab.analysis.tables import about, accuracy
+from rrepa_lab.analysis.noise import read_noise
 from rrepa_lab.checks import whole_number
-from rrepa_lab.data.datasets import splits
+from rrepa_lab.data.splits import splits
 from rrepa_lab.data.subset import subset_words, whole
 from rrepa_lab.errors import LabError
-from rrepa_lab.runs import Run
+from rrepa_lab.measurements.columns import about, accuracy
+from rrepa_lab.runs.config import ReadConfig
+from rrepa_lab.runs.run import Run
 
 DRAWS = (0, 1, 4, 16)
 

@@ -16,14 +16,13 @@ from torch.nn import functional as F
 
 from rrepa_lab.analysis.classify import METHODS, classify
 from rrepa_lab.analysis.features import POOLS, Read, Reading, check_spread, image_set, in_turn, together
-from rrepa_lab.analysis.tables import about, accuracy, place
 from rrepa_lab.checks import real_number, whole_number
-from rrepa_lab.data.datasets import Batch, ImageSet, TensorImages
+from rrepa_lab.data.images import Batch, ImageSet, TensorImages
 from rrepa_lab.data.loaders import SeededBatches, seeded
 from rrepa_lab.errors import LabError, unknown
-from rrepa_lab.flow.taps import Tap
-from rrepa_lab.flow.tarflow import Taps
-from rrepa_lab.runs import Run, check_names
+from rrepa_lab.flow.taps import Tap, Taps
+from rrepa_lab.measurements.columns import about, accuracy, place
+from rrepa_lab.runs.run import Run, check_names
 from rrepa_lab.training.schedule import learning_rate
 
 PROBES = ("linear", "knn")
@@ -71,7 +70,7 @@ def probe(
         pool: "mean" over tokens, "all" tokens side by side, or "both", with rows for each. The mean forgets where things are:
             a probe of it may stay below one of raw pixels where a probe of all tokens does not.
         draws, noise_std: of the noise on all images that are read, and on those of the classifiers; features are averaged
-            over the draws. None is the run's own choice, `config.read`; see `analysis.reading_noise.read_noise`.
+            over the draws. None is the run's own choice, `config.read`; see `analysis.noise.read_noise`.
         neighbours: of the k-NN probe.
         solver: "sklearn" fits the linear probes to convergence on features held in memory; "torch" trains those of
             all taps together, reading the set `epochs` times and keeping no features; "auto" chooses by size. With

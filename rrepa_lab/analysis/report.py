@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.analysis.classify import classify
-from rrepa_lab.analysis.tables import about, accuracy
 from rrepa_lab.checks import whole_number
 from rrepa_lab.data.images import Batch
 from rrepa_lab.data.subset import subset_words, whole
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.inputs import as_labels
-from rrepa_lab.runs import Run
+from rrepa_lab.measurements.columns import about, accuracy
+from rrepa_lab.runs.run import Run
 
 
 class ClassificationReport(NamedTuple):

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rrepa_lab.align.encoder import Encoder, match_grid
+from rrepa_lab.align.encoder import Encoder
+from rrepa_lab.align.floors import LABEL_POSITION, POSITION, TargetMeans
 from rrepa_lab.align.projector import similarity as cosine
+from rrepa_lab.align.target import match_grid
 from rrepa_lab.analysis.features import Read, Reading, check_spread, image_set, together
-from rrepa_lab.analysis.floors import LABEL_POSITION, POSITION, TargetMeans, teacher_means
-from rrepa_lab.analysis.tables import about, place
-from rrepa_lab.data.datasets import Batch, ImageSet
+from rrepa_lab.analysis.floors import teacher_means
+from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.errors import LabError, unknown
-from rrepa_lab.flow.taps import Tap
-from rrepa_lab.flow.tarflow import Taps
-from rrepa_lab.runs import Run
+from rrepa_lab.flow.taps import Tap, Taps
+from rrepa_lab.measurements.columns import about, place
+from rrepa_lab.runs.run import Run
 
 KERNEL_METRICS = ("cknna", "cka", "mutual_knn")
 METRICS = (*KERNEL_METRICS, "teacher_cosine")
@@ -137,7 +138,7 @@ def similarity(
             one, or with all of `other_taps`.
         metrics: of "cknna", "cka", "mutual_knn" and "teacher_cosine"; by default all that apply. "teacher_cosine" is what
             alignment trains: the mean cosine over patches between the run's own projector and its own encoder, so it is
-            there only for taps that have a projector. Beside it stands its floor, see `analysis.floors`: the cosine that is
+            there only for taps that have a projector. Beside it stands its floor, see `align.floors`: the cosine that is
             reached without reading the image, by the best constants of the training split (its first `limit` images) for
             each position, where the label is fed for each class and position.
         direction: "forward": real images on their way to the noise. "reverse": the generating pass from fresh noise,
@@ -145,7 +146,7 @@ def similarity(
         neighbours: k of CKNNA and mutual k-NN.
         pool: "mean" over tokens, or "all" tokens side by side.
         draws, noise_std: of the noise on the images that the flows read, features being averaged over the draws; an encoder
-            reads them clean. None is the run's own choice, `config.read`; see `analysis.reading_noise.read_noise`.
+            reads them clean. None is the run's own choice, `config.read`; see `analysis.noise.read_noise`.
         feed_label: the flow is told the class (under "reverse": asked for one, labels in turn). The class vector that
             every block then adds makes features cluster by class, whatever the image: hence off by default.
         guidance: of the generating pass; needs feed_label.

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from rrepa_lab.analysis.classify import classify
 from rrepa_lab.analysis.features import image_set
-from rrepa_lab.analysis.tables import about, accuracy
 from rrepa_lab.checks import seed_number, whole_number
-from rrepa_lab.data.datasets import whole
 from rrepa_lab.data.loaders import generator
+from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
-from rrepa_lab.runs import Run
+from rrepa_lab.measurements.columns import about, accuracy
+from rrepa_lab.runs.run import Run
 
 BOOTSTRAP = 2000  # resamples of the images, for intervals
 STREAM = 91  # of the random numbers

@@ -8,14 +8,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rrepa_lab.analysis.tables import about, place
 from rrepa_lab.checks import real_number, whole_number
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.finite import NotFiniteError, cause, listed, rows_not_finite
 from rrepa_lab.flow.inputs import as_condition, as_images, as_noise
-from rrepa_lab.flow.taps import Tap
-from rrepa_lab.flow.tarflow import Taps, TarFlow
-from rrepa_lab.runs import Run
+from rrepa_lab.flow.taps import Tap, Taps
+from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.measurements.columns import about, place
+from rrepa_lab.runs.run import Run
 
 Direction = Literal["forward", "reverse"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")

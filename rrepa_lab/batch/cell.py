@@ -28,9 +28,9 @@ from rrepa_lab.batch.study import GridCell
 from rrepa_lab.config import Config
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import sha256, write_text
+from rrepa_lab.measurements.results import NAME as RESULT
+from rrepa_lab.measurements.results import read_result
 from rrepa_lab.readers import MIB, read_json, validate
-from rrepa_lab.results import NAME as RESULT
-from rrepa_lab.results import read_result
 
 RECORD, EXECUTED, LOG = "cell.json", "notebook.ipynb", "kernel.log"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")

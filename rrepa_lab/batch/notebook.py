@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from rrepa_lab import __version__
 from rrepa_lab.errors import LabError, unknown
-from rrepa_lab.places import bundled
+from rrepa_lab.paths import bundled
 from rrepa_lab.readers import MIB, check_file
 from rrepa_lab.values import finite, read_value
 

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator
 
-from rrepa_lab.analysis.claims import Claim
 from rrepa_lab.batch.notebook import Notebook, Parameter, find_notebook, read_notebook
 from rrepa_lab.config import Config
 from rrepa_lab.errors import LabError
-from rrepa_lab.places import assets
+from rrepa_lab.measurements.claims import Claim
+from rrepa_lab.paths import assets
 from rrepa_lab.readers import MissingFileError, read_yaml
 from rrepa_lab.values import number_range, read_value
 

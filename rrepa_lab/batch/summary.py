@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from rrepa_lab.analysis.claims import JUDGED, claim_lines, verdicts
-from rrepa_lab.analysis.compare import gather, markdown, tabulate
 from rrepa_lab.batch.cell import Task, finished
 from rrepa_lab.batch.study import Study
+from rrepa_lab.evaluation.compare import gather
 from rrepa_lab.files import write_text
+from rrepa_lab.measurements.claims import JUDGED, claim_lines, verdicts
+from rrepa_lab.measurements.compare import markdown, tabulate
+from rrepa_lab.measurements.results import NAME
 from rrepa_lab.readers import read_table
-from rrepa_lab.results import NAME
 from rrepa_lab.viz.comparison import report
 
 DIGITS = "%.6g"

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from rrepa_lab.align.routing import perturb
 from rrepa_lab.analysis.classify import classify
 from rrepa_lab.bench.decode import DECODERS, decoding
 from rrepa_lab.bench.scaling import scaling_table
@@ -19,9 +18,11 @@ from rrepa_lab.bench.timing import alternate, limited_threads, machine, summary
 from rrepa_lab.bench.train import step_costs
 from rrepa_lab.data.loaders import generator, seeded
 from rrepa_lab.errors import unknown
-from rrepa_lab.flow.tarflow import FlowConfig, TarFlow
-from rrepa_lab.presets import preset
-from rrepa_lab.runs import load
+from rrepa_lab.flow.perturb import perturb
+from rrepa_lab.flow.tarflow.config import FlowConfig
+from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.runs.presets import preset
+from rrepa_lab.runs.store import load
 
 __all__ = ["BENCHES", "DECODERS", "bench", "decoding", "step_costs"]
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.analysis.features import in_turn
-from rrepa_lab.analysis.tables import about
 from rrepa_lab.bench.timing import alternate, summary
 from rrepa_lab.errors import LabError
-from rrepa_lab.flow.decoding import METHODS
-from rrepa_lab.runs import Run
+from rrepa_lab.flow.decode.engine import METHODS
+from rrepa_lab.measurements.columns import about
+from rrepa_lab.runs.run import Run
 from rrepa_lab.sampling.sample import noise
 
 DECODERS = tuple(method for method in METHODS if method != "auto")  # "auto" is one of the others

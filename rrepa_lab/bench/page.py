@@ -17,8 +17,8 @@ import pandas as pd
 
 from rrepa_lab.bench.timing import spread
 from rrepa_lab.errors import LabError
-from rrepa_lab.places import bundled
-from rrepa_lab.runs import load
+from rrepa_lab.paths import bundled
+from rrepa_lab.runs.store import load
 from rrepa_lab.viz.images import picture
 
 CHROMIUM = "/usr/bin/chromium"

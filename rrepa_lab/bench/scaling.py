@@ -11,7 +11,7 @@ from rrepa_lab.analysis.classify import classify
 from rrepa_lab.bench.speed import random_flow
 from rrepa_lab.bench.timing import alternate, spread
 from rrepa_lab.data.loaders import generator
-from rrepa_lab.flow.tarflow import FlowConfig
+from rrepa_lab.flow.tarflow.config import FlowConfig
 from rrepa_lab.sampling.sample import noise
 
 BASE = FlowConfig(image_size=16, channels=3, patch_size=2, width=128, blocks=4, layers=2, classes=10)  # 64 tokens

@@ -22,8 +22,9 @@ from rrepa_lab.bench.timing import STRICT_MALLOC, alternate, ceiling, operations
 from rrepa_lab.bench.train import step
 from rrepa_lab.data.loaders import generator, seeded
 from rrepa_lab.errors import LabError
-from rrepa_lab.flow.tarflow import FlowConfig, TarFlow
-from rrepa_lab.runs import load
+from rrepa_lab.flow.tarflow.config import FlowConfig
+from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.runs.store import load
 from rrepa_lab.sampling.calibrate import calibrate
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.training.objective import Objective

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.align.projector import Projectors
-from rrepa_lab.align.routing import perturb
 from rrepa_lab.bench.timing import alternate, kept_bytes, summary
 from rrepa_lab.data.loaders import generator, seeded
-from rrepa_lab.flow.tarflow import TarFlow
-from rrepa_lab.runs import RunConfig
+from rrepa_lab.flow.perturb import perturb
+from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.training.objective import Objective
 
 

@@ -86,7 +86,7 @@ def _batch(given: argparse.Namespace) -> int:
     else:
         _tell(reports, failed, given.out, problem)
         if table is not None:
-            from rrepa_lab.analysis.compare import wide
+            from rrepa_lab.measurements.compare import wide
 
             print_rows(wide(table).to_dict("records"), False)
             if judged is not None:
@@ -99,7 +99,7 @@ def _asked(given: argparse.Namespace) -> "tuple[Study, Notebook]":
     """The study of a file, or the one that the options describe; --set and --timeout change either."""
     from rrepa_lab.batch.notebook import find_notebook, read_notebook
     from rrepa_lab.batch.study import Study, load_study, parse_grid
-    from rrepa_lab.places import assets
+    from rrepa_lab.paths import assets
 
     what = str(given.what)
     is_study = what.endswith((".yaml", ".yml")) or (assets() / "studies" / f"{what}.yaml").is_file()
@@ -141,7 +141,7 @@ def _tell(reports: "list[CellReport]", failed: "list[CellReport]", out: str, pro
 
 
 def _tell_verdicts(judged: "pd.DataFrame") -> None:
-    from rrepa_lab.analysis.claims import JUDGED, claim_lines
+    from rrepa_lab.measurements.claims import JUDGED, claim_lines
 
     print("\n" + "\n".join([*(line.replace("**", "") for line in claim_lines(judged)), "", JUDGED]))
 
@@ -160,7 +160,8 @@ def _facts(report: "CellReport") -> Mapping[str, Any]:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from rrepa_lab.analysis.compare import gather, markdown, tabulate, wide
+    from rrepa_lab.evaluation.compare import gather
+    from rrepa_lab.measurements.compare import markdown, tabulate, wide
 
     found = gather(given.sources)
     try:
@@ -182,7 +183,7 @@ def _compare(given: argparse.Namespace) -> int:
         print_rows(shown.drop(columns="protocol").to_dict("records"), False)
     else:
         print_rows(wide(table).to_dict("records"), False)
-        from rrepa_lab.analysis.compare import protocols
+        from rrepa_lab.measurements.compare import protocols
 
         hint(given, protocols(table))
     return 0

@@ -25,7 +25,7 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.signals import ending_signals
 
 if TYPE_CHECKING:
-    from rrepa_lab.align.selfsup import EncoderTrainConfig
+    from rrepa_lab.training.selfsup import EncoderTrainConfig
 
 
 def register(commands: Any) -> None:
@@ -78,9 +78,11 @@ def register(commands: Any) -> None:
 
 
 def _train(given: argparse.Namespace) -> int:
-    from rrepa_lab.data.datasets import describe_data
-    from rrepa_lab.runs import complete, describe_config
-    from rrepa_lab.training.loop import read_config, train
+    from rrepa_lab.data.facts import describe_data
+    from rrepa_lab.evaluation.train import train
+    from rrepa_lab.runs.config import complete
+    from rrepa_lab.runs.describe import describe_config
+    from rrepa_lab.runs.presets import read_config
 
     settings = _encoder_in(given.encoder) if given.encoder else {}
     settings |= dict(map(setting, given.set))
@@ -125,7 +127,7 @@ def _train(given: argparse.Namespace) -> int:
     if stopped():
         hint(given, f"stopped and saved; go on: rrepa-lab train {given.out}/config.json --out {given.out} --resume")
         return 1
-    from rrepa_lab.runs import load
+    from rrepa_lab.runs.store import load
 
     hint(given, f"look at samples: rrepa-lab sample {given.out} {sample_options(load(given.out).config.flow.classes)}")
     return 0
@@ -155,7 +157,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 def _import_tarflow(given: argparse.Namespace) -> int:
-    from rrepa_lab.published import facts, import_tarflow
+    from rrepa_lab.runs.import_tarflow import facts, import_tarflow
 
     run = import_tarflow(
         given.file,
@@ -177,7 +179,7 @@ def _import_tarflow(given: argparse.Namespace) -> int:
 def _sample(given: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from rrepa_lab.runs import load
+    from rrepa_lab.runs.store import load
     from rrepa_lab.sampling.sample import sample
     from rrepa_lab.viz.images import check_sheet, grid, picture_format, save_picture
 
@@ -222,8 +224,7 @@ def _sample(given: argparse.Namespace) -> int:
 
 def _encoder_train(given: argparse.Namespace) -> int:
     from rrepa_lab.align.encoder import Encoder
-    from rrepa_lab.align.selfsup import EncoderTrainConfig, encoder_of_folder, knn_table, train_encoder
-    from rrepa_lab.training.card import write_encoder_card
+    from rrepa_lab.training.selfsup import EncoderTrainConfig, encoder_of_folder, knn_table, train_encoder, write_encoder_card
 
     settings = dict(map(setting, given.set))
     config = (encoder_of_folder(given.data, given.size) if given.data else EncoderTrainConfig()).override(settings)
@@ -243,9 +244,9 @@ def _encoder_train(given: argparse.Namespace) -> int:
 def _trained_encoder(name: str) -> tuple[Path, "EncoderTrainConfig"]:
     """Folder and settings of an encoder, by bundled:<name> or folder."""
     from rrepa_lab.align.encoder import BUNDLED
-    from rrepa_lab.align.selfsup import EncoderTrainConfig
-    from rrepa_lab.places import assets
+    from rrepa_lab.paths import assets
     from rrepa_lab.readers import read_json, validate
+    from rrepa_lab.training.selfsup import EncoderTrainConfig
 
     folder = assets() / "encoders" / name.removeprefix(BUNDLED) if name.startswith(BUNDLED) else Path(name).expanduser()
     if not (folder / "config.json").is_file():
@@ -272,7 +273,7 @@ def _encoder_in(name: str) -> dict[str, Any]:
 
 def _encoder_score(given: argparse.Namespace) -> int:
     from rrepa_lab.align.encoder import Encoder
-    from rrepa_lab.align.selfsup import knn_table
+    from rrepa_lab.training.selfsup import knn_table
 
     folder, config = _trained_encoder(str(given.encoder))
     encoder = Encoder(config.encoder.override({"weights": str(folder / "model.safetensors")}))

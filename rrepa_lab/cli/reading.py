@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-    from rrepa_lab.runs import Run
+    from rrepa_lab.runs.run import Run
 
 
 def register(commands: Any) -> None:
@@ -82,9 +82,9 @@ def _trace(given: argparse.Namespace) -> int:
     import pandas as pd
     import torch
 
-    from rrepa_lab.analysis.tables import about, place
     from rrepa_lab.analysis.trace import state_gap, trace
-    from rrepa_lab.runs import load
+    from rrepa_lab.measurements.columns import about, place
+    from rrepa_lab.runs.store import load
     from rrepa_lab.sampling.sample import noise
     from rrepa_lab.viz.images import grid, picture_format, save_picture
 
@@ -196,7 +196,7 @@ def _classify(given: argparse.Namespace) -> int:
     import pandas as pd
 
     from rrepa_lab.analysis.classify import classify
-    from rrepa_lab.runs import load
+    from rrepa_lab.runs.store import load
 
     if bool(given.images) == bool(given.split):
         raise LabError("give picture files, or --split test")
@@ -279,7 +279,8 @@ def _probe(given: argparse.Namespace) -> int:
     from rrepa_lab.analysis.probe import PROBES, best_layer, probe
     from rrepa_lab.analysis.similarity import METRICS, similarity
     from rrepa_lab.errors import unknown
-    from rrepa_lab.runs import check_names, load
+    from rrepa_lab.runs.run import check_names
+    from rrepa_lab.runs.store import load
 
     metrics, taps = words(given.metrics), words(given.taps)
     for name in metrics:
@@ -349,9 +350,9 @@ def _probe_figures(path: Path, table: "pd.DataFrame") -> None:
 
 
 def _evaluate(given: argparse.Namespace) -> int:
-    from rrepa_lab.analysis.evaluate import evaluate
-    from rrepa_lab.runs import load
-    from rrepa_lab.training.card import save_scores
+    from rrepa_lab.evaluation.evaluate import evaluate
+    from rrepa_lab.runs.card import save_scores
+    from rrepa_lab.runs.store import load
 
     run = load(given.run_name, given.device)
     table = evaluate(run, words(given.split), given.samples, given.draws)
@@ -364,7 +365,7 @@ def _evaluate(given: argparse.Namespace) -> int:
 
 def _read_noise(given: argparse.Namespace) -> int:
     from rrepa_lab.analysis.noise_choice import choose_read_noise, save_read_noise
-    from rrepa_lab.runs import load
+    from rrepa_lab.runs.store import load
 
     run = load(given.run_name, given.device)
     draws = integers("--draws", given.draws)
@@ -390,7 +391,7 @@ def _plan(given: argparse.Namespace) -> int:
     import torch
 
     from rrepa_lab.bench.timing import limited_threads
-    from rrepa_lab.runs import load
+    from rrepa_lab.runs.store import load
     from rrepa_lab.sampling.calibrate import calibrate
 
     if given.run_name is None:

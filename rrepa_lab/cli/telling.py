@@ -22,8 +22,9 @@ def register(commands: Any) -> None:
 
 
 def _describe(given: argparse.Namespace) -> int:
-    from rrepa_lab.runs import available, describe_config, load
-    from rrepa_lab.training.loop import read_config
+    from rrepa_lab.runs.describe import describe_config
+    from rrepa_lab.runs.presets import read_config
+    from rrepa_lab.runs.store import available, load
 
     if given.source is None:
         rows = [
@@ -45,7 +46,7 @@ def _describe(given: argparse.Namespace) -> int:
         print_facts(describe_config(config), given.json)
         hint(given, f"where its gradient goes: rrepa-lab describe {given.source} --routing")
         return 0
-    from rrepa_lab.align.routing import routing
+    from rrepa_lab.analysis.routing import routing
 
     table = routing(source)
     if given.json:
@@ -63,7 +64,7 @@ def _describe(given: argparse.Namespace) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    from rrepa_lab.doctor import examine
+    from rrepa_lab.cli.doctor import examine
 
     table = examine()
     print_rows(table.to_dict("records"), given.json)
@@ -75,6 +76,6 @@ def _doctor(given: argparse.Namespace) -> int:
 
 def open_page(words: Sequence[str]) -> int:
     """Become app/demo.py, with these arguments."""
-    from rrepa_lab.places import bundled
+    from rrepa_lab.paths import bundled
 
     os.execv(sys.executable, [sys.executable, str(bundled("app") / "demo.py"), *words])

@@ -8,13 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rrepa_lab.data.pictures import from_picture, read_picture
 from rrepa_lab.errors import LabError
-
-__all__ = [
-    "add_noise", "dequantize", "from_drawing", "from_picture", "normal_rows", "read_picture", "to_integers", "to_uint8",
-    "to_unit", "training_noise",
-]  # fmt: skip
 
 
 def to_unit(values: Tensor, levels: int) -> Tensor:

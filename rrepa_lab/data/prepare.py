@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from rrepa_lab.data.datasets import DataConfig
+from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.pictures import eight_bits, from_picture
 from rrepa_lab.data.pixels import from_drawing
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rrepa_lab.errors import LabError, LabWarning, unknown
 from rrepa_lab.flow.finite import check_rows
-from rrepa_lab.flow.tarflow import TarFlow
+from rrepa_lab.flow.tarflow.model import TarFlow
 
 FAR = 5.0  # pixels beyond this, or beyond six sigma of the training noise around [-1, 1], are a warning
 

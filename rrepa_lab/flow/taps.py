@@ -12,6 +12,8 @@ from typing import NamedTuple, Self
 
 from rrepa_lab.errors import LabError, unknown
 
+Taps = str | Iterable[str]  # names or glob patterns
+
 
 class Tap(NamedTuple):
     """One address; `layer` counts from 1, or is "in" or "out"."""

@@ -11,10 +11,11 @@ import torch
 from rrepa_lab.checks import real_number, whole_number
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
-from rrepa_lab.flow.block import Guidance
-from rrepa_lab.flow.decoding import INNER, DecodePlan, decode_block, default_tolerance
-from rrepa_lab.flow.tarflow import TarFlow, label_of_block
-from rrepa_lab.runs import PLAN, Run
+from rrepa_lab.flow.condition import Guidance
+from rrepa_lab.flow.decode.engine import INNER, decode_block, default_tolerance
+from rrepa_lab.flow.decode.plan import DecodePlan
+from rrepa_lab.flow.tarflow.model import TarFlow, label_of_block
+from rrepa_lab.runs.run import PLAN, Run
 from rrepa_lab.sampling.sample import noise, seed_range
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)  # images decoded at once that jacobi and cached are compared at

@@ -13,8 +13,8 @@ from rrepa_lab.checks import real_number
 from rrepa_lab.data.pixels import from_dequantized
 from rrepa_lab.flow.finite import NotFiniteError, cause, check_rows, listed, rows_not_finite
 from rrepa_lab.flow.inputs import gradients, leaf, usable
-from rrepa_lab.flow.tarflow import TarFlow
-from rrepa_lab.runs import Run
+from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.runs.run import Run
 
 
 class Finished(NamedTuple):

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from rrepa_lab.checks import real_number, seed_list, seed_number, whole_number
 from rrepa_lab.errors import LabWarning
-from rrepa_lab.flow.decoding import Progress
+from rrepa_lab.flow.contract import InverseOutput
+from rrepa_lab.flow.decode.engine import Progress
 from rrepa_lab.flow.finite import NotFiniteError, cause, listed
 from rrepa_lab.flow.inputs import as_labels
 from rrepa_lab.flow.taps import Tap
-from rrepa_lab.flow.tarflow import InverseOutput, TarFlow
-from rrepa_lab.runs import Run
+from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.runs.run import Run
 from rrepa_lab.sampling.denoise import finish
 
 FAR = 10.0  # generated numbers beyond this are a warning: images lie in [-1, 1]

@@ -17,17 +17,18 @@ from typing import Any
 import pandas as pd
 import torch
 
-from rrepa_lab.analysis.compare import as_text, settings_of
 from rrepa_lab.analysis.probe import probe
 from rrepa_lab.analysis.similarity import similarity
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
-from rrepa_lab.places import assets
-from rrepa_lab.runs import RunConfig, load
+from rrepa_lab.measurements.compare import as_text, settings_of
+from rrepa_lab.paths import assets
+from rrepa_lab.runs.config import RunConfig
+from rrepa_lab.runs.presets import config_file
+from rrepa_lab.runs.records import Records
+from rrepa_lab.runs.store import load
 from rrepa_lab.studies.digits import write_sums
 from rrepa_lab.studies.reading import load_table, over_seeds, read_layer_table
-from rrepa_lab.training.loop import config_file
-from rrepa_lab.training.records import Records
 
 BUNDLED = "digits-layer-alignment"
 MEASURES = "measurements.csv"

@@ -23,18 +23,19 @@ import torch
 from joblib import Parallel, delayed
 
 from rrepa_lab.align.strategies import Strategy
-from rrepa_lab.analysis.claims import Claim, Contrast, verdict_table, verdicts
-from rrepa_lab.analysis.compare import Finding
-from rrepa_lab.analysis.evaluate import evaluate
-from rrepa_lab.analysis.evaluator import EvaluatorConfig, accuracy, load_evaluator, train_evaluator
-from rrepa_lab.data.datasets import DataConfig
+from rrepa_lab.data.config import DataConfig
+from rrepa_lab.evaluation.evaluate import evaluate
+from rrepa_lab.evaluation.evaluator import EvaluatorConfig, accuracy, load_evaluator, train_evaluator
+from rrepa_lab.evaluation.train import train
 from rrepa_lab.files import sha256, write_text
-from rrepa_lab.places import assets
-from rrepa_lab.presets import ALIGNED, digits
-from rrepa_lab.runs import RunConfig, load
-from rrepa_lab.training.card import save_scores
-from rrepa_lab.training.loop import train
-from rrepa_lab.training.records import Records
+from rrepa_lab.measurements.claims import Claim, Contrast, verdict_table, verdicts
+from rrepa_lab.measurements.compare import Finding
+from rrepa_lab.paths import assets
+from rrepa_lab.runs.card import save_scores
+from rrepa_lab.runs.config import RunConfig
+from rrepa_lab.runs.presets import ALIGNED, digits
+from rrepa_lab.runs.records import Records
+from rrepa_lab.runs.store import load
 
 SEEDS = (0, 1, 2, 3, 4)
 DRAWS = 16  # of the noise, for the likelihoods of a study
@@ -141,7 +142,7 @@ def study(out: Path, workers: int) -> pd.DataFrame:
 
 
 def strategy_verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """Whether each strategy is ahead of no alignment on the test split, paired by training seed; see `analysis.claims`."""
+    """Whether each strategy is ahead of no alignment on the test split, paired by training seed; see `measurements.claims`."""
     test = table[table["split"] == "test"]
     columns = ["run", "train_seed", "metric", "value", "unit", "n", "protocol"]
     found = [

@@ -22,18 +22,18 @@ from typing import TypeVar
 import pandas as pd
 import torch
 
-from rrepa_lab.analysis.claims import Claim, Contrast, verdict_table, verdicts
-from rrepa_lab.analysis.compare import Finding
 from rrepa_lab.analysis.probe import best_layer, probe
 from rrepa_lab.analysis.report import classification_report
 from rrepa_lab.analysis.similarity import similarity
 from rrepa_lab.analysis.step_gap import StepGap, step_gap
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
-from rrepa_lab.places import assets
-from rrepa_lab.presets import ALIGNED
+from rrepa_lab.measurements.claims import Claim, Contrast, verdict_table, verdicts
+from rrepa_lab.measurements.compare import Finding
+from rrepa_lab.paths import assets
 from rrepa_lab.readers import read_table
-from rrepa_lab.runs import load
+from rrepa_lab.runs.presets import ALIGNED
+from rrepa_lab.runs.store import load
 from rrepa_lab.studies.digits import SEEDS, write_sums
 
 LAYERS, CLASSES, GAP = "digits-layers", "digits-classification", "digits-step-gap"
@@ -144,7 +144,7 @@ def _readings(layers: pd.DataFrame) -> list[Finding]:
 
 
 def reading_verdicts(layers: pd.DataFrame) -> pd.DataFrame:
-    """What the per-seed table of `read_layers` says of the paper's claims about layers; see `analysis.claims.verdicts`.
+    """What the per-seed table of `read_layers` says of the paper's claims about layers; see `measurements.claims.verdicts`.
 
     "As good as" is tested as "at least as good as": contradicted where the probe's lead has an interval above zero.
     """

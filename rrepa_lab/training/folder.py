@@ -5,10 +5,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rrepa_lab.data.folder import first_names
+from rrepa_lab.data.layout import first_names
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import remove_leftovers
-from rrepa_lab.runs import RunConfig, _read_config, complete, load
+from rrepa_lab.runs.config import RunConfig, complete
+from rrepa_lab.runs.store import load
+from rrepa_lab.runs.store import read_config as _read_config
 from rrepa_lab.training.state import NAME as STATE
 from rrepa_lab.training.state import Checkpoint
 

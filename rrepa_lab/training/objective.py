@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from rrepa_lab.align.projector import Projectors, alignment_loss, similarity
 from rrepa_lab.align.strategies import AlignConfig, features
 from rrepa_lab.flow.likelihood import flow_loss
-from rrepa_lab.flow.tarflow import TarFlow
+from rrepa_lab.flow.tarflow.model import TarFlow
 
 
 class Losses(NamedTuple):

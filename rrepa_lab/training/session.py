@@ -15,31 +15,32 @@ from filelock import FileLock
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from rrepa_lab.analysis.floors import position_floor
+from rrepa_lab.align.floors import position_floor
+from rrepa_lab.align.target import CHUNK, Teacher
 from rrepa_lab.data.augment import shifted
-from rrepa_lab.data.datasets import Batch, TensorImages, load_split
+from rrepa_lab.data.images import Batch, ImageSet, TensorImages
 from rrepa_lab.data.loaders import SeededBatches, generator, stream
 from rrepa_lab.data.pixels import training_noise
+from rrepa_lab.data.splits import load_split
+from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.likelihood import HALF_LOG_2PI
-from rrepa_lab.flow.tarflow import TarFlow
-from rrepa_lab.runs import BEST, Run, RunConfig, build
+from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.runs.card import write_card
+from rrepa_lab.runs.config import RunConfig, TrainConfig
+from rrepa_lab.runs.records import Records
+from rrepa_lab.runs.run import BEST, Run, build
 from rrepa_lab.training import folder
-from rrepa_lab.training.card import write_card
 from rrepa_lab.training.objective import Losses, Objective
 from rrepa_lab.training.precision import resolve_precision
 from rrepa_lab.training.processes import accelerator_on, any_process, main_decides
-from rrepa_lab.training.records import Records
 from rrepa_lab.training.schedule import ema_decay, learning_rate
-from rrepa_lab.training.settings import TrainConfig
 from rrepa_lab.training.state import NAME as STATE
 from rrepa_lab.training.state import Best, Checkpoint
-from rrepa_lab.training.teacher import Teacher
-from rrepa_lab.training.validation import PART as VALIDATED_AT_ONCE
-from rrepa_lab.training.validation import Validation
 
 # purposes of the random streams of a step, so that none shares its numbers with another
 FLIP, NOISE, DROP, SHIFT = 2, 3, 4, 5
+FLOOR_IMAGES = 512  # that the floors of the similarity are taken over where the teacher's features are not kept
 PRIOR_RATE = 0.1  # of the running mean of z^2 of a volume-preserving flow, as in the public code
 
 
@@ -65,6 +66,11 @@ class StepReport:
     train_accuracy: float | None = field(default=None)
 
 
+Validator = Callable[[Run], dict[str, float]]  # a run -> measurements by their names in metrics.jsonl
+# (configuration, training split, device) -> validator
+ValidatorFactory = Callable[[RunConfig, ImageSet, torch.device], Validator]
+
+
 class NonFiniteLoss(LabError):
     """The loss is not a number: the weights of this moment are not worth keeping."""
 
@@ -72,10 +78,12 @@ class NonFiniteLoss(LabError):
 class Session:
     """What the steps of one training work on: weights, their average, the optimizer, and the run directory.
 
-    `config` is one that `runs.complete` gives: its classes are those of the data.
+    `config` is one that `runs.config.complete` gives: its classes are those of the data.
     """
 
-    def __init__(self, config: RunConfig, out: Path, resume: bool | str, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, out: Path, resume: bool | str, device: torch.device, validator: "ValidatorFactory"
+    ) -> None:
         self.config, self.out = config, out
         self.images = load_split(config.data, "train")
         classes = self.images.classes
@@ -85,7 +93,7 @@ class Session:
         if size < processes:
             what = f"train.batch {config.train.batch}" if size == config.train.batch else f"a training split of {size} images"
             raise LabError(f"{what} cannot be shared among {processes} processes: each needs an image of every batch")
-        self.validation = Validation(config, self.images, self.device)
+        self.validation = validator(config, self.images, self.device)
         # what cannot begin is found out before anything is written
         folder.resumes(config, classes, out, resume)
         run = build(config, classes)
@@ -140,15 +148,15 @@ class Session:
     def _prepare_teacher(self, teacher: Teacher) -> dict[str, float]:
         """Keep the teacher's features of all images where that pays; returns the floors of the similarity.
 
-        These are taken over all training images then, else over those of the validation.
+        These are taken over all training images then, else over a class-balanced subset of them.
         """
         if self._repeats(teacher):
             labels = teacher.remember(self.images, self.device, self._workers)
             table = teacher.table
             assert table is not None
         else:
-            x, labels = self.validation.batches["train"]
-            table = torch.cat([teacher(part.to(self.device), []) for part in x.split(VALIDATED_AT_ONCE)])
+            x, labels = whole(self.images, FLOOR_IMAGES)
+            table = torch.cat([teacher(part.to(self.device), []) for part in x.split(CHUNK)])
         return position_floor(table, labels if self.config.flow.classes else None) if len(table) > 1 else {}
 
     def __enter__(self) -> "Session":

@@ -7,9 +7,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from rrepa_lab import __version__
-from rrepa_lab.analysis.claims import JUDGED, verdict_table
-from rrepa_lab.analysis.compare import protocols, settings_in, wide
 from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.measurements.claims import JUDGED, verdict_table
+from rrepa_lab.measurements.compare import protocols, settings_in, wide
 from rrepa_lab.viz.theme import COLOURS, SYMBOLS, styled
 
 
@@ -67,7 +67,7 @@ def report(
 
     Args:
         table: of `rl.compare`.
-        verdicts: of `analysis.claims.verdicts`.
+        verdicts: of `measurements.claims.verdicts`.
         beside: other tables to be shown below it, by their titles.
     """
     import plotly.io

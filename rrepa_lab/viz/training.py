@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.likelihood import HALF_LOG_2PI
-from rrepa_lab.training.card import FLOORS
+from rrepa_lab.runs.card import FLOORS
 from rrepa_lab.viz.charts import band
 from rrepa_lab.viz.theme import COLOURS, INK, SYMBOLS, one_of, styled
 
@@ -72,7 +72,7 @@ def loss_parts(metrics: Mapping[str, pd.DataFrame], caption: str = "", x: str = 
 def similarity_curves(metrics: Mapping[str, pd.DataFrame], caption: str = "", x: str = "step") -> go.Figure:
     """Mean cosine of the aligned features with the encoder's against steps, one curve for each run and tap.
 
-    Where the floors were recorded (see `analysis.floors`), they are grey levels and stand in the caption.
+    Where the floors were recorded (see `align.floors`), they are grey levels and stand in the caption.
     """
     figure, floors = go.Figure(), dict[str, None]()
     for place, (name, table) in enumerate(metrics.items()):

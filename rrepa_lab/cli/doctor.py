@@ -1,0 +1,83 @@
+"""Is this installation sound? One row a check."""
+
+import os
+import platform
+from importlib import metadata, util
+
+import pandas as pd
+
+from rrepa_lab.errors import LabError
+from rrepa_lab.files import sha256
+from rrepa_lab.paths import assets
+from rrepa_lab.readers import read_text
+
+PACKAGES = (
+    "torch", "torchvision", "timm", "accelerate", "gradio", "plotly",
+    "jupyterlab", "ipywidgets", "anywidget", "papermill", "umap-learn", "scikit-learn",
+)  # fmt: skip
+
+
+def examine() -> pd.DataFrame:
+    """Columns check, found, ok, advice (empty where all is well)."""
+    rows = [("python", platform.python_version(), True, "")]
+    rows += [_package(name) for name in PACKAGES]
+    rows += [_vision(), _device(), _threads(), *_bundled()]
+    return pd.DataFrame(rows, columns=["check", "found", "ok", "advice"])
+
+
+def _package(name: str) -> tuple[str, str, bool, str]:
+    try:
+        return name, metadata.version(name), True, ""
+    except metadata.PackageNotFoundError:
+        return name, "missing", False, f"pip install {name}"
+
+
+def _vision() -> tuple[str, str, bool, str]:
+    """torchvision must be built for the installed torch: timm imports it."""
+    check = "torch and torchvision match"
+    try:
+        torch_version = metadata.version("torch").split("+")[0]
+        asked = [need for need in metadata.requires("torchvision") or [] if need.replace(" ", "").startswith("torch==")]
+    except metadata.PackageNotFoundError as missing:
+        return check, f"{missing} is missing", False, "pip install torch torchvision"
+    wanted = asked[0].split("==")[1].split(";")[0].strip(" ()") if asked else torch_version
+    if wanted != torch_version:
+        return check, f"torch {torch_version}, torchvision asks for {wanted}", False, "pip install --upgrade torch torchvision"
+    try:
+        import torchvision.ops  # noqa: F401
+    except Exception as error:
+        return check, f"import fails: {error}", False, "pip install --force-reinstall torch torchvision"
+    return check, f"torch {torch_version}", True, ""
+
+
+def _device() -> tuple[str, str, bool, str]:
+    if util.find_spec("torch") is None:
+        return "device", "no torch", False, "pip install torch"
+    import torch
+
+    return "device", torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", True, ""
+
+
+def _threads() -> tuple[str, str, bool, str]:
+    import torch
+
+    return "threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores", True, ""
+
+
+def _bundled() -> list[tuple[str, str, bool, str]]:
+    """Every bundled file against assets/SHA256SUMS."""
+    try:
+        root = assets()
+        listed = read_text(root / "SHA256SUMS").splitlines()
+    except LabError as error:
+        return [("bundled files", str(error), False, "install the package again, or clone it whole")]
+    wrong = []
+    for line in listed:
+        digest, name = line.split(maxsplit=1)
+        if not (root / name).is_file():
+            wrong.append(f"{name} is missing")
+        elif sha256(root / name) != digest:
+            wrong.append(f"{name} has changed")
+    if wrong:
+        return [("bundled files", problem, False, "restore it: git checkout assets, or install again") for problem in wrong]
+    return [("bundled files", f"{len(listed)} hashes agree", True, "")]

@@ -1,0 +1,92 @@
+"""Which images a run is trained on: the settings, and the data sets that they name.
+
+A data set is one file below `data/sets/` (or anywhere else) that registers an object with the methods of `DataSet`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pydantic import Field, field_validator
+
+from rrepa_lab.config import Config
+from rrepa_lab.data.images import ImageSet
+from rrepa_lab.errors import LabError
+from rrepa_lab.registry import Registry
+
+
+class DataConfig(Config):
+    """Which images a run is trained on."""
+
+    name: str = Field("digits", description="a registered data set: digits, folder")
+    path: str | None = Field(None, description="an image folder: <split>/<class>/<picture>, or <class>/<picture>")
+    image_size: int = Field(8, ge=1, description="height and width; folder images are resized and cropped to it")
+    channels: Literal[1, 3] = 1
+    flip: bool = Field(False, description="mirror half of the training images; not for digits or text")
+    shift: int = Field(0, ge=0, description="move training images by up to so many pixels, each way; the rest is background")
+    shift_probability: float = Field(1.0, ge=0, le=1, description="part of the training images that are shifted")
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="part of the training split set aside as `val`; 0: a tenth of a folder without splits",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _registered(cls, name: str) -> str:
+        if name not in DATA_SETS:
+            DATA_SETS[name]  # raises with the nearest names
+        return name
+
+    @property
+    def set(self) -> "DataSet":
+        """The data set of this name."""
+        return DATA_SETS[self.name]
+
+    @property
+    def levels(self) -> int:
+        """Integer values that a number of an image can take: 17 for digits, 256 for 8-bit pictures."""
+        return self.set.levels
+
+    @property
+    def augments(self) -> bool:
+        """Whether a training image differs from one epoch to the next, noise aside."""
+        return self.flip or bool(self.shift and self.shift_probability)
+
+    @property
+    def root(self) -> Path:
+        """The image folder, absolute; LabError if data.path is not set."""
+        if self.path is None:
+            raise LabError(
+                "data.path is not set: give the image folder (train --set data.path=photos, import-tarflow --data photos, "
+                "or the config.json of a run)"
+            )
+        return Path(self.path).expanduser().absolute()
+
+
+class DataSet(Protocol):
+    """A named collection of images with its splits; `DATA_SETS.register(name)` adds one."""
+
+    levels: int  # integer values that a number of an image can take
+
+    def classes(self, config: DataConfig) -> list[str]:
+        """Class names in the order of their ids; none for images without labels."""
+        ...
+
+    def splits(self, config: DataConfig) -> dict[str, str]:
+        """The splits that there are, of train, val and test: name -> the rule by which its images are chosen, in words."""
+        ...
+
+    def load(self, config: DataConfig, split: str, classes: Sequence[str] | None) -> ImageSet:
+        """The images of one of these splits.
+
+        Args:
+            classes: the class names that label ids count, those of a run; None for those of the set.
+
+        Raises: LabError for images that are not at hand, or a class that is not among `classes`.
+        """
+        ...
+
+
+DATA_SETS: Registry[DataSet] = Registry("data set", "rrepa_lab.data.sets")

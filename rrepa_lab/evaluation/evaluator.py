@@ -1,0 +1,144 @@
+"""The judge of samples on digits: a small supervised network that is not the teacher, and the Fréchet distance in it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rrepa_lab.checks import LARGEST_SEED
+from rrepa_lab.config import Config
+from rrepa_lab.data.augment import Views, random_view
+from rrepa_lab.data.config import DataConfig
+from rrepa_lab.data.loaders import SeededBatches, generator, seeded, stream
+from rrepa_lab.data.splits import load_split
+from rrepa_lab.data.subset import whole
+from rrepa_lab.errors import LabError
+from rrepa_lab.files import write_atomically, write_text
+from rrepa_lab.flow.finite import rows_not_finite
+from rrepa_lab.paths import assets
+from rrepa_lab.readers import read_json
+from rrepa_lab.training.schedule import learning_rate
+
+FEATURES = 64
+
+
+class EvaluatorConfig(Config):
+    """How the evaluator is trained; the defaults give the bundled one."""
+
+    data: DataConfig = DataConfig()
+    steps: int = Field(800, ge=1)
+    batch: int = Field(128, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    views: Views = Views(degrees=8, shift=0.5, scale=0.08, shear=0.1, noise_std=0.05)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+
+
+class Evaluator(nn.Module):
+    """Two convolutions and two linear layers; features are the 64 numbers before the class scores, times `scale`."""
+
+    scale: Tensor
+
+    def __init__(self, channels: int, size: int, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1), nn.GELU(), nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GELU(),
+            nn.Flatten(), nn.Linear(64 * ((size + 1) // 2) ** 2, FEATURES), nn.GELU(),
+        )  # fmt: skip
+        self.head = nn.Linear(FEATURES, classes)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] -> class scores (B, K)."""
+        return self.head(self.body(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] -> (B, 64), of mean squared length 1 on the training split."""
+        return self.body(x) * self.scale
+
+
+class EvaluatorReport(NamedTuple):
+    """One step of evaluator training."""
+
+    step: int
+    steps: int
+    loss: float  # nats
+
+
+def train_evaluator(config: EvaluatorConfig, out: Path | str) -> Iterator[EvaluatorReport]:
+    """Train on the training split with labels, mildly augmented; at the end `out` holds model.safetensors and config.json."""
+    images = load_split(config.data, "train")
+    with seeded(config.seed):
+        model = Evaluator(config.data.channels, config.data.image_size, len(images.classes))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    batches = SeededBatches(len(images), config.batch, config.seed, 0, config.steps)
+    for step, batch in enumerate(stream(images, batches)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config.steps, config.lr, warmup=20)
+        loss = F.cross_entropy(model(random_view(batch.x, config.views, generator(config.seed, 2, step))), batch.y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield EvaluatorReport(step + 1, config.steps, loss.item())
+    with torch.no_grad():
+        model.scale = model.features(whole(images).x).square().sum(dim=1).mean().rsqrt()
+    weights = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
+    write_atomically(Path(out) / "model.safetensors", lambda path: save_file(weights, path))
+    about = {"classes": len(images.classes), "config": config.to_dict()}
+    write_text(Path(out) / "config.json", json.dumps(about, indent=2) + "\n")
+
+
+def load_evaluator(data: DataConfig) -> Evaluator:
+    """The bundled evaluator for a data set; LabError where there is none."""
+    folder = assets() / "evaluators" / data.name
+    if not folder.is_dir():
+        raise LabError(f"no evaluator is bundled for {data.name!r}: Fréchet distances can be measured on digits only")
+    about = read_json(folder / "config.json")
+    model = Evaluator(data.channels, data.image_size, about["classes"])
+    model.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+    return model.eval().requires_grad_(False)
+
+
+def find_evaluator(data: DataConfig) -> Evaluator | None:
+    """The evaluator of these data, where one is bundled."""
+    try:
+        return load_evaluator(data)
+    except LabError:
+        return None
+
+
+def accuracy(model: Evaluator, data: DataConfig, split: str = "test") -> float:
+    """Part of a split that the evaluator names rightly."""
+    x, y = whole(load_split(data, split))
+    with torch.no_grad():
+        return float((model(x).argmax(dim=1) == y).float().mean())
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance of the Gaussians fitted to two feature sets (n, d) and (m, d), in float64.
+
+    |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)); needs n, m > d. Source: FID, arXiv 1706.08500.
+    """
+    for which, features in (("first", a), ("second", b)):
+        bad = rows_not_finite(features)
+        if bad:
+            raise LabError(
+                f"a Fréchet distance needs finite features: {len(bad)} of {len(features)} of the {which} set are not"
+            )
+    if min(len(a), len(b)) <= a.shape[1]:
+        raise LabError(
+            f"a Fréchet distance of {a.shape[1]} features needs more than {a.shape[1]} images, not {min(len(a), len(b))}"
+        )
+    first, second = a.double().cpu().numpy(), b.double().cpu().numpy()
+    shift = first.mean(axis=0) - second.mean(axis=0)
+    cov_a, cov_b = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+    # the trace of the root is the sum of the roots of the eigenvalues of A B, which are real and not negative
+    roots = np.sqrt(np.clip(np.linalg.eigvals(cov_a @ cov_b).real, 0, None))
+    return float(shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2 * roots.sum())

@@ -1,0 +1,67 @@
+"""Geometry of a TARFlow, and the noise it was trained with."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from rrepa_lab.config import Config
+
+MOST_LAYERS = 2**12  # in all blocks
+
+
+class FlowConfig(Config):
+    """Geometry of a flow and the noise it was trained with."""
+
+    image_size: int = Field(8, ge=1, le=2**14, description="height and width of an image")
+    channels: int = Field(1, ge=1, le=2**12, description="channels of an image")
+    patch_size: int = Field(2, ge=1, le=2**14, description="height and width of a patch; one patch is one token")
+    width: int = Field(64, ge=1, le=2**16, description="D, numbers in a hidden state")
+    blocks: int = Field(4, ge=1, le=2**10, description="N, affine blocks")
+    layers: int = Field(4, ge=1, le=2**10, description="Transformer layers in a block")
+    head_width: int = Field(64, ge=4, description="numbers in an attention head")
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    mlp_ratio: float = Field(4.0, gt=0, le=1024)
+    positions: Literal["learned", "rotary"] = "learned"
+    classes: int = Field(0, ge=-1, description="K; 0 for an unconditional flow, -1 for as many as the data have")
+    volume_preserving: bool = Field(False, description="shift only, alpha is 0; the variance of the prior takes its place")
+    noise: Literal["gaussian", "uniform"] = "gaussian"
+    noise_std: float = Field(0.1, ge=0, description="sigma of the gaussian noise, pixels in [-1, 1]; unused when uniform")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.blocks * self.layers > MOST_LAYERS:
+            raise ValueError(f"{self.blocks} blocks x {self.layers} layers are more than {MOST_LAYERS} layers")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        if self.image_size == self.patch_size:
+            raise ValueError("one patch covers the whole image: a flow needs at least two tokens")
+        if self.width % self.head_width:
+            raise ValueError(f"head_width {self.head_width} does not divide width {self.width}")
+        if self.positions == "rotary" and self.head_width % 4:
+            raise ValueError(f"rotary positions need a head_width divisible by 4, not {self.head_width}")
+        return self
+
+    @property
+    def side(self) -> int:
+        """Tokens along one edge of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.side**2
+
+    @property
+    def token_size(self) -> int:
+        """P."""
+        return self.channels * self.patch_size**2
+
+    @property
+    def dims(self) -> int:
+        """T * P = C * H * W."""
+        return self.tokens * self.token_size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.image_size, self.image_size

@@ -1,0 +1,260 @@
+"""Claims written down before a study is run, and what its measurements say of them.
+
+Three verdicts: reproduced, not reproduced, undecided; and "not testable here" for what a study cannot measure.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal, Self
+
+import pandas as pd
+from pydantic import Field, model_validator
+
+from rrepa_lab.config import Config
+from rrepa_lab.errors import LabError
+from rrepa_lab.measurements.compare import Finding, as_text
+
+CONFIDENCE = 0.95
+HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
+COLUMNS = (
+    "claim", "source", "metric", "unit", "better", "than", "difference", "sd", "low", "high", "d_z", "seeds", "p", "p_holm",
+    "outcome", "holds", "holds_holm", "verdict", "verdict_holm",
+)  # fmt: skip
+
+# how verdicts are reached, in the words of a report
+JUDGED = (
+    "Differences are paired by training seed, with a two-sided 95 % interval (Student's t); positive favours the claim. A "
+    "contrast holds where the interval lies on the claimed side of zero, is contradicted where it lies on the other side, and "
+    "is undecided where it contains zero. A claim is reproduced if all its contrasts hold, not reproduced if one is "
+    "contradicted. d_z is the mean difference over its standard deviation; p (Holm) is corrected for all contrasts here."
+)
+
+
+class Contrast(Config):
+    """Two settings of a study, by their dotted names: `better` is claimed to come out ahead of `than`."""
+
+    better: dict[str, Any]
+    than: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if self.better == self.than:
+            raise ValueError(f"a contrast compares two settings, and {_named(self.better)!r} stands on both sides")
+        return self
+
+
+class Claim(Config):
+    """One sentence of a paper, the figures it rests on, and the contrasts that would have to hold here."""
+
+    claim: str
+    source: str = Field("", description="where it is claimed, and with which figures")
+    metric: str = ""
+    ahead: Literal["higher", "lower"] = Field("higher", description="which value of the metric is the better one")
+    contrasts: list[Contrast] = Field([], description="all must hold")
+    monotone: list[dict[str, Any]] = Field(
+        [], description="settings in the claimed order, the best one last: every step from one to the next is a contrast"
+    )
+    not_testable: str = Field("", description="why this study cannot say")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if bool(self.not_testable) == bool(self.contrasts or self.monotone):
+            raise ValueError(f"claim {self.claim!r} needs either contrasts or a reason in not_testable")
+        if len(self.monotone) == 1:
+            raise ValueError(f"claim {self.claim!r}: monotone has 1 setting and needs at least 2")
+        if not self.not_testable and not self.metric:
+            raise ValueError(f"claim {self.claim!r} names no metric")
+        self.tested()
+        return self
+
+    def tested(self) -> list[Contrast]:
+        """Every contrast that must hold: those listed, then the steps of `monotone`."""
+        return [*self.contrasts, *(Contrast(better=better, than=than) for than, better in pairwise(self.monotone))]
+
+
+def verdicts(found: Sequence[Finding], claims: Sequence[Claim]) -> pd.DataFrame:
+    """Compare claims with measurements.
+
+    For each contrast the differences between its two settings are paired by training seed, and have a two-sided 95 %
+    interval (Student's t with seeds - 1 degrees of freedom). The contrast holds where the interval lies wholly on the
+    claimed side of zero, is contradicted where it lies wholly on the other side, and is undecided where it contains zero.
+    With one seed there is no interval. A claim is reproduced if all its contrasts hold, not reproduced if at least one is
+    contradicted, and undecided otherwise.
+
+    Of many intervals one in twenty misses by chance; Holm's correction over all contrasts of the study (each pair of
+    settings and metric counted once) stands beside them: a difference counts there if `p_holm` < 0.05.
+
+    Differences that are equal for all seeds give an interval of width zero. That can be chance where a metric counts few
+    images: use more seeds.
+
+    Returns: a row for each contrast with the columns claim, source, metric, unit, better, than; difference (mean over
+        seeds, in the unit of the metric, positive where the claim is right), sd, low and high (the interval), d_z (effect
+        size: Cohen's d of paired differences, difference / sd), seeds; p (two-sided), p_holm; outcome ("holds",
+        "contradicted", "undecided"), holds, holds_holm; verdict and verdict_holm of its claim. What one seed cannot
+        give is nan; a claim that is not testable has one row, without a contrast.
+
+    Raises: LabError for a contrast whose settings were not measured with a common seed, or not unambiguously.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, claim in enumerate(claims):
+        about = {"number": number, "claim": claim.claim, "source": claim.source}
+        if claim.not_testable:
+            verdict = f"not testable here: {claim.not_testable}"
+            rows.append(about | {"verdict": verdict, "verdict_holm": verdict})
+        else:
+            rows += [about | {"metric": claim.metric} | _contrast(found, claim, contrast) for contrast in claim.tested()]
+    _correct(rows)
+    for number, claim in enumerate(claims):
+        own = [row for row in rows if row["number"] == number]
+        if not claim.not_testable:
+            single = any(row["seeds"] == 1 for row in own)
+            given = {"verdict": _verdict([row["outcome"] for row in own], single)}
+            given["verdict_holm"] = _verdict([_outcome_holm(row) for row in own], single)
+            for row in own:
+                row.update(given)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def verdict_table(judged: pd.DataFrame) -> pd.DataFrame:
+    """A table of `verdicts` as text for a page or a terminal, claim and verdict once for all rows of a claim.
+
+    Columns: verdict, claim, source, metric, better, than, difference (with its 95 % interval), d_z, seeds, p, p (Holm),
+    outcome, with Holm (the verdict under the correction).
+    """
+    again = judged["claim"].duplicated()
+    shown = pd.DataFrame({name: judged[name].mask(again) for name in ("verdict", "claim", "source")})
+    shown = shown.assign(**{name: judged[name] for name in ("metric", "better", "than")})
+    shown["difference"] = [difference(row) if isinstance(row["better"], str) else "" for row in judged.to_dict("records")]
+    shown["d_z"] = [_number(value, "+.2f") for value in judged["d_z"]]
+    shown["seeds"] = [_number(value, ".0f") for value in judged["seeds"]]
+    shown["p"] = [_number(value, ".3g") for value in judged["p"]]
+    shown["p (Holm)"] = [_number(value, ".3g") for value in judged["p_holm"]]
+    shown["outcome"] = judged["outcome"]
+    shown["with Holm"] = judged["verdict_holm"].mask(again)
+    return shown.fillna("")
+
+
+def difference(row: Mapping[Any, Any]) -> str:
+    """Difference, interval and unit of a row of `verdicts`: "+0.0123 [+0.0045, +0.0201] fraction"."""
+    text = f"{row['difference']:+.3g}"
+    if not math.isnan(row["low"]):
+        text += f" [{row['low']:+.3g}, {row['high']:+.3g}]"
+    return f"{text} {row['unit']}".rstrip()
+
+
+def claim_lines(judged: pd.DataFrame) -> list[str]:
+    """The same in lines of text: a list item for each claim with its verdict, and below it one for each contrast."""
+    lines = []
+    for _, rows in judged.groupby("claim", sort=False):
+        first = rows.iloc[0]
+        source = f" ({first['source']})" if first["source"] else ""
+        lines.append(f"- **{first['verdict']}**: {first['claim']}{source}")
+        if isinstance(first["better"], str):
+            lines[-1] += f"; with Holm's correction: {first['verdict_holm']}"
+        for row in rows.to_dict("records"):
+            if isinstance(row["better"], str):
+                facts = [f"{row['metric']} {difference(row)}", f"{row['seeds']:.0f} seed{'s' if row['seeds'] > 1 else ''}"]
+                if row["seeds"] > 1:
+                    facts += [f"d_z {row['d_z']:+.2f}", f"p {row['p']:.3g}", f"p (Holm) {row['p_holm']:.3g}"]
+                lines.append(f"  - {row['outcome']}: {row['better']} against {row['than']}: {', '.join(facts)}")
+    return lines
+
+
+def _number(value: float, form: str) -> str:
+    return "" if pd.isna(value) else f"{value:{form}}"
+
+
+def _contrast(found: Sequence[Finding], claim: Claim, contrast: Contrast) -> dict[str, Any]:
+    from scipy.stats import t
+
+    better, than = (_by_seed(found, claim.metric, settings) for settings in (contrast.better, contrast.than))
+    seeds = sorted(better.keys() & than.keys())
+    if not seeds:
+        raise LabError(
+            f"claim {claim.claim!r}: {_named(contrast.better)} and {_named(contrast.than)} share no training seed in which "
+            f"{claim.metric} was measured"
+        )
+    sign = 1 if claim.ahead == "higher" else -1
+    differences = pd.Series([sign * (better[seed].value - than[seed].value) for seed in seeds])
+    count, mean, sd = len(seeds), float(differences.mean()), float(differences.std())
+    low = high = p = d_z = math.nan
+    if count > 1:
+        error = sd / math.sqrt(count)
+        half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+        low, high = mean - half, mean + half
+        d_z = mean / sd if sd else math.copysign(math.inf, mean) if mean else 0.0
+        p = 2 * float(t.sf(abs(mean) / error, count - 1)) if sd else float(mean == 0)
+    outcome = HOLDS if low > 0 else CONTRADICTED if high < 0 else UNDECIDED
+    return {
+        "unit": better[seeds[0]].unit,
+        "better": _named(contrast.better),
+        "than": _named(contrast.than),
+        "difference": mean,
+        "sd": sd,
+        "low": low,
+        "high": high,
+        "d_z": d_z,
+        "seeds": count,
+        "p": p,
+        "outcome": outcome,
+        "holds": outcome == HOLDS,
+    }
+
+
+def _correct(rows: list[dict[str, Any]]) -> None:
+    """Add p_holm and holds_holm to the rows that have a p: Holm 1979, one hypothesis for each pair of settings and metric."""
+    tested = [row for row in rows if not math.isnan(row.get("p", math.nan))]
+    family = {_hypothesis(row): row["p"] for row in tested}
+    adjusted, largest = dict[Any, float](), 0.0
+    for rank, (key, p) in enumerate(sorted(family.items(), key=lambda item: item[1])):
+        largest = adjusted[key] = max(largest, min(1.0, (len(family) - rank) * p))
+    for row in rows:
+        if "outcome" in row:
+            row["p_holm"] = adjusted.get(_hypothesis(row), math.nan)
+            row["holds_holm"] = _outcome_holm(row) == HOLDS
+
+
+def _hypothesis(row: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
+    return row["metric"], frozenset((row["better"], row["than"]))
+
+
+def _outcome_holm(row: Mapping[str, Any]) -> str:
+    if not row["p_holm"] < 1 - CONFIDENCE:
+        return UNDECIDED
+    return HOLDS if row["difference"] > 0 else CONTRADICTED
+
+
+def _verdict(outcomes: Sequence[str], single: bool) -> str:
+    """Of the outcomes of all contrasts of a claim; `single`: whether one of them rests on one seed."""
+    if CONTRADICTED in outcomes:
+        return "not reproduced"
+    if all(outcome == HOLDS for outcome in outcomes):
+        return "reproduced"
+    return "undecided: one seed" if single else UNDECIDED
+
+
+def _by_seed(found: Sequence[Finding], metric: str, settings: Mapping[str, Any]) -> dict[int, Finding]:
+    """The measurement of each training seed; a value that does not exist (nan) is none."""
+    wanted = {key: str(as_text(value)) for key, value in settings.items()}
+    chosen = [one for one in found if one.metric == metric and _fits(one, wanted)]
+    values = {one.seed: one for one in chosen if one.seed is not None}
+    if not chosen:
+        raise LabError(f"the study has no {metric} for {_named(settings)}")
+    if len(values) < len(chosen):
+        raise LabError(f"{_named(settings)} fits several settings of the study: say more about it")
+    return {seed: one for seed, one in values.items() if math.isfinite(one.value)}
+
+
+def _fits(one: Finding, wanted: Mapping[str, str]) -> bool:
+    """Whether a finding has these settings, as they read in a table."""
+    return all(key in one.settings and str(as_text(one.settings[key])) == text for key, text in wanted.items())
+
+
+def _named(settings: Mapping[str, Any]) -> str:
+    """ "reverse, blocks 3,4, layers 2", for the settings of a contrast."""
+    parts = []
+    for key, value in settings.items():
+        text = str(as_text(value))
+        parts.append(text if key == "align.strategy" else f"{key.removeprefix('align.')} {text}")
+    return ", ".join(parts)

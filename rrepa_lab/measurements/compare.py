@@ -1,0 +1,134 @@
+"""Runs and results side by side: mean, spread and number over training seeds, and never two protocols in one column."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from rrepa_lab.errors import LabError
+from rrepa_lab.runs.config import RunConfig
+
+UNSET = "-"  # in a column of settings: the source has no such setting
+# settings of a configuration that say who a run is, not what it is
+_NAMES = ("name", "train.seed", "data.path", "train.report_every", "train.look_every", "train.save_every", "train.workers")
+
+
+class Finding(NamedTuple):
+    """One measured number, as `compare` sees it."""
+
+    source: str
+    settings: dict[str, Any]  # dotted settings of the run and what was varied beside it
+    seed: int | None  # of the training
+    metric: str
+    value: float
+    unit: str
+    n: int | None
+    protocol: str
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Dotted settings that make a difference: of an unaligned run, none about alignment but its strategy."""
+    flat = {key: value for key, value in config.flat().items() if key not in _NAMES}
+    if config.align.strategy != "none":
+        return flat
+    return {key: value for key, value in flat.items() if key == "align.strategy" or not key.startswith(("align.", "encoder"))}
+
+
+def tabulate(found: Sequence[Finding], over_seeds: bool = True, apart: bool = False) -> pd.DataFrame:
+    """The table of `compare` from what `gather` found."""
+    metrics = _metrics(found, apart)
+    keys = [key for key in dict.fromkeys(key for one in found for key in one.settings) if _differs(found, key)]
+    rows = []
+    for one, metric in zip(found, metrics, strict=True):
+        settings = {key: as_text(one.settings.get(key, UNSET)) for key in keys}
+        row = {**settings, "source": one.source, "train_seed": one.seed, "metric": metric, "value": one.value}
+        rows.append(row | {"unit": one.unit, "n": one.n, "protocol": one.protocol})
+    table = pd.DataFrame(rows)
+    if not over_seeds:
+        return table
+    if table.duplicated([*keys, "metric", "train_seed"]).any():
+        keys = ["source", *keys]
+    cells = table.groupby([*keys, "metric"], sort=False, dropna=False)
+    first = cells[["unit", "n", "protocol"]].first()
+    spread = cells["value"].agg(value="mean", sd="std", seeds="size")
+    return pd.concat([spread, first], axis=1).reset_index()
+
+
+def _metrics(found: Sequence[Finding], apart: bool) -> list[str]:
+    """What each number is called in the table; LabError where protocols would mix."""
+    protocols: dict[str, dict[tuple[str, int | None], list[str]]] = {}
+    for one in found:
+        protocols.setdefault(one.metric, {}).setdefault((one.protocol, one.n), []).append(one.source)
+    for metric, under in protocols.items():
+        if len(under) > 1 and not apart:
+            told = "; ".join(f"({place}) {protocol}, n = {n}: {_few(sources)}" for place, ((protocol, n), sources) in
+                             enumerate(under.items(), start=1))  # fmt: skip
+            raise LabError(f"{metric} was measured under {len(under)} protocols, which do not share a column: {told}")
+    number = {metric: {how: place for place, how in enumerate(under, start=1)} for metric, under in protocols.items()}
+    return [
+        one.metric if len(number[one.metric]) == 1 else f"{one.metric} [{number[one.metric][one.protocol, one.n]}]"
+        for one in found
+    ]
+
+
+def _few(sources: Sequence[str]) -> str:
+    names = list(dict.fromkeys(sources))
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def _differs(found: Sequence[Finding], key: str) -> bool:
+    """Whether those that have this setting have it in several values."""
+    return len({as_text(one.settings[key]) for one in found if key in one.settings}) > 1
+
+
+def as_text(value: Any) -> Any:
+    """A setting in a table: lists as "3,4" and nothing as "none", so that a table can be grouped by them."""
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def settings_in(table: pd.DataFrame) -> list[str]:
+    """The columns of a table of `compare` that tell its rows apart."""
+    return list(table.columns[: table.columns.get_loc("metric")])
+
+
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting and one column a metric, "mean ± sd" over seeds: the shape of R-REPA's Table 1."""
+    keys = settings_in(table)
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for cell in table.to_dict("records"):
+        place = tuple(cell[key] for key in keys)
+        row = rows.setdefault(place, dict(zip(keys, place, strict=True)) | {"seeds": 0})
+        row["seeds"] = max(row["seeds"], cell["seeds"])
+        row[cell["metric"]] = _shown(cell["value"], cell["sd"])
+    return pd.DataFrame(rows.values()).fillna(UNSET).rename(columns=_short(keys))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """`wide` as a Markdown table, with the protocol of every column below it."""
+    return f"{wide(table).to_markdown(index=False, disable_numparse=True)}\n\n{protocols(table)}\n"
+
+
+def protocols(table: pd.DataFrame) -> str:
+    """A line for each metric: unit, n and protocol."""
+    rows = table.drop_duplicates("metric").to_dict("records")
+    return "\n".join(
+        f"- {row['metric']}: {row['unit'] + ', ' if row['unit'] else ''}n = {row['n']}; {row['protocol']}" for row in rows
+    )
+
+
+def _short(keys: Sequence[str]) -> dict[str, str]:
+    """align.strategy -> strategy, where no other column ends the same."""
+    last = [key.rsplit(".", 1)[-1] for key in keys]
+    return {key: end for key, end in zip(keys, last, strict=True) if last.count(end) == 1}
+
+
+def _shown(value: float, sd: float) -> str:
+    if pd.isna(value):
+        return UNSET
+    form = ".4f" if abs(value) < 100 else ".5g"
+    return f"{value:{form}}" if pd.isna(sd) else f"{value:{form}} ± {sd:{form}}"

@@ -1,0 +1,66 @@
+"""Things of one kind by name: the kit's own, one file each, and those that a user or an installed package adds."""
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.resources import files
+from typing import Generic, TypeVar
+
+from rrepa_lab.errors import LabError, unknown
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Named values of one kind.
+
+    A name stands for what `register` added; else for what the module `<folder>.<name>` adds when it is imported; else for
+    what an installed package adds by an entry point `<name>` of the group `rrepa_lab.<kind>`, with spaces as underscores.
+
+    Args:
+        kind: what the values are, for messages: "data set".
+        folder: package with one module for each of the kit's own values; dashes of a name are underscores there.
+
+    Example:
+        >>> shapes = Registry("shape", "rrepa_lab.data.sets")
+        >>> shapes.register("round")(len) is len, shapes["round"] is len
+        (True, True)
+    """
+
+    def __init__(self, kind: str, folder: str) -> None:
+        self.kind, self.folder, self.group = kind, folder, f"rrepa_lab.{kind.replace(' ', '_')}"
+        self._values: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Add what is decorated, under this name; LabError if another value has it."""
+
+        def add(value: T) -> T:
+            if self._values.setdefault(name, value) is not value:
+                raise LabError(f"there is a {self.kind} {name!r} already: choose another name")
+            return value
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        """The value of this name; LabError with the nearest names if there is none."""
+        if name not in self._values and name in self._modules():
+            import_module(f"{self.folder}.{self._modules()[name]}")
+        if name not in self._values:
+            for point in entry_points(group=self.group, name=name):
+                self._values.setdefault(name, point.load())
+        if name not in self._values:
+            raise unknown(self.kind, name, self.names())
+        return self._values[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names()
+
+    def names(self) -> list[str]:
+        """All names: the kit's own, then the others, each in alphabetical order."""
+        own = sorted(self._modules())
+        return [*own, *sorted({*self._values, *(point.name for point in entry_points(group=self.group))} - {*own})]
+
+    def _modules(self) -> dict[str, str]:
+        """Name -> module in the kit's own folder, none of which is imported for this."""
+        stems = [path.name.removesuffix(".py") for path in files(self.folder).iterdir() if path.name.endswith(".py")]
+        return {stem.replace("_", "-"): stem for stem in stems if not stem.startswith("_")}

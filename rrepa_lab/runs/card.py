@@ -1,0 +1,122 @@
+"""card.md: what a run is, how it was trained and how it scores, for a reader who finds the folder."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rrepa_lab.errors import LabError
+from rrepa_lab.files import write_text
+from rrepa_lab.readers import MIB, MissingFileError, read_table
+from rrepa_lab.runs.describe import describe_config
+from rrepa_lab.runs.records import Records
+from rrepa_lab.runs.run import BEST, Run
+
+SCORES = "scores.csv"
+# columns of metrics.jsonl that hold a floor of the similarity -> what its constants know
+FLOORS = {"floors.label_position": "label and position", "floors.position": "position"}
+
+
+def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = None) -> None:
+    """Write (or replace) card.md in the run's directory; scores are the table of `rl.evaluate`."""
+    assert run.directory is not None
+    facts = describe_config(run.config)
+    trained = [f"A TARFlow trained by rrepa_lab, step {run.step} of {run.config.train.steps}."]
+    imported = [
+        "A TARFlow that was trained elsewhere and imported. How it was trained is not on file: the `train` settings in",
+        "config.json are defaults and say nothing about it.",
+    ]
+    lines = [f"# {run.name}", "", *(imported if run.config.origin else trained), "", "| | |", "|---|---|"]
+    for key, value in facts.items():
+        shown = "<br>".join(value) if isinstance(value, list) else value
+        lines.append(f"| {key} | {shown} |")
+    if len(metrics):
+        last = metrics.iloc[-1]
+        lines += [
+            "",
+            "## Training",
+            "",
+            f"Last report, step {last['step']:.0f}: {last['nats_per_dim']:.4f} nats/dim on training images",
+        ]
+        lines[-1] += f" under the training noise, {last['seconds']:.0f} s since the start or the last resume."
+        lines += similarity_lines(last)
+        if "precision" in metrics:
+            lines.append(f"Matrix products in {last['precision']}.")
+        lines += _best_line(run, metrics)
+        lines.append("Curves: metrics.jsonl.")
+    if scores is not None:
+        lines += ["", "## Scores", "", *score_lines(scores)]
+    lines += ["", "Load it: `rl.load(<this folder>)`; command line: `rrepa-lab sample <this folder>`.", ""]
+    write_text(Path(run.directory) / "card.md", "\n".join(lines))
+
+
+def similarity_lines(report: "pd.Series[Any]") -> list[str]:
+    """A line for each aligned tap of a report of training: its cosine with the encoder and, where the floors were recorded
+    (`floors.position`, `floors.label_position`, see `align.floors`), by how much it is above them.
+    """
+    floors = {text: float(report[key]) for key, text in FLOORS.items() if pd.notna(report.get(key))}
+    lines = []
+    for name in report.index[report.index.str.startswith("similarity.")]:
+        if pd.notna(report[name]):
+            lines.append(f"Cosine with the encoder at {name.removeprefix('similarity.')}: {report[name]:.3f}")
+            lines[-1] += "".join(f", {report[name] - floor:+.3f} above {text} alone" for text, floor in floors.items()) + "."
+    if lines and floors:
+        known = ", ".join(f"{text} {floor:.3f}" for text, floor in floors.items())
+        lines.append(f"Floors, reached by constants without reading the image: {known}.")
+    return lines
+
+
+def _best_line(run: Run, metrics: pd.DataFrame) -> list[str]:
+    """The validation at which the kept weights were best, in words."""
+    metric = run.config.train.keep
+    column = f"held_out_{metric}"
+    if metric == "last" or column not in metrics or metrics[column].isna().all():
+        return []
+    best = metrics.iloc[int(metrics[column].argmin() if metric == "nats_per_dim" else metrics[column].argmax())]
+    parts = [f"{column.replace('_', ' ')} {best[column]:.4f}"]
+    if pd.notna(best.get(f"train_{metric}")):
+        parts.append(f"{best[f'train_{metric}']:.4f} on as many training images")
+    assert run.directory is not None
+    file = BEST if (run.directory / BEST).is_file() else "model.safetensors"
+    return [f"Best on the validation split at step {best['step']:.0f}: {', '.join(parts)}. Those weights are {file}."]
+
+
+def read_scores(directory: Path) -> pd.DataFrame | None:
+    """The table that `save_scores` wrote; None if the run was not evaluated, LabError for a damaged file."""
+    path = directory / SCORES
+    try:
+        table = read_table(path, ("split", "metric", "value", "unit", "n", "protocol"), limit=MIB)
+    except MissingFileError:
+        return None
+    numbers = pd.to_numeric(table["value"], errors="coerce")
+    if numbers.isna().any():
+        raise LabError(f"{path}: a value is not a number")
+    texts = {name: table[name].fillna("").astype(str) for name in ("split", "metric", "unit", "protocol")}
+    return table.assign(value=numbers.astype(float), **texts)
+
+
+def save_scores(run: Run, scores: pd.DataFrame) -> None:
+    """Keep the table of `rl.evaluate` in the run's directory: scores.csv, and in the card."""
+    assert run.directory is not None
+    write_text(run.directory / SCORES, scores.to_csv(index=False))
+    write_card(run, Records(run.directory).table(), scores)
+
+
+def score_lines(scores: pd.DataFrame) -> list[str]:
+    """A Markdown table of an evaluation, protocol included; the splits of a metric side by side where there are several.
+
+    A metric that one split alone has, or that was measured under another protocol there, has "-" in the other column.
+    """
+    splits = list(dict.fromkeys(scores["split"])) if "split" in scores else []
+    if len(splits) < 2:
+        lines = ["| metric | value | unit | n | protocol |", "|---|---|---|---|---|"]
+        for row in scores.itertuples():
+            lines.append(f"| {row.metric} | {row.value:.4f} | {row.unit} | {row.n} | {row.protocol} |")
+        return lines
+    lines = [f"| metric | {' | '.join(splits)} | unit | n | protocol |", f"|---|{'---|' * len(splits)}---|---|---|"]
+    for (metric, unit, protocol), rows in scores.groupby(["metric", "unit", "protocol"], sort=False, dropna=False):
+        by_split = rows.drop_duplicates("split").set_index("split")
+        values = [f"{by_split.loc[split, 'value']:.4f}" if split in by_split.index else "-" for split in splits]
+        counts = " / ".join(str(by_split.loc[split, "n"]) if split in by_split.index else "-" for split in splits)
+        lines.append(f"| {metric} | {' | '.join(values)} | {unit} | {counts} | {protocol} |")
+    return lines

@@ -1,0 +1,130 @@
+"""Everything that defines a run: data, flow, alignment, teacher, training, and the noise of its readings."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from rrepa_lab.align.encoder import EncoderConfig
+from rrepa_lab.align.strategies import AlignConfig
+from rrepa_lab.config import Config
+from rrepa_lab.data.config import DataConfig
+from rrepa_lab.data.splits import class_names
+from rrepa_lab.errors import LabError
+from rrepa_lab.flow.tarflow.config import FlowConfig
+
+MAX_WORKERS = 8
+
+
+class TrainConfig(Config):
+    """Optimizer, schedule, precision, and how often to report, validate and save."""
+
+    steps: int = Field(1500, ge=1, description="optimizer steps")
+    batch: int = Field(128, ge=1, description="images per step, over all processes")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    warmup: int = Field(50, ge=0, description="steps of linear warm-up")
+    lr_floor: float = Field(0.01, ge=0, le=1, description="the cosine ends at this part of the peak")
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(1e-4, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the weight average, at most; suits about 1 / (1 - ema) steps")
+    label_drop: float = Field(0.1, ge=0, le=1, description="part of the labels replaced by none")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the matrix products; auto measures which is faster on the device; likelihoods stay float32"
+    )
+    seed: int = Field(0, ge=0, lt=2**63)
+    workers: int | Literal["auto"] = Field(
+        "auto", description="processes that read image files ahead; auto: one for each core but one, at most 8"
+    )
+    feature_cache: int = Field(
+        256,
+        ge=0,
+        description="MiB for the encoder's features of all training images, kept if they fit and without augmentation",
+    )
+    checkpointing: bool = Field(
+        False, description="recompute each layer's activations in the backward pass: much less memory, a third more time"
+    )
+    compile: bool = Field(
+        False, description="torch.compile each Transformer layer; needs a C++ compiler on a CPU; measure before you use it"
+    )
+    keep: Literal["last", "nats_per_dim", "accuracy"] = Field(
+        "last", description="also keep the weights that are best on the validation split by this metric"
+    )
+    patience: int = Field(0, ge=0, description="end after so many validations without a better value of `keep`; 0: never")
+    report_every: int = Field(10, ge=1, description="steps between reports")
+    look_every: int = Field(100, ge=1, description="steps between validations")
+    save_every: int = Field(500, ge=1, description="steps between checkpoints")
+
+    @property
+    def worker_count(self) -> int:
+        """Processes that read image files ahead on this machine."""
+        if self.workers != "auto":
+            return self.workers
+        return min(MAX_WORKERS, max(0, (os.cpu_count() or 1) - 1))
+
+
+class ReadConfig(Config):
+    """The noise of a reading; chosen on validation data by `rl.choose_read_noise`."""
+
+    draws: int = Field(0, ge=0, description="noise draws a reading is averaged over; 0 reads clean images")
+    noise_std: float | None = Field(None, ge=0, description="sigma of these draws; null for the training noise")
+
+
+class RunConfig(Config):
+    """Everything that defines a run."""
+
+    name: str = Field("unnamed", pattern=r"^[A-Za-z0-9][\w.-]*$", description="how the run is called")
+    data: DataConfig = DataConfig()
+    flow: FlowConfig = FlowConfig()
+    align: AlignConfig = AlignConfig()
+    encoder: EncoderConfig | None = Field(None, description="the frozen teacher; needed by every strategy but none")
+    train: TrainConfig = TrainConfig()
+    read: ReadConfig = ReadConfig()
+    origin: str = Field("", description="where the weights come from, if they were not trained here; `train` then says nothing")
+
+    @property
+    def fingerprint(self) -> str:
+        """The name with a hash of all settings, "digits-reverse-1a2b3c4d": a folder for this configuration alone."""
+        return f"{self.name}-{hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:8]}"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for key in ("image_size", "channels"):
+            if getattr(self.data, key) != getattr(self.flow, key):
+                raise ValueError(f"flow.{key} is {getattr(self.flow, key)} but data.{key} is {getattr(self.data, key)}")
+        align, flow = self.align, self.flow
+        if align.strategy != "none":
+            if not align.blocks:
+                raise ValueError(f"align.strategy is {align.strategy!r} but align.blocks is empty")
+            if self.encoder is None:
+                raise ValueError(f"align.strategy is {align.strategy!r} but there is no encoder")
+        for what, given, most in (("blocks", align.blocks, flow.blocks), ("layers", align.layers, flow.layers)):
+            if align.strategy != "none" and not all(number < 0 or 1 <= number <= most for number in given):
+                raise ValueError(f"align.{what} {given} must lie in 1..{most}")
+        return self
+
+
+def complete(config: RunConfig, classes: Sequence[str] | None = None) -> RunConfig:
+    """The configuration with everything that depends on its data and sizes filled in, as a training stores it.
+
+    flow.classes of -1 becomes the number of classes of the data; blocks and layers to be aligned that count from the end
+    count from 1; data.path is absolute.
+
+    Args:
+        classes: the class names; by default those of the data, whose folder is then listed.
+
+    Raises: LabError for another number of classes than the data have, and for data that are not there.
+    """
+    data, flow = config.data, config.flow
+    names = class_names(data) if classes is None else classes
+    if flow.classes == -1:
+        flow = flow.model_copy(update={"classes": len(names)})
+    elif flow.classes not in (0, len(names)):
+        raise LabError(f"flow.classes is {flow.classes}, but {data.name} has {len(names)} classes")
+    if data.name == "folder" and data.path is not None:
+        data = data.model_copy(update={"path": str(data.root)})
+    align = config.align.counted(flow.blocks, flow.layers)
+    return config.model_copy(update={"data": data, "flow": flow, "align": align})

@@ -1,0 +1,46 @@
+"""What a configuration is, in a line or as facts."""
+
+from typing import Any
+
+import torch
+
+from rrepa_lab.flow.taps import Tap
+from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.runs.config import RunConfig
+
+
+def summary(config: RunConfig) -> str:
+    """Size, strategy and steps in a line."""
+    flow = config.flow
+    size = f"{flow.blocks} blocks x {flow.layers} layers, width {flow.width}"
+    if config.origin:
+        return f"{size}, imported"
+    if config.align.strategy == "none":
+        return f"{size}, not aligned, {config.train.steps} steps"
+    return f"{size}, {config.align.strategy} {config.align.place}, {config.train.steps} steps"
+
+
+def describe_config(config: RunConfig) -> dict[str, Any]:
+    """The facts a reader asks for first: sizes, parameters, aligned taps with their module paths."""
+    flow, align = config.flow, config.align.counted(config.flow.blocks, config.flow.layers)
+    with torch.device("meta"):
+        known = flow.model_copy(update={"classes": max(0, flow.classes)})
+        parameters = sum(p.numel() for p in TarFlow(known).parameters())
+    facts: dict[str, Any] = {
+        "name": config.name,
+        "data": config.data.name,
+        "image": "x".join(map(str, flow.image_shape)),
+        "tokens": flow.tokens,
+        "token_size": flow.token_size,
+        "flow": f"{flow.blocks} blocks x {flow.layers} layers, width {flow.width}",
+        "parameters": parameters,
+        "noise": f"gaussian, sigma {flow.noise_std}" if flow.noise == "gaussian" else "uniform dequantization",
+        "strategy": align.strategy,
+    }
+    if config.encoder is not None and align.taps:
+        facts["aligned"] = [f"{name} ({Tap.parse(name).module_path})" for name in align.taps]
+        facts["lambda"] = align.weight
+        facts["encoder"] = f"{config.encoder.model}, {config.encoder.weights}"
+    if config.origin:
+        return facts | {"origin": config.origin}
+    return facts | {"steps": config.train.steps, "batch": config.train.batch, "lr": config.train.lr, "seed": config.train.seed}

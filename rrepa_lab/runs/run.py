@@ -1,0 +1,172 @@
+"""A run: its configuration, its weights on disk, and how to get it back.
+
+A run directory holds config.json (everything needed to build it), model.safetensors (averaged weights and projectors after
+the last step), best.safetensors (the same at the step that was best on the validation split, if `train.keep` names a metric),
+metrics.jsonl, card.md, scores.csv once it was evaluated, decoding.json once it was calibrated, and train_state.pt while it
+can be resumed.
+"""
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rrepa_lab.align.encoder import Encoder
+from rrepa_lab.align.projector import Projectors
+from rrepa_lab.data.images import Batch, ImageSet
+from rrepa_lab.data.loaders import seeded
+from rrepa_lab.data.splits import load_split
+from rrepa_lab.data.subset import whole
+from rrepa_lab.errors import LabError, LabWarning
+from rrepa_lab.files import write_atomically, write_text
+from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.runs.config import RunConfig, complete
+
+FORMAT = 1
+BEST = "best.safetensors"  # the weights that were best on the validation split, where `train.keep` asks for them
+PLAN = "decoding.json"  # how it is decoded fastest, see `sampling.calibrate`
+
+
+@dataclass(eq=False)
+class Run:
+    """A flow with all that is known about it."""
+
+    flow: TarFlow
+    config: RunConfig
+    classes: list[str]
+    projectors: Projectors
+    step: int = 0
+    directory: Path | None = None
+    _encoder: Encoder | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The name of its folder, since one configuration may have been trained several times; else `config.name`.
+
+        A snapshot from the Hugging Face Hub lies in a folder named by a hash, and has `config.name` too.
+        """
+        if self.directory is None or self.directory.parent.name == "snapshots":
+            return self.config.name
+        return self.directory.absolute().name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.flow.parameters()).device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move flow and projectors; returns the run itself."""
+        self.flow.to(device)
+        self.projectors.to(device)
+        return self
+
+    def encoder(self, download: bool = True) -> Encoder:
+        """The frozen encoder this run is aligned with, loaded on first use; LabError if it has none.
+
+        Args:
+            download: whether weights that are not on this machine may be fetched.
+        """
+        if self.config.encoder is None:
+            raise LabError(f"run {self.name!r} has no encoder: set one, for example encoder.weights=bundled:digits")
+        if self._encoder is None:
+            with torch.inference_mode(False):  # its weights may be needed in a graph later
+                self._encoder = Encoder(self.config.encoder, download)
+        return self._encoder.to(self.device)
+
+    def reference_encoder(self) -> Encoder | None:
+        """The encoder that features are compared with; None where an unaligned run has none at hand, which is a warning.
+
+        An unaligned run was trained without its encoder, so nothing is downloaded for it. LabError as `encoder` for others.
+        """
+        if self.config.encoder is None:
+            return None
+        if self.config.align.taps:
+            return self.encoder()
+        try:
+            return self.encoder(download=False)
+        except LabError as error:
+            warnings.warn(f"{self.name} is not aligned, and its encoder is left out: {error}", LabWarning, stacklevel=2)
+            return None
+
+    def images(self, split: str = "test") -> ImageSet:
+        """A split of the run's data, read as it is needed; labels count the run's own classes, by name."""
+        return load_split(self.config.data, split, self.classes)
+
+    def data(self, split: str = "test", limit: int | None = None, seed: int = 0) -> Batch:
+        """Images (n, C, H, W) in [-1, 1] and labels (n,) of a split, on the run's device.
+
+        With a `limit` below their number, a class-balanced subset drawn with this seed (`data.subset`).
+        """
+        x, y = whole(self.images(split), limit, seed)
+        return Batch(x.to(self.device), y.to(self.device))
+
+    def save(self, directory: Path | str, dtype: torch.dtype = torch.float32) -> None:
+        """Write config.json and model.safetensors, each atomically, weights in `dtype`."""
+        directory = Path(directory)
+        self.save_config(directory)
+        self.save_weights(directory / "model.safetensors", self.weights(), self.step, dtype)
+
+    def save_config(self, directory: Path) -> None:
+        """Write config.json alone, atomically."""
+        about = {"format": FORMAT, "classes": self.classes, "config": self.config.to_dict()}
+        write_text(directory / "config.json", json.dumps(about, indent=2) + "\n")
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of flow and projectors by name, as model.safetensors holds them."""
+        return modules(self.flow, self.projectors).state_dict()
+
+    @staticmethod
+    def save_weights(path: Path, weights: dict[str, Tensor], step: int, dtype: torch.dtype = torch.float32) -> None:
+        """Write tensors of `weights` in `dtype`, with the step they were taken at, atomically."""
+        stored = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
+        metadata = {"step": str(step)}  # one key: safetensors writes several in any order, and the bytes would differ
+        write_atomically(path, lambda temporary: save_file(stored, temporary, metadata))
+
+    def push(self, repo_id: str, private: bool = True) -> str:
+        """Upload the run directory to the Hugging Face Hub (needs a login and network); returns its address."""
+        if self.directory is None:
+            raise LabError("only a saved run can be pushed: call run.save(directory) and rl.load(directory) first")
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        try:
+            url = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=self.directory, ignore_patterns=["train_state.pt", ".*"])
+        except Exception as error:
+            reason = str(error).strip().splitlines()[:1]
+            raise LabError(
+                f"could not push to {repo_id!r} ({type(error).__name__}: {''.join(reason)}); logged in? hf auth login"
+            ) from error
+        return str(url)
+
+
+def modules(flow: TarFlow, projectors: Projectors) -> nn.ModuleDict:
+    """Flow and projectors as one module, with the tensor names of model.safetensors."""
+    return nn.ModuleDict({"flow": flow, "projectors": projectors})
+
+
+def check_names(runs: Sequence[Run]) -> None:
+    """LabError if two of the runs have one name: their measurements could not be told apart."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        other = first.setdefault(run.name, run)
+        if other is not run:
+            where = " and ".join(str(one.directory or "a run that is not saved") for one in (other, run))
+            raise LabError(f"two of the runs are called {run.name!r} ({where}): rename the folder of one")
+
+
+def build(config: RunConfig, classes: list[str]) -> Run:
+    """A fresh run with weights drawn from config.train.seed; the global random state is left as it was."""
+    config = complete(config, classes)
+    encoder = Encoder(config.encoder) if config.align.taps and config.encoder is not None else None
+    with seeded(config.train.seed):
+        flow = TarFlow(config.flow)
+        dim = encoder.dim if encoder else 1
+        projectors = Projectors(config.align.taps, config.flow.width, config.align.projector_width, dim)
+    return Run(flow, config, classes, projectors, _encoder=encoder)
