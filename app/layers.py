@@ -493,7 +493,7 @@ def code(
         read = read_study(study)
     except LabError:
         return Code(shell, "\n".join([*imports, "", *lines, "print(rows)"]))
-    imports.append("from rrepa_lab.places import " + ("assets" if study == SHIPPED_STUDY else "runs_root"))
+    imports.append("from rrepa_lab.paths import " + ("assets" if study == SHIPPED_STUDY else "runs_root"))
     folder = f'runs_root() / "{study}"'
     scores = f'assets() / "studies" / "{BUNDLED}-runs.csv"' if study == SHIPPED_STUDY else f'{folder} / "{MEASURES}"'
     settings = [one["run"] for one in chosen(read, pins[:4], pins[4:8]).values()]

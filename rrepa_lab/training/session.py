@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from rrepa_lab.align.floors import position_floor
-from rrepa_lab.align.target import CHUNK, Teacher
+from rrepa_lab.align.target import Teacher
 from rrepa_lab.data.augment import shifted
 from rrepa_lab.data.images import Batch, ImageSet, TensorImages
 from rrepa_lab.data.loaders import SeededBatches, generator, stream
@@ -40,6 +40,7 @@ from rrepa_lab.training.state import Best, Checkpoint
 
 # purposes of the random streams of a step, so that none shares its numbers with another
 FLIP, NOISE, DROP, SHIFT = 2, 3, 4, 5
+FLOOR_BATCH = 256  # images in one pass of the teacher for them
 FLOOR_IMAGES = 512  # that the floors of the similarity are taken over where the teacher's features are not kept
 PRIOR_RATE = 0.1  # of the running mean of z^2 of a volume-preserving flow, as in the public code
 
@@ -156,7 +157,7 @@ class Session:
             assert table is not None
         else:
             x, labels = whole(self.images, FLOOR_IMAGES)
-            table = torch.cat([teacher(part.to(self.device), []) for part in x.split(CHUNK)])
+            table = torch.cat([teacher(part.to(self.device), []) for part in x.split(FLOOR_BATCH)])
         return position_floor(table, labels if self.config.flow.classes else None) if len(table) > 1 else {}
 
     def __enter__(self) -> "Session":
