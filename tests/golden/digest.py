@@ -27,7 +27,7 @@ class Tolerance(NamedTuple):
 
 # Float64 from end to end. Another processor or BLAS sums in another order, which moves the 13th digit; a mistake moves more.
 EXACT = Tolerance(1e-8, 1e-10)
-# Float64 that read float32 numbers: features of the teacher, initial weights, noise of `rl.sample`, which differ in the 7th digit.
+# Float64 of float32 inputs: features of the teacher, initial weights, noise of `rl.sample`; they differ in the 7th digit.
 MIXED = Tolerance(1e-5, 1e-6)
 # Float32 from end to end.
 SINGLE = Tolerance(1e-4, 1e-5)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from test_published import CHANNELS, PATCH, SIDE, STEM, make_state
 from torch import Tensor, nn
 
 import rrepa_lab as rl
@@ -74,12 +75,10 @@ def classify(name: str) -> dict[str, Any]:
     settings: dict[str, dict[str, Any]] = {
         "gradient": {}, "bayes": {"method": "bayes"}, "iterated": {"method": "iterated", "steps": 3},
         "gradient, block 2": {"blocks": [2]}, "bayes, block 1": {"method": "bayes", "blocks": [1]},
-        "gradient, 2 draws": {"draws": 2}, "bayes, 2 draws": {"method": "bayes", "draws": 2, "noise_std": 0.3},
+        "gradient, 2 draws": {"draws": 2, "noise_std": 0.2}, "bayes, 2 draws": {"method": "bayes", "draws": 2, "noise_std": 0.3},
     }  # fmt: skip
     values: dict[str, Any] = {}
     for what, given in settings.items():
-        if flow.config.noise == "uniform" and "draws" in given:
-            given = {"draws": given["draws"], "method": given.get("method", "gradient"), "noise_std": 0.2}
         found = rl.classify(flow, x, **given)
         top = found.top(2)
         values[what] = {
@@ -246,6 +245,29 @@ def scored() -> dict[str, Any]:
     }
 
 
+def imported() -> dict[str, Any]:
+    """A run from a checkpoint of the public code: its configuration and its map."""
+    values: dict[str, Any] = {}
+    random = torch.Generator().manual_seed(6)
+    x = 2 * torch.rand(2, CHANNELS, SIDE * PATCH, SIDE * PATCH, generator=random) - 1
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(make_state(), Path(folder) / f"{STEM}.pth")
+        run = rl.import_tarflow(Path(folder) / f"{STEM}.pth", Path(folder) / "run")
+        run.flow.double()
+        flow = run.config.flow
+        values["config"] = [
+            flow.image_size,
+            flow.patch_size,
+            flow.width,
+            flow.blocks,
+            flow.layers,
+            flow.classes,
+            flow.noise_std,
+        ]
+        values["log_prob"] = run.flow.log_prob(x.double(), torch.tensor([2, -1]))
+    return values
+
+
 def stored() -> dict[str, Any]:
     """What goes through a file: a run, a result, a plan."""
     run = small_run("reverse")
@@ -280,5 +302,6 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], Tolerance]] = {
     "probes": (probes, MIXED),
     "classified": (classified, MIXED),
     "scored": (scored, SINGLE),
+    "imported": (imported, MIXED),
     "stored": (stored, SINGLE),
 }

@@ -30,6 +30,8 @@ def compute(case: str) -> dict[str, dict[str, Any]]:
 
 def moved(case: str) -> list[str]:
     """What differs between today and the stored values, one line each."""
+    if not path(case).is_file():
+        return [f"{path(case).name} is missing: python tests/golden/write.py {case!r} writes it"]
     return differences(json.loads(path(case).read_text()), compute(case), CASES[case][1])
 
 

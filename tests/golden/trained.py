@@ -29,7 +29,8 @@ def training(name: str) -> dict[str, Any]:
         | {
             "flow.width": 16, "flow.head_width": 8, "flow.blocks": 2, "flow.layers": 2, "align.blocks": [1, 2],
             "align.projector_width": 16, "train.steps": 10, "train.batch": 32, "train.warmup": 3, "train.lr": 2e-3,
-            "train.report_every": 1, "train.label_drop": 0.3, "data.shift": 1, "data.shift_probability": 0.5, "data.holdout": 0.2,
+            "train.report_every": 1, "train.label_drop": 0.3, "data.shift": 1, "data.shift_probability": 0.5,
+            "data.holdout": 0.2,
         }
         | TRAININGS[name]
     )  # fmt: skip
@@ -65,8 +66,8 @@ def bundled(name: str) -> dict[str, Any]:
     scores = rl.evaluate(run, samples=0, draws=2, limit=40).set_index("metric")["value"]
     values["nats_per_dim"] = float(scores["nats_per_dim"])
     values["log_prob"] = run.flow.log_prob(*some)
-    near = rl.similarity(run, limit=60)
-    values["similarity"] = {metric: rows["value"] for metric, rows in near.groupby("metric")}
+    near = rl.similarity(run, limit=60).groupby("metric")["value"]  # in float32 rounding may change who is a neighbour
+    values["similarity"] = {metric: rows for metric, rows in near if metric in ("cka", "teacher_cosine")}
     if run.projectors.taps:
         values["alignment"] = rl.alignment(run, *some).similarity
     values["samples"] = rl.sample(run, range(8), list(range(8))).images
