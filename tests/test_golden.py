@@ -38,7 +38,7 @@ def test_one_number_of_a_large_array_is_noticed():
     after[7, 7] += 1e-5
     assert differences(digest({"x": before}), digest({"x": before * (1 + 1e-10)}), EXACT) == []
     lines = differences(digest({"x": before}), digest({"x": after}), EXACT)
-    assert any(line.startswith("x along[0]: from ") for line in lines)
+    assert sum(line.startswith("x along[") for line in lines) >= 8
     assert differences(digest({"x": before}), digest({"x": before.flip(0)}), EXACT)
     assert "x shape: from [20, 30] to [30, 20]" in differences(digest({"x": before}), digest({"x": before.T}), EXACT)
 

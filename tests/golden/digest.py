@@ -19,7 +19,7 @@ STORED_NAMES: dict[str, str] = {}  # columns that were renamed: name today -> na
 
 
 class Tolerance(NamedTuple):
-    """How far a number may be from the stored one: by atol + rtol * its size (for a large array: the array's norm)."""
+    """How far a number may be from the stored one: by atol + rtol * its size (of a large array: see `_size`)."""
 
     rtol: float
     atol: float
@@ -107,16 +107,25 @@ def _moved(stored: dict[str, Any], found: dict[str, Any], tolerance: Tolerance) 
         if part in ("norm", "sum", "along", "numbers") and _alike(old, new):
             olds, news = (old, new) if isinstance(old, list) else ([old], [new])
             for place, (before, after) in enumerate(zip(olds, news, strict=True)):
-                size = found["norm"] if "norm" in found else abs(before or 0.0)
-                allowed = tolerance.atol + tolerance.rtol * size * (
-                    math.sqrt(math.prod(found["shape"])) if part == "sum" else 1
-                )
+                allowed = tolerance.atol + tolerance.rtol * _size(part, before, found)
                 if (before is None) != (after is None) or (before is not None and not abs(after - before) <= allowed):
                     by = "" if before is None or after is None else f", by {after - before:.2g}, {allowed:.2g} is allowed"
                     where = f"[{place}]" if isinstance(old, list) else ""
                     yield f" {part}{where}: from {before!r} to {after!r}{by}"
         elif old != new:
             yield f" {part}: from {old!r} to {new!r}"
+
+
+def _size(part: str, before: float | None, entry: dict[str, Any]) -> float:
+    """What rtol multiplies.
+
+    If each number of an array moves by rtol of their root mean square r, its norm moves by at most rtol times the norm, its sum
+    by at most rtol * n * r, and the product with a random vector of length 1 by about rtol * r.
+    """
+    if part == "numbers":
+        return abs(before or 0.0)
+    root = math.sqrt(math.prod(entry["shape"]))
+    return float(entry["norm"]) * {"norm": 1.0, "sum": root, "along": 1 / root}[part]
 
 
 def _alike(old: Any, new: Any) -> bool:

@@ -75,7 +75,8 @@ def classify(name: str) -> dict[str, Any]:
     settings: dict[str, dict[str, Any]] = {
         "gradient": {}, "bayes": {"method": "bayes"}, "iterated": {"method": "iterated", "steps": 3},
         "gradient, block 2": {"blocks": [2]}, "bayes, block 1": {"method": "bayes", "blocks": [1]},
-        "gradient, 2 draws": {"draws": 2, "noise_std": 0.2}, "bayes, 2 draws": {"method": "bayes", "draws": 2, "noise_std": 0.3},
+        "gradient, 2 draws": {"draws": 2, "noise_std": 0.2},
+        "bayes, 2 draws": {"method": "bayes", "draws": 2, "noise_std": 0.3},
     }  # fmt: skip
     values: dict[str, Any] = {}
     for what, given in settings.items():
@@ -111,7 +112,8 @@ def sample(name: str) -> dict[str, Any]:
     label = 1 if flow.config.classes else None
     rules = GUIDED if flow.config.classes else {}
     values: dict[str, Any] = {}
-    for what, settings in {"plain": {}, "as decoded": {"denoise": False}, "strength": {"strength": 0.5}, **rules}.items():
+    plain: dict[str, dict[str, Any]] = {"plain": {}, "as decoded": {"denoise": False}, "strength": {"strength": 0.5}}
+    for what, settings in (plain | rules).items():
         made = rl.sample(flow, [3, 4], label, **settings)
         values[what] = {"images": made.images, "path": torch.stack([stage.flatten() for stage in made.path])}
     return values
