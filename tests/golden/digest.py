@@ -61,7 +61,7 @@ def differences(stored: Mapping[str, dict[str, Any]], found: Mapping[str, dict[s
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, pd.DataFrame):
         yield f"{name}/rows", len(value)
-        value = {STORED_NAMES.get(column, column): value[column] for column in value}
+        value = {STORED_NAMES.get(str(column), str(column)): value[column] for column in value}
     if isinstance(value, Mapping):
         for key, part in value.items():
             yield from _flat(part, f"{name}/{key}" if name else str(key))
@@ -89,7 +89,7 @@ def _entry(value: Any) -> dict[str, Any]:
     vectors = np.random.default_rng(array.size).standard_normal((DIRECTIONS, array.size))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     along = [_plain(number) for number in vectors @ array]
-    return entry | {"norm": _plain(np.linalg.norm(array)), "sum": _plain(array.sum()), "along": along}
+    return entry | {"norm": _plain(float(np.linalg.norm(array))), "sum": _plain(float(array.sum())), "along": along}
 
 
 def _plain(number: float) -> float | None:
@@ -104,16 +104,23 @@ def _moved(stored: dict[str, Any], found: dict[str, Any], tolerance: Tolerance) 
         return
     for part in sorted(stored.keys() | found.keys()):
         old, new = stored.get(part), found.get(part)
-        if part in ("norm", "sum", "along", "numbers") and _alike(old, new):
-            olds, news = (old, new) if isinstance(old, list) else ([old], [new])
-            for place, (before, after) in enumerate(zip(olds, news, strict=True)):
-                allowed = tolerance.atol + tolerance.rtol * _size(part, before, found)
-                if (before is None) != (after is None) or (before is not None and not abs(after - before) <= allowed):
-                    by = "" if before is None or after is None else f", by {after - before:.2g}, {allowed:.2g} is allowed"
-                    where = f"[{place}]" if isinstance(old, list) else ""
-                    yield f" {part}{where}: from {before!r} to {after!r}{by}"
+        if part in ("numbers", "along") and old and new and len(old) == len(new):
+            for place, (before, after) in enumerate(zip(old, new, strict=True)):
+                line = _number_moved(before, after, tolerance.atol + tolerance.rtol * _size(part, before, found))
+                yield from (f" {part}[{place}]{text}" for text in line)
+        elif part in ("norm", "sum") and isinstance(old, float) and isinstance(new, float):
+            line = _number_moved(old, new, tolerance.atol + tolerance.rtol * _size(part, old, found))
+            yield from (f" {part}{text}" for text in line)
         elif old != new:
             yield f" {part}: from {old!r} to {new!r}"
+
+
+def _number_moved(before: float | None, after: float | None, allowed: float) -> list[str]:
+    """Nothing, or one text."""
+    if before is None or after is None:
+        return [] if before is after else [f": from {before!r} to {after!r}"]
+    by = after - before
+    return [] if abs(by) <= allowed else [f": from {before!r} to {after!r}, by {by:.2g}, {allowed:.2g} is allowed"]
 
 
 def _size(part: str, before: float | None, entry: dict[str, Any]) -> float:
@@ -126,10 +133,3 @@ def _size(part: str, before: float | None, entry: dict[str, Any]) -> float:
         return abs(before or 0.0)
     root = math.sqrt(math.prod(entry["shape"]))
     return float(entry["norm"]) * {"norm": 1.0, "sum": root, "along": 1 / root}[part]
-
-
-def _alike(old: Any, new: Any) -> bool:
-    """Whether both are there, and lists of one length or numbers."""
-    if old is None or new is None:
-        return False
-    return len(old) == len(new) if isinstance(old, list) and isinstance(new, list) else type(old) is type(new)

@@ -1,6 +1,7 @@
 """Small flows and runs in float64 whose weights are drawn in float64: fresh ones are the identity, and float32 draws differ
 from processor to processor."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,9 +53,11 @@ def flow_named(name: str) -> rl.TarFlow:
     return flow.requires_grad_(False)
 
 
-def small_run(strategy: str = "reverse", seed: int = 1, dtype: torch.dtype = torch.float64, **settings: Any) -> rl.Run:
+def small_run(
+    strategy: str = "reverse", seed: int = 1, dtype: torch.dtype = torch.float64, settings: Mapping[str, Any] | None = None
+) -> rl.Run:
     """A run of the digits with a small flow."""
-    changes = _SMALL | {"align.strategy": strategy, "name": f"small-{seed}"} | settings
+    changes = _SMALL | {"align.strategy": strategy, "name": f"small-{seed}"} | dict(settings or {})
     config = rl.preset("digits-reverse").override(changes)
     run = build(config, [str(k) for k in range(10)])
     for number, module in enumerate((run.flow, run.projectors)):

@@ -137,7 +137,7 @@ def alignment(strategy: str) -> dict[str, Any]:
     other = {"flow.positions": "rotary", "flow.mlp": "swiglu", "flow.volume_preserving": True, "align.blocks": [1, 3]}
     values: dict[str, Any] = {}
     for what, settings in {"learned": {}, "rotary": other}.items():
-        run = small_run(strategy, **settings)
+        run = small_run(strategy, settings=settings)
         for module in (run.flow, run.projectors):
             module.requires_grad_()
         for refinements in (0, 2) if strategy == "reverse" else (None,):
@@ -237,7 +237,7 @@ def classified() -> dict[str, Any]:
 def scored() -> dict[str, Any]:
     """Scores of runs, of samples, and several runs in one table."""
     run, other = small_run("none", dtype=torch.float32), small_run("reverse", 2, torch.float32)
-    uniform = small_run("none", dtype=torch.float32, **{"flow.noise": "uniform"})
+    uniform = small_run("none", dtype=torch.float32, settings={"flow.noise": "uniform"})
     return {
         "evaluate": rl.evaluate(run, ["val", "test"], samples=80, draws=2, limit=20),
         "evaluate, uniform": rl.evaluate(uniform, samples=0, draws=2, limit=20),
