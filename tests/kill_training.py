@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file
 
 import rrepa_lab as rl
-from rrepa_lab.runs import records
+from rrepa_lab.runs.run import records
 
 STEPS = 6
 SECONDS = 30  # that one training may take

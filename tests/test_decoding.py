@@ -14,7 +14,7 @@ from rrepa_lab.flow.decode import engine as decoding
 from rrepa_lab.flow.decode import incremental as stepping
 from rrepa_lab.flow.decode.plan import DecodePlan
 from rrepa_lab.flow.taps import Tap
-from rrepa_lab.flow.tarflow import model as tarflow
+from rrepa_lab.flow.tarflow.model import model as tarflow
 from rrepa_lab.sampling.sample import noise
 
 FAST = ["cached", "jacobi"]

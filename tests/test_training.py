@@ -329,7 +329,7 @@ def test_kept_features_of_image_files_read_by_workers(tiny, tmp_path):
 
 
 def test_recomputed_layers_train_the_same(tiny, tmp_path, monkeypatch):
-    from rrepa_lab.flow.tarflow import transformer
+    from rrepa_lab.flow.tarflow.model import transformer
 
     plain, calls = transformer.checkpoint, []
 

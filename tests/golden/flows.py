@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import rrepa_lab as rl
-from rrepa_lab.runs import build
+from rrepa_lab.runs.run import build
 
 FLOWS = {
     "plain": rl.FlowConfig(classes=10, width=16, head_width=8, blocks=3, layers=2),
