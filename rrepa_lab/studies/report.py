@@ -4,7 +4,7 @@
     python -m rrepa_lab.studies.report --check    exit status 1 if a report differs from its tables; writes nothing
 
 The reports are `assets/studies/README.md`, `assets/benchmarks.md` and, in a clone, the table of results in README.md. Their
-text is written by hand; what stands between
+text is written by hand; what is between
 
     <!-- table: NAME -->    and    <!-- end -->        a Markdown table on lines of its own
     <!-- value: NAME -->    and    <!-- end -->        a figure inside a sentence, not at the start of a line: Markdown takes

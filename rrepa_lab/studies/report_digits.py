@@ -5,6 +5,7 @@ from functools import partial
 
 import pandas as pd
 
+from rrepa_lab.analysis.claims import CONFIDENCE, UNDECIDED
 from rrepa_lab.places import assets
 from rrepa_lab.presets import ALIGNED
 from rrepa_lab.readers import read_table
@@ -30,30 +31,30 @@ UNITS = {"nats_per_dim": "nats/dim", "gradient_accuracy": "one step", "frechet_d
 def all_verdicts() -> str:
     """One row a claim of every study: verdict, and verdict with Holm's correction over that study."""
     rows: list[list[str]] = []
-    for metric, judged in study_table(f"{STRATEGIES}-verdicts").groupby("metric", sort=False):
-        word = judged["claim"].iloc[0].split()[3]
+    for metric, contrasts in study_table(f"{STRATEGIES}-verdicts").groupby("metric", sort=False):
+        word = contrasts["claim"].iloc[0].split()[3]
         words = {"gradient_accuracy": "one-step accuracy", "bayes_accuracy": "accuracy by Bayes' rule"}
         claim = f"Each strategy has a {word} {words.get(str(metric), SCORES[str(metric)][0])} than no alignment"
-        rows.append([STUDIES[STRATEGIES], claim, *(_by_strategy(judged, column) for column in ("verdict", "verdict_holm"))])
+        rows.append([STUDIES[STRATEGIES], claim, *(_by_strategy(contrasts, column) for column in ("verdict", "verdict_holm"))])
     for name in (STUDY, LAYERS):
-        for text, judged in study_table(f"{name}-verdicts").groupby("claim", sort=False):
-            first = judged.iloc[0]
+        for text, contrasts in study_table(f"{name}-verdicts").groupby("claim", sort=False):
+            first = contrasts.iloc[0]
             rows.append([STUDIES[name], str(text), *(str(first[key]).split(":")[0] for key in ("verdict", "verdict_holm"))])
     return markdown(("study", "claim", "verdict", "with Holm's correction"), rows)
 
 
-def _by_strategy(judged: pd.DataFrame, column: str) -> str:
+def _by_strategy(contrasts: pd.DataFrame, column: str) -> str:
     """The verdicts of claims that differ in the strategy alone: one word if they agree."""
-    if judged[column].nunique() == 1:
-        return str(judged[column].iloc[0])
-    return ", ".join(f"{row['better']} {row[column]}" for row in judged.to_dict("records"))
+    if contrasts[column].nunique() == 1:
+        return str(contrasts[column].iloc[0])
+    return ", ".join(f"{row['better']} {row[column]}" for row in contrasts.to_dict("records"))
 
 
 def claims(name: str) -> str:
     """One row a contrast: settings, difference with interval, effect size, p; the verdict once for each claim."""
     rows = []
-    for claim, judged in study_table(f"{name}-verdicts").groupby("claim", sort=False):
-        for place, row in enumerate(judged.to_dict("records")):
+    for claim, contrasts in study_table(f"{name}-verdicts").groupby("claim", sort=False):
+        for place, row in enumerate(contrasts.to_dict("records")):
             source = f" ({row['source']})" if isinstance(row["source"], str) else ""
             head = ["", ""] if place else [f"{claim}{source}", str(row["verdict"])]
             if not isinstance(row["better"], str):
@@ -113,6 +114,20 @@ def strategy_differences() -> str:
         found = {row["metric"]: row for row in part.to_dict("records")}
         rows.append([str(strategy), *(interval(found[name], SCORES[name][1]) for name in titles)])
     return markdown(("strategy", *titles.values()), rows)
+
+
+def one_sided(holm: bool) -> str:
+    """How many contrasts of the strategies are decided, "2 of 12": by their intervals, or after Holm's correction."""
+    table = study_table(f"{STRATEGIES}-verdicts")
+    decided = table["p_holm"] < 1 - CONFIDENCE if holm else table["outcome"] != UNDECIDED
+    return f"{int(decided.sum())} of {len(table)}"
+
+
+def gap(metric: str, digits: int) -> str:
+    """Smallest to largest difference of the mean scores between training and test images, over strategies."""
+    table = study_table(STRATEGIES)
+    means = table[table["metric"] == metric].groupby(["strategy", "split"])["value"].mean().unstack()
+    return between((means["train"] - means["test"]).abs(), digits)
 
 
 def shifts() -> str:
@@ -222,6 +237,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "bundled-runs": bundled,
 }
 VALUES: dict[str, Callable[[], str]] = {
+    "strategies-one-sided": partial(one_sided, False),
+    "strategies-one-sided-holm": partial(one_sided, True),
+    "gap-nats": partial(gap, "nats_per_dim", 3),
+    "gap-accuracy": partial(gap, "gradient_accuracy", 3),
     "gain-nats-500": partial(gains, STUDY, "nats_per_dim", 3),
     "gain-frechet-500": partial(gains, STUDY, "frechet_distance", 4),
     "gain-nats-1500": partial(gains, STRATEGIES, "nats_per_dim", 3),
