@@ -1,7 +1,7 @@
 """The README and the pages it links to: short, true links, commands that parse, Python that runs, a citation that is read."""
 
 import argparse
-import importlib
+import importlib.util
 import re
 import runpy
 import shlex
@@ -135,6 +135,15 @@ def test_every_linked_file_exists(page):
         target = (ROOT / page).parent / file if file else ROOT / page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_module_and_path_named_exists(page):
+    text = text_of(page)
+    for name in re.findall(r"\brrepa_lab(?:\.[a-z_]+)+\b", text):
+        assert importlib.util.find_spec(name), name
+    for path in re.findall(r"`((?:rrepa_lab|app|assets|tests|notebooks)/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), path
 
 
 def test_the_readme_is_short_and_has_the_command_of_ci():
