@@ -412,7 +412,7 @@ def test_flows_that_cannot_classify():
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_stored_scores_are_what_the_bundled_weights_give(name):
-    """The figures of cards, page and README come from scores.csv: they must follow from the files that are shipped."""
+    """The figures of cards, page and reports come from scores.csv: they must follow from the files that are shipped."""
     import pandas as pd
 
     run = rl.load(name)

@@ -96,7 +96,7 @@ def test_a_plan_by_the_command_line(tmp_path, capsys):
 
 
 def test_the_kept_table_is_of_this_bench():
-    """The README quotes this table: it has the rows the bench has, and says where it was measured."""
+    """assets/benchmarks.md is filled from this table: it has the rows the bench has, and says where it was measured."""
     kept = pd.read_csv(assets() / "studies" / "bench-speed.csv")
     assert len(kept) == 16
     assert kept["device"].str.len().min() > 2
