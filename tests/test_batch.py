@@ -601,7 +601,7 @@ def test_batch_and_compare_commands(tmp_path, tiny, capsys):
     assert main(["batch", nb, "--set", "x=1,2", "--out", out]) == 2
     assert "x takes int" in capsys.readouterr().err
     assert main(["batch", str(assets() / "studies" / "digits-layer-alignment.yaml"), "--grid", "seed=1", "--dry-run"]) == 2
-    assert "brings its own grid" in capsys.readouterr().err
+    assert "has its own grid" in capsys.readouterr().err
 
     page = tmp_path / "c.html"
     assert main(["compare", out, "--json", "--csv", str(tmp_path / "c.csv"), "--html", str(page)]) == 0

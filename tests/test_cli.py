@@ -1,11 +1,14 @@
 """The command line as a person or a program meets it."""
 
+import argparse
 import json
+import pkgutil
 import re
 import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pandas as pd
 import pytest
@@ -13,8 +16,10 @@ import torch
 from PIL import Image
 
 import rrepa_lab as rl
+from rrepa_lab import cli
 from rrepa_lab.cli import main
-from rrepa_lab.cli.words import class_labels
+from rrepa_lab.cli.arguments import parse_labels
+from rrepa_lab.cli.commands import COMMANDS
 from rrepa_lab.data.pictures import from_picture
 from rrepa_lab.errors import LabWarning
 from rrepa_lab.viz.images import picture
@@ -197,7 +202,7 @@ def test_classify_a_split(capsys, tmp_path):
     words = ["classify", "digits-reverse", "--split", "test", "--limit", 50, "--method", "bayes"]
     status, text, _ = run(capsys, *words, "--csv", tmp_path / "images.csv")
     assert status == 0
-    assert "rows: the class; columns: the answer" in text
+    assert "rows: true class; columns: predicted class" in text
     images = pd.read_csv(tmp_path / "images.csv")
     loaded = rl.load("digits-reverse")
     x, y = loaded.data("test", 50)
@@ -308,6 +313,52 @@ def test_usage_errors_have_status_2(capsys):
     assert caught.value.code == 2
 
 
+COMMAND_NAMES = (
+    "train", "sample", "classify", "probe", "trace", "evaluate", "compare", "batch", "bench", "encoder", "import-tarflow",
+    "describe", "doctor", "app", "read-noise",
+)  # fmt: skip
+ACTIONS = [[name] for name in COMMAND_NAMES if name not in ("encoder", "app")] + [["encoder", "train"], ["encoder", "score"]]
+
+
+@pytest.mark.parametrize("name", COMMAND_NAMES)
+def test_every_command_has_its_own_file(name):
+    module = import_module(f"rrepa_lab.cli.{name.replace('-', '_')}")
+    assert module in COMMANDS
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    module.register(commands)
+    assert list(commands.choices) == [name], "it adds this command, and no other"
+
+
+def test_every_file_with_a_command_is_listed():
+    modules = [
+        import_module(f"rrepa_lab.cli.{info.name}") for info in pkgutil.iter_modules(cli.__path__) if info.name[0] != "_"
+    ]
+    assert {module for module in modules if hasattr(module, "register")} == set(COMMANDS)
+    assert len(COMMANDS) == len(set(COMMANDS))
+
+
+@pytest.mark.parametrize("words", ACTIONS, ids=" ".join)
+def test_every_command_has_help_and_json(capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert text.startswith(f"usage: rrepa-lab {' '.join(words)} ")
+    assert "--json" in text
+
+
+def test_help_imports_nothing_heavy():
+    heavy = {"torch", "pandas", "numpy", "pydantic", "plotly", "tqdm"}
+    code = (
+        "import contextlib, io, sys\nfrom rrepa_lab.cli import main\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:\n    main(['--help'])\n"
+        f"assert 'import-tarflow' in out.getvalue()\nprint(sorted({heavy!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_import_is_light():
     heavy = {"timm", "torchvision", "gradio", "umap", "plotly", "papermill", "accelerate"}
     code = f"import sys, rrepa_lab as rl; rl.load('digits-reverse'); print(sorted({heavy!r} & set(sys.modules)))"
@@ -332,13 +383,13 @@ NAMED = ["cat", "dog", "7"]
     ],
 )  # fmt: skip
 def test_labels_are_names_or_numbers(text, classes, labels):
-    assert class_labels("--labels", text, classes) == labels
+    assert parse_labels("--labels", text, classes) == labels
 
 
 def test_a_number_that_is_a_name_is_the_name_and_said_so():
     with pytest.warns(LabWarning, match=r"--labels 1 is the class called 1 \(number 0\), not number 1, which is called 2"):
-        assert class_labels("--labels", "1", ["1", "2", "3"]) == [0]
-    assert class_labels("--labels", "3", ["1", "2", "3"]) == [2]
+        assert parse_labels("--labels", "1", ["1", "2", "3"]) == [0]
+    assert parse_labels("--labels", "3", ["1", "2", "3"]) == [2]
 
 
 @pytest.mark.parametrize(
@@ -351,14 +402,14 @@ def test_a_number_that_is_a_name_is_the_name_and_said_so():
 )  # fmt: skip
 def test_other_labels_are_one_line(text, classes, message):
     with pytest.raises(rl.LabError, match=re.escape(message)):
-        class_labels("--labels", text, classes)
+        parse_labels("--labels", text, classes)
 
 
 @pytest.mark.parametrize(
     ("classes", "options"), [(0, "--seeds 0..15"), (3, "--labels all --seeds 0..9"), (1000, "--labels 0..9")]
 )
 def test_hints_name_labels_that_the_run_has(classes, options):
-    from rrepa_lab.cli.words import sample_options
+    from rrepa_lab.cli.printing import sample_options
 
     assert sample_options(classes).startswith(options)
 

@@ -16,7 +16,7 @@ import torch
 
 import rrepa_lab as rl
 from rrepa_lab.cli import main
-from rrepa_lab.cli.making import stop_on_interrupt
+from rrepa_lab.cli.train import stop_on_interrupt
 from rrepa_lab.errors import LabError
 from rrepa_lab.runs.records import Records
 

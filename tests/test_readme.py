@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rrepa_lab.cli import main
-from rrepa_lab.places import bundled
+from rrepa_lab.paths import bundled
 
 ROOT = bundled("assets").parent
 PAGES = ["README.md", "app/README.md", "notebooks/README.md", "assets/studies/README.md", "assets/benchmarks.md"]

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from rrepa_lab.errors import LabError
-from rrepa_lab.places import assets
+from rrepa_lab.paths import assets
 from rrepa_lab.studies import report
 from rrepa_lab.studies.report_text import interval, markdown, spread
 

@@ -10,7 +10,7 @@ from scipy.stats import ttest_rel
 
 from rrepa_lab.batch.study import Study, load_study
 from rrepa_lab.batch.summary import claims_markdown
-from rrepa_lab.cli.batching import _tell_verdicts
+from rrepa_lab.cli.batch import print_verdicts
 from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.compare import gather
 from rrepa_lab.measurements.claims import COLUMNS, Claim, claim_lines, verdict_table, verdicts
@@ -226,7 +226,7 @@ def test_numbers_stand_beside_every_verdict_wherever_it_is_shown(capsys):
     first = judged.iloc[0]
     difference = f"{first['difference']:+.3g} [{first['low']:+.3g}, {first['high']:+.3g}] nats"
     numbers = [difference, f"{first['d_z']:+.2f}", f"{first['p']:.3g}", f"{first['p_holm']:.3g}"]
-    _tell_verdicts(judged)
+    print_verdicts(judged)
     places = {
         "markdown": claims_markdown(judged),
         "page": report(tabulate(found), "title", "", judged),

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from tqdm import tqdm
 
-LINES = 30.0  # seconds between two lines of progress
+LOG_INTERVAL = 30.0  # seconds between two lines of progress where no terminal is attached
 
 
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:
-    """Names and values, a line each, or one JSON object."""
+    """Names and values, one line each, or one JSON object."""
     if as_json:
         print_json(facts)
         return
@@ -45,7 +45,7 @@ def print_table(rows: list[list[Any]], columns: list[str], floats: str = ".4f") 
 
 
 def print_json(value: Any) -> None:
-    """JSON alone; it knows no nan, so a measurement that does not exist is null."""
+    """JSON alone; nan, a measurement that does not exist, becomes null."""
     print(json.dumps(_plain(value), indent=2, allow_nan=False))
 
 
@@ -58,22 +58,37 @@ def _plain(value: Any) -> Any:
 
 
 def write_csv(path: str | None, table: "pd.DataFrame") -> None:
-    """The table as a file, if a path was given."""
+    """Write the table, if there is a path."""
     if path:
         write_text(Path(path), table.to_csv(index=False))
 
 
-def hint(given: argparse.Namespace, text: str) -> None:
-    """The next useful command, for people."""
-    if not given.json:
+def hint(args: argparse.Namespace, text: str) -> None:
+    """Print the next useful command, unless --json is given."""
+    if not args.json:
         print(f"\n{text}")
 
 
+def sample_options(classes: int) -> str:
+    """Options of `rrepa-lab sample` for a run with this number of classes (0: no labels), for hints."""
+    if not classes:
+        return "--seeds 0..15 --out grid.png"
+    return f"--labels {'all' if classes <= 10 else '0..9'} --seeds 0..9 --out grid.png"
+
+
 def progress(total: int, unit: str, silent: bool = False) -> "tqdm[Any]":
-    """A bar with the time left; where no terminal shows it, such as in a log file, a line every half a minute."""
+    """A bar with the remaining time; without a terminal, as in a log file, one line every half a minute."""
     from tqdm import tqdm
 
     if sys.stderr.isatty():
         return tqdm(total=total, unit=unit, dynamic_ncols=True, disable=silent)
     line = f"{{n_fmt}}/{{total_fmt}} {unit}s, {{elapsed}} elapsed, {{remaining}} left{{postfix}}\n"
-    return tqdm(total=total, unit=unit, mininterval=LINES, maxinterval=LINES, bar_format=line, delay=LINES, disable=silent)
+    return tqdm(
+        total=total,
+        unit=unit,
+        mininterval=LOG_INTERVAL,
+        maxinterval=LOG_INTERVAL,
+        bar_format=line,
+        delay=LOG_INTERVAL,
+        disable=silent,
+    )

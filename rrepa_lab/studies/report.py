@@ -22,7 +22,7 @@ from pathlib import Path
 
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.files import write_text
-from rrepa_lab.places import assets
+from rrepa_lab.paths import assets
 from rrepa_lab.readers import read_text
 from rrepa_lab.studies import report_bench, report_digits, report_layers
 from rrepa_lab.studies.digits import write_sums

@@ -5,10 +5,10 @@ from functools import partial
 
 import pandas as pd
 
-from rrepa_lab.analysis.claims import CONFIDENCE, UNDECIDED
-from rrepa_lab.places import assets
-from rrepa_lab.presets import ALIGNED
+from rrepa_lab.measurements.claims import CONFIDENCE, UNDECIDED
+from rrepa_lab.paths import assets
 from rrepa_lab.readers import read_table
+from rrepa_lab.runs.presets import ALIGNED
 from rrepa_lab.studies.report_layers import LAYERS, encoder_similarity
 from rrepa_lab.studies.report_text import between, cell, interval, markdown, spread, study_table
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from rrepa_lab.presets import ALIGNED
+from rrepa_lab.runs.presets import ALIGNED
 from rrepa_lab.studies.report_text import between, cell, interval, markdown, study_table
 
 LAYERS = "digits-layers"

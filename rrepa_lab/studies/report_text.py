@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from rrepa_lab.places import assets
+from rrepa_lab.paths import assets
 from rrepa_lab.readers import read_table
 
 

@@ -1,71 +1,78 @@
-"""What commands read: their parsers, and the words a person types for settings, numbers and runs."""
+"""The arguments that commands share, and the parsers of settings, numbers, lists and class labels."""
 
 import argparse
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rrepa_lab.errors import LabError, LabWarning, unknown
 from rrepa_lab.files import check_writable
 from rrepa_lab.values import number_range, read_value
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # what `add_subparsers` returns
 
-def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
-    """A subcommand that `run` carries out; all of them know --json."""
-    command: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help, formatter_class=Formatter)
+
+def add_command(commands: Commands, name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+    """Add a subcommand with --json; `run` takes the parsed arguments and returns the exit status."""
+    command = commands.add_parser(name, help=help, description=help, formatter_class=Formatter)
     command.add_argument("--json", action="store_true", help="print JSON for programs, and nothing else, on standard output")
     command.set_defaults(run=run)
     return command
 
 
 def add_run(command: argparse.ArgumentParser) -> None:
-    """The run to work on, and the device."""
+    """Add the positional argument RUN, and --device."""
     command.add_argument("run_name", metavar="RUN", help="bundled or local run, run directory, or Hub id")
     add_device(command)
 
 
 def add_device(command: argparse.ArgumentParser, default: str = "cpu") -> None:
-    """--device."""
+    """Add --device."""
     command.add_argument("--device", default=default, help="auto, cpu or cuda")
 
 
 def add_set(command: argparse.ArgumentParser, help: str = "override a setting: train.steps=200") -> None:
-    """--set KEY=VALUE."""
+    """Add --set KEY=VALUE, which can be repeated."""
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help)
 
 
 def add_output(command: argparse.ArgumentParser, *flags: str, **more: Any) -> None:
-    """A file that is written at the end; that it can be is checked before the work begins, by `check_outputs`."""
+    """Add an option that names an output file; `check_outputs` tests it before the command starts."""
     action = command.add_argument(*flags, **more)
     command.set_defaults(outputs=[*(command.get_default("outputs") or []), action.dest])
 
 
-def check_outputs(given: argparse.Namespace) -> None:
-    """LabError if a file that the command is to write cannot be written."""
-    for name in getattr(given, "outputs", []):
-        path = getattr(given, name)
+def add_csv(command: argparse.ArgumentParser) -> None:
+    """Add --csv FILE."""
+    add_output(command, "--csv", metavar="FILE", help="also write the table, protocol columns included")
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raise LabError if an output file of `add_output` cannot be written."""
+    for name in getattr(args, "outputs", []):
+        path = getattr(args, name)
         if path:
             check_writable(Path(path))
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Show defaults, but not for switches and for what has none."""
+    """Help with default values, except of switches and of options without a default."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, [], "") else super()._get_help_string(action)
 
 
-def setting(text: str) -> tuple[str, Any]:
-    """Read "train.steps=200": a number, boolean, none or list as JSON, Python and YAML write them, else the text."""
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Parse "train.steps=200": a number, boolean, none or list as JSON, Python and YAML write them, else the text."""
     key, sign, value = text.partition("=")
     if not sign:
         raise LabError(f"--set takes KEY=VALUE, for example train.steps=200, not {text!r}")
     return key, read_value(value)
 
 
-def integers(option: str, text: str) -> list[int]:
-    """Read "3", "1,4,7" and "0..9" (both ends included), also mixed."""
+def parse_integers(option: str, text: str) -> list[int]:
+    """Parse "3", "1,4,7" and "0..9" (both ends included), also mixed."""
     numbers: list[int] = []
     try:
         for part in text.split(","):
@@ -79,10 +86,10 @@ def integers(option: str, text: str) -> list[int]:
     return numbers
 
 
-def class_labels(option: str, text: str, classes: Sequence[str]) -> list[int]:
-    """Read "all", names of classes and numbers, also mixed: "cat,dog", "3", "0..9"; labels count `classes` from 0.
+def parse_labels(option: str, text: str, classes: Sequence[str]) -> list[int]:
+    """Parse "all", names of classes and numbers, also mixed: "cat,dog", "3", "0..9"; labels count `classes` from 0.
 
-    A name counts before a number: where classes are called 1, 2 and 3, "1" is the first of them, which has the number 0.
+    A name takes precedence over a number: where classes are called 1, 2 and 3, "1" is the first of them, label 0.
     """
     if not classes:
         raise LabError(f"{option} {text}: the run has no classes")
@@ -107,22 +114,15 @@ def class_labels(option: str, text: str, classes: Sequence[str]) -> list[int]:
         raise LabError(f"{option} {text} is empty: the first number is above the last")
     wrong = [label for label in labels if not 0 <= label < len(classes)]
     if wrong:
-        raise LabError(f"{option}: label {wrong[0]} is out of range: 0..{len(classes) - 1}; classes: {short(classes)}")
+        raise LabError(f"{option}: label {wrong[0]} is out of range: 0..{len(classes) - 1}; classes: {_abbreviate(classes)}")
     return labels
 
 
-def short(names: Sequence[str], most: int = 10) -> str:
-    """The first of some names in a line."""
+def _abbreviate(names: Sequence[str], most: int = 10) -> str:
+    """The first names, separated by commas, and the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def words(text: str) -> list[str]:
-    """Read "linear,knn"; nothing gives none."""
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def sample_options(classes: int) -> str:
-    """Options of `rrepa-lab sample` that fit a run of so many classes, for hints."""
-    if not classes:
-        return "--seeds 0..15 --out grid.png"
-    return f"--labels {'all' if classes <= 10 else '0..9'} --seeds 0..9 --out grid.png"
+def parse_list(text: str) -> list[str]:
+    """Parse "linear,knn"; empty text gives an empty list."""
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,86 @@
+"""`rrepa-lab classify`: classify pictures, or a whole split, with a flow."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from rrepa_lab.cli.arguments import Commands, add_command, add_csv, add_run, parse_integers
+from rrepa_lab.cli.pictures import load_pictures
+from rrepa_lab.cli.printing import hint, print_json, print_rows, print_table, write_csv
+from rrepa_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from rrepa_lab.runs.run import Run
+
+
+def register(commands: Commands) -> None:
+    """Add the command."""
+    classify = add_command(commands, "classify", run, "Classify pictures, or a whole split, with a flow.")
+    add_run(classify)
+    classify.add_argument("images", nargs="*", metavar="IMAGE", help="picture files")
+    classify.add_argument("--split", help="classify a split instead, and report accuracy, confusion and calibration")
+    classify.add_argument("--limit", type=int, help="number of images of the split, class-balanced (none: all)")
+    classify.add_argument("--method", default="gradient", help="gradient, bayes or iterated")
+    classify.add_argument("--draws", type=int, help="noise draws to average over; 0: clean images (none: the run's setting)")
+    classify.add_argument("--blocks", help="blocks that are conditioned on the label: 4, or 3..4 (none: all)")
+    classify.add_argument("--steps", type=int, default=20, help="iterated: gradient steps at most")
+    classify.add_argument("--step-size", type=float, default=0.3, help="iterated: change of a logit per nat per logit")
+    classify.add_argument("--seed", type=int, default=0, help="of the noise draws")
+    add_csv(classify)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Classify the picture files, or the images of --split."""
+    from rrepa_lab.runs.store import load
+
+    if bool(args.images) == bool(args.split):
+        raise LabError("give picture files, or --split test")
+    loaded = load(args.run_name, args.device)
+    settings: dict[str, Any] = {
+        "draws": args.draws, "blocks": parse_integers("--blocks", args.blocks) if args.blocks else None,
+        "steps": args.steps, "step_size": args.step_size, "seed": args.seed,
+    }  # fmt: skip
+    if args.split:
+        _classify_split(args, loaded, settings)
+    else:
+        _classify_pictures(args, loaded, settings)
+    return 0
+
+
+def _classify_pictures(args: argparse.Namespace, loaded: "Run", settings: dict[str, Any]) -> None:
+    """One row per picture: the class, the runner-up and the margin between them; with --json the scores of all classes."""
+    import pandas as pd
+
+    from rrepa_lab.analysis.classify import classify
+
+    x, changes = load_pictures(loaded, args.images)
+    result = classify(loaded, x, args.method, **settings)
+    rows: list[dict[str, Any]] = []
+    for path, change, scores, label, runner_up, margin, probability in zip(
+        args.images, changes, result.scores.tolist(), result.label.tolist(), result.top(2).labels[:, -1].tolist(),
+        result.margin.tolist(), result.probability.amax(dim=1).tolist(), strict=True,
+    ):  # fmt: skip
+        row = {"image": path, "label": loaded.classes[label], "margin": margin, "runner_up": loaded.classes[runner_up]}
+        row |= {"confidence": probability, "method": args.method} | ({"prepared": change} if any(changes) else {})
+        rows.append({**row, "scores": dict(zip(loaded.classes, scores, strict=True))} if args.json else row)
+    write_csv(args.csv, pd.DataFrame(rows).drop(columns="scores", errors="ignore"))
+    print_rows(rows, args.json)
+    hint(args, f"classify a whole split: rrepa-lab classify {args.run_name} --split test")
+
+
+def _classify_split(args: argparse.Namespace, loaded: "Run", settings: dict[str, Any]) -> None:
+    """Accuracy and calibration, then the confusion matrix; with --json all four tables."""
+    from rrepa_lab.analysis.report import classification_report
+
+    report = classification_report(loaded, args.method, split=args.split, limit=args.limit, **settings)
+    write_csv(args.csv, report.images)
+    if args.json:
+        print_json({name: table.to_dict("records") for name, table in report._asdict().items() if name != "images"})
+        return
+    classes = loaded.classes
+    print_rows(report.summary[["metric", "value", "standard_error", "n"]].to_dict("records"), False)
+    confusion = report.confusion.pivot(index="class", columns="predicted", values="count")[classes].loc[classes]
+    accuracy = report.per_class.set_index("class")["accuracy"]
+    print(f"\nrows: true class; columns: predicted class; {loaded.name}, {args.method}, {args.split} split\n")
+    rows = [[name, *counts, accuracy.get(name)] for name, counts in zip(classes, confusion.to_numpy().tolist(), strict=True)]
+    print_table(rows, ["class", *classes, "accuracy"])
+    hint(args, f"compare with probes of every layer: rrepa-lab probe {args.run_name} --classifiers gradient,bayes")

@@ -1,0 +1,31 @@
+"""`rrepa-lab evaluate`: likelihood, accuracy and sample scores of a run."""
+
+import argparse
+
+from rrepa_lab.cli.arguments import Commands, add_command, add_run, parse_list
+from rrepa_lab.cli.printing import hint, print_rows, sample_options
+
+
+def register(commands: Commands) -> None:
+    """Add the command."""
+    evaluate = add_command(commands, "evaluate", run, "Evaluate a run on a split, with the protocol of every number.")
+    add_run(evaluate)
+    evaluate.add_argument("--split", default="test", help="train, val, test, or several in one table: train,test")
+    evaluate.add_argument("--draws", type=int, default=4, help="noise draws that a likelihood is averaged over")
+    evaluate.add_argument("--samples", type=int, default=2000, help="images generated for the sample scores; 0 for none")
+    evaluate.add_argument("--save", action="store_true", help="write scores.csv and the card into the run directory")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the scores, and keep them with the run if --save is given."""
+    from rrepa_lab.evaluation.evaluate import evaluate
+    from rrepa_lab.runs.card import save_scores
+    from rrepa_lab.runs.store import load
+
+    loaded = load(args.run_name, args.device)
+    table = evaluate(loaded, parse_list(args.split), args.samples, args.draws)
+    if args.save and loaded.directory is not None:
+        save_scores(loaded, table)
+    print_rows(table.to_dict("records"), args.json)
+    hint(args, f"draw samples: rrepa-lab sample {args.run_name} {sample_options(loaded.config.flow.classes)}")
+    return 0

@@ -1,0 +1,144 @@
+"""`rrepa-lab probe`: probes of every layer, and its similarity to the encoder."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rrepa_lab.cli.arguments import Commands, add_command, add_csv, add_device, add_output, parse_list
+from rrepa_lab.cli.printing import hint, print_rows, write_csv
+from rrepa_lab.errors import LabError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rrepa_lab.runs.run import Run
+
+
+def register(commands: Commands) -> None:
+    """Add the command."""
+    probe = add_command(commands, "probe", run, "Probe every layer, and measure its similarity to the encoder.")
+    probe.add_argument("runs", nargs="+", metavar="RUN", help="bundled or local runs, run directories, or Hub ids")
+    add_device(probe)
+    probe.add_argument(
+        "--metrics", default="linear,knn",
+        help="of linear, knn, cknna, cka, mutual_knn, teacher_cosine, separated by commas",
+    )  # fmt: skip
+    probe.add_argument("--taps", default="block.*.layer.*", help="which states: names or patterns, separated by commas")
+    probe.add_argument("--direction", default="forward", help="forward (real images) or reverse (generated from noise)")
+    probe.add_argument("--classifiers", default="", help="of gradient, bayes, iterated: also measure their accuracy")
+    probe.add_argument("--pool", default="mean", help="mean over tokens, all tokens concatenated, or both (probes only)")
+    probe.add_argument(
+        "--draws", type=int, help="noise draws on real images to average over; 0: clean images (none: the run's setting)"
+    )
+    probe.add_argument("--noise-std", type=float, help="sigma of these draws (none: the run's setting)")
+    probe.add_argument("--neighbours", type=int, help="of k-NN (default 5) and of CKNNA and mutual k-NN (default 10)")
+    probe.add_argument("--solver", default="auto", help="of the linear probes: auto, sklearn or torch")
+    probe.add_argument("--samples", type=int, default=1000, help="reverse: number of generated images")
+    probe.add_argument("--guidance", type=float, default=0.0, help="reverse: classifier-free guidance weight")
+    probe.add_argument("--limit", type=int, help="number of images of each split, class-balanced")
+    probe.add_argument("--no-baselines", action="store_true", help="omit the baselines, pixels and encoder")
+    probe.add_argument(
+        "--feed-label", action="store_true", help="condition the flow on the true class, which leaks it to the probes"
+    )
+    probe.add_argument("--force", action="store_true", help="probe features in spite of --feed-label")
+    probe.add_argument("--seed", type=int, default=0, help="of noise and samples")
+    add_output(probe, "--figure", metavar="FILE.html", help="write curves and heat maps of every metric")
+    add_csv(probe)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure the metrics of every run and tap, and print one row per tap and the best layer of each metric."""
+    from rrepa_lab.runs.run import check_names
+    from rrepa_lab.runs.store import load
+
+    probes, similarities = _metrics(args.metrics)
+    if args.figure and not args.figure.endswith(".html"):
+        raise LabError(f"--figure must be an .html file, not {args.figure}")
+    runs = [load(name, args.device) for name in args.runs]
+    check_names(runs)
+    table = _measure(args, runs, probes, similarities)
+    write_csv(args.csv, table)
+    if args.figure:
+        _write_figures(Path(args.figure), table)
+    if args.json:
+        print_rows(table.to_dict("records"), True)
+        return 0
+    _print_table(table, several_runs=len(runs) > 1, several_pools=args.pool == "both")
+    curves = f"the same as curves: rrepa-lab probe {' '.join(args.runs)} --classifiers gradient --figure layers.html"
+    hint(args, f"open {args.figure} in a browser" if args.figure else curves)
+    return 0
+
+
+def _metrics(text: str) -> tuple[list[str], list[str]]:
+    """Those of the metrics that are probes, and those that are similarities; LabError for an unknown one."""
+    from rrepa_lab.analysis.probe import PROBES
+    from rrepa_lab.analysis.similarity import METRICS
+    from rrepa_lab.errors import unknown
+
+    names = parse_list(text)
+    for name in names:
+        if name not in (*PROBES, *METRICS):
+            raise unknown("metric", name, (*PROBES, *METRICS))
+    return [name for name in names if name in PROBES], [name for name in names if name in METRICS]
+
+
+def _measure(args: argparse.Namespace, runs: "list[Run]", probes: list[str], similarities: list[str]) -> "pd.DataFrame":
+    """The tidy table of all metrics: probes of all runs, then similarities run by run."""
+    import pandas as pd
+
+    from rrepa_lab.analysis.probe import probe
+    from rrepa_lab.analysis.similarity import similarity
+
+    taps = parse_list(args.taps)
+    shared: dict[str, Any] = {
+        "direction": args.direction, "pool": args.pool, "draws": args.draws, "noise_std": args.noise_std,
+        "samples": args.samples, "guidance": args.guidance, "feed_label": args.feed_label, "seed": args.seed,
+    }  # fmt: skip
+    if args.neighbours is not None:
+        shared["neighbours"] = args.neighbours
+    tables = []
+    if probes:
+        tables.append(
+            probe(
+                runs, taps, probes=probes, classifiers=parse_list(args.classifiers), baselines=not args.no_baselines,
+                solver=args.solver, force=args.force, limit=args.limit, **shared,
+            )
+        )  # fmt: skip
+    if args.pool == "both":
+        shared["pool"] = "mean"
+    for loaded in runs if similarities else []:
+        # of several runs, those without projectors have no cosine
+        metrics = [name for name in similarities if name != "teacher_cosine" or loaded.projectors.taps or len(runs) == 1]
+        tables.append(similarity(loaded, None, taps, metrics=metrics, limit=args.limit or 1000, **shared))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _print_table(table: "pd.DataFrame", several_runs: bool, several_pools: bool) -> None:
+    """One row per tap and baseline, one column per metric (and run), then the best layer of each metric."""
+    from rrepa_lab.analysis.probe import best_layer
+
+    is_tap = table["tap"] != ""
+    rows = table["tap"].where(is_tap, table["metric"].str.removesuffix("_accuracy"))
+    metrics = table["metric"].where(is_tap, "linear_accuracy")
+    if several_pools:
+        metrics += table["pool"].map({"all": ", all tokens"}).fillna("")
+    keys = ["run", "what"] if several_runs else ["what"]
+    wide = table.assign(where=rows, what=metrics).set_index(["where", *keys])["value"].unstack(keys, sort=False)
+    wide.columns = [" ".join(key) if isinstance(key, tuple) else key for key in wide.columns]
+    print_rows([{"": name, **row} for name, row in zip(wide.index, wide.to_dict("records"), strict=True)], False)
+    print()
+    for metric in dict.fromkeys(table.loc[table["layer"] > 0, "metric"]):
+        for row in best_layer(table, metric).itertuples():
+            print(f"best layer by {metric}: {row.run} {row.tap} ({row.module_path}) {row.value:.4f}, n = {row.n}")
+
+
+def _write_figures(path: Path, table: "pd.DataFrame") -> None:
+    """One page with curves and a heat map of every metric."""
+    from rrepa_lab.files import write_text
+    from rrepa_lab.viz.layers import layer_curves, layer_map
+
+    metrics = list(dict.fromkeys(table.loc[table["layer"] > 0, "metric"]))
+    figures = [draw(table, metric) for metric in metrics for draw in (layer_curves, layer_map)]
+    parts = [figure.to_html(full_html=False, include_plotlyjs=number == 0) for number, figure in enumerate(figures)]
+    head = '<!doctype html><meta charset="utf-8"><title>Layers</title><body style="max-width:1000px;margin:auto">'
+    write_text(path, head + "\n".join(parts))

@@ -1,0 +1,69 @@
+"""`rrepa-lab sample`: generate a sheet of images."""
+
+import argparse
+
+from rrepa_lab.cli.arguments import Commands, add_command, add_output, add_run, parse_integers, parse_labels
+from rrepa_lab.cli.printing import hint, print_facts
+
+
+def register(commands: Commands) -> None:
+    """Add the command."""
+    sample = add_command(commands, "sample", run, "Sample images: every label with every seed.")
+    add_run(sample)
+    sample.add_argument("--labels", help="classes: all, cat,dog, 3, or 0..9 (none: unconditional)")
+    sample.add_argument("--seeds", default="0..15", help="3, or 0..9, or 1,4,7")
+    sample.add_argument("--guidance", type=float, default=0.0, help="classifier-free guidance weight")
+    sample.add_argument("--temperature", type=float, default=1.0, help="of the unconditional branch; needs guidance")
+    sample.add_argument("--strength", type=float, default=1.0, help="of the final denoising step; 0 changes nothing")
+    sample.add_argument("--no-denoise", action="store_true", help="skip the final denoising step")
+    sample.add_argument("--method", default="auto", help="decoding: auto, cached, jacobi, sequential; all give the same images")
+    sample.add_argument(
+        "--precision", default="float32", help="of the matrix products: float32, or bfloat16, which reports its error"
+    )
+    add_output(sample, "--out", default="grid.png", help="picture to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sample every label with every seed and write them as one picture, one row a label."""
+    from tqdm import tqdm
+
+    from rrepa_lab.runs.store import load
+    from rrepa_lab.sampling.sample import sample
+    from rrepa_lab.viz.images import check_sheet, grid, picture_format, save_picture
+
+    picture_format(args.out)  # before any image is sampled
+    loaded = load(args.run_name, args.device)
+    labels = parse_labels("--labels", args.labels, loaded.classes) if args.labels else [-1]
+    seeds = parse_integers("--seeds", args.seeds)
+    pairs = [(label, seed) for label in labels for seed in seeds]
+    columns = len(seeds) if len(labels) > 1 else None
+    check_sheet(args.out, len(pairs), *loaded.flow.config.image_shape[1:], columns)
+    total = loaded.flow.config.blocks * len(pairs)
+    with tqdm(total=total, unit="image and block", disable=None, leave=False, dynamic_ncols=True) as bar:
+        samples = sample(
+            loaded,
+            [seed for _, seed in pairs],
+            [label for label, _ in pairs],
+            args.guidance,
+            temperature=args.temperature,
+            denoise=not args.no_denoise,
+            strength=args.strength,
+            method=args.method,
+            precision=args.precision,
+            progress=lambda report: bar.update(report.images),
+        )
+    save_picture(grid(samples.images, columns), args.out)
+    facts = {
+        "run": loaded.name,
+        "images": len(pairs),
+        "labels": [loaded.classes[label] if label >= 0 else "none" for label in labels],
+        "seeds": seeds,
+        "guidance": args.guidance,
+        "finish": samples.finish,
+        "decoded by": samples.method,
+        **({} if samples.error is None else {"decoding error": samples.error}),
+        "out": args.out,
+    }
+    print_facts(facts, args.json)
+    hint(args, f"classify a picture: rrepa-lab classify {args.run_name} IMAGE.png")
+    return 0
