@@ -1,6 +1,6 @@
 """Things of one kind by name: the kit's own, one file each, and those that a user or an installed package adds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.resources import files
@@ -19,16 +19,18 @@ class Registry(Generic[T]):
 
     Args:
         kind: what the values are, for messages: "data set".
-        folder: package with one module for each of the kit's own values; dashes of a name are underscores there.
+        folder: package with one module for each of the kit's own values, if any; dashes of a name are underscores there.
+        order: names of its own that come first, in this order.
 
     Example:
-        >>> shapes = Registry("shape", "rrepa_lab.data.sets")
+        >>> shapes = Registry("shape")
         >>> shapes.register("round")(len) is len, shapes["round"] is len
         (True, True)
     """
 
-    def __init__(self, kind: str, folder: str) -> None:
+    def __init__(self, kind: str, folder: str | None = None, order: Sequence[str] = ()) -> None:
         self.kind, self.folder, self.group = kind, folder, f"rrepa_lab.{kind.replace(' ', '_')}"
+        self.order = tuple(order)
         self._values: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -56,11 +58,13 @@ class Registry(Generic[T]):
         return name in self.names()
 
     def names(self) -> list[str]:
-        """All names: the kit's own, then the others, each in alphabetical order."""
-        own = sorted(self._modules())
+        """All names: the kit's own, then the others, each in alphabetical order but for `order`."""
+        own = [*self.order, *sorted(self._modules().keys() - {*self.order})]
         return [*own, *sorted({*self._values, *(point.name for point in entry_points(group=self.group))} - {*own})]
 
     def _modules(self) -> dict[str, str]:
         """Name -> module in the kit's own folder, none of which is imported for this."""
+        if self.folder is None:
+            return {}
         stems = [path.name.removesuffix(".py") for path in files(self.folder).iterdir() if path.name.endswith(".py")]
         return {stem.replace("_", "-"): stem for stem in stems if not stem.startswith("_")}

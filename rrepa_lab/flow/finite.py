@@ -1,12 +1,22 @@
 """Numbers that are not finite (NaN, infinite): found where they arise, and named by row, block and likely cause."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from rrepa_lab.errors import LabError
+from rrepa_lab.flow.condition import UNGUIDED, Guidance
 
 FEW = 6  # rows that a message lists
+
+
+class HasWeights(Protocol):
+    """A module with named tensors."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name -> tensor."""
+        ...
 
 
 class NotFiniteError(LabError):
@@ -35,14 +45,14 @@ def bad_tensors(tensors: Mapping[str, Tensor]) -> list[str]:
     return [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
 
 
-def cause(module: nn.Module, guidance: float = 0.0, temperature: float = 1.0) -> str:
+def cause(module: HasWeights, guidance: Guidance = UNGUIDED) -> str:
     """What is most likely wrong, and what to do about it."""
     bad = bad_tensors(module.state_dict())
     if bad:
         return f"the weights are not finite ({bad[0]}): load or train the run again"
-    if guidance:
-        cooled = "" if temperature == 1.0 else f" at temperature {temperature:g}"
-        return f"guidance {guidance:g}{cooled} is the likely cause: lower it"
+    if guidance.scale:
+        cooled = "" if guidance.temperature == 1.0 else f" at temperature {guidance.temperature:g}"
+        return f"guidance {guidance.scale:g}{cooled} is the likely cause: lower it"
     return "the input is too far from what the flow was trained on, or its training diverged"
 
 

@@ -1,6 +1,6 @@
-"""What the instruments accept as images, noise and labels, and what they make of it.
+"""What the instruments accept as images, noise and labels, and how it is converted.
 
-| given | read as |
+| given | converted to |
 |---|---|
 | float32, float64, float16, bfloat16 | values in [-1, 1], in the flow's dtype |
 | uint8 | 0..255, scaled to [-1, 1]: x / 127.5 - 1 |
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.errors import LabError, LabWarning, unknown
+from rrepa_lab.flow.condition import Condition, Guidance
+from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.flow.finite import check_rows
-from rrepa_lab.flow.tarflow.model import TarFlow
 
 FAR = 5.0  # pixels beyond this, or beyond six sigma of the training noise around [-1, 1], are a warning
 
@@ -41,7 +42,7 @@ def usable(x: Tensor) -> Tensor:
     return x.clone() if x.is_inference() else x
 
 
-def as_images(flow: TarFlow, x: Any) -> Tensor:
+def as_images(flow: FlowModel, x: Any) -> Tensor:
     """Images (B, C, H, W) on the device and in the dtype of the flow, in [-1, 1]; see the table above.
 
     Raises: LabError for another type or shape, and for rows with NaN or infinite pixels. Warns of pixels far outside
@@ -69,7 +70,7 @@ def as_images(flow: TarFlow, x: Any) -> Tensor:
     return x
 
 
-def as_noise(flow: TarFlow, z: Any) -> Tensor:
+def as_noise(flow: FlowModel, z: Any) -> Tensor:
     """Noise (B, T, P) on the device and in the dtype of the flow; LabError for another type, shape, or rows not finite."""
     z = _tensor(z, "noise")
     if not z.is_floating_point():
@@ -80,7 +81,7 @@ def as_noise(flow: TarFlow, z: Any) -> Tensor:
     return z
 
 
-def as_labels(flow: TarFlow, labels: Any, count: int, classes: Sequence[str] | None = None, of: str = "seeds") -> Tensor:
+def as_labels(flow: FlowModel, labels: Any, count: int, classes: Sequence[str] | None = None, of: str = "seeds") -> Tensor:
     """Labels in any form -> class ids (count,) int64 on the CPU, -1 for no label.
 
     Args:
@@ -106,17 +107,22 @@ def as_labels(flow: TarFlow, labels: Any, count: int, classes: Sequence[str] | N
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def as_condition(flow: TarFlow, y: Any, count: int, classes: Sequence[str] | None = None) -> Tensor | None:
-    """Labels as `as_labels` takes them, or class weights as `TarFlow.forward` does, on the flow's device; None stays None."""
-    if y is None:
-        return None
+def as_condition(
+    flow: FlowModel, y: Any, count: int, guidance: float | Guidance = 0.0, classes: Sequence[str] | None = None
+) -> Condition:
+    """Labels as `as_labels` takes them, or class weights as `TarFlow.forward` does, with guidance, on the flow's device.
+
+    Raises: LabError as `as_labels`, and for guidance out of range.
+    """
+    if y is None or isinstance(y, Condition):
+        return flow.condition(y, count, guidance)
     device = next(flow.parameters()).device
     if isinstance(y, Tensor) and y.is_floating_point() and y.ndim > 1:
-        return y.to(device)
-    return as_labels(flow, y, count, classes, of="images").to(device)
+        return flow.condition(y.to(device), count, guidance)
+    return flow.condition(as_labels(flow, y, count, classes, of="images").to(device), count, guidance)
 
 
-def _label(flow: TarFlow, label: Any, classes: Sequence[str] | None) -> int:
+def _label(flow: FlowModel, label: Any, classes: Sequence[str] | None) -> int:
     if label is None:
         return -1
     if isinstance(label, str):

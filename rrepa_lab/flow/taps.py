@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import NamedTuple, Self
 
+from torch import Tensor
+
 from rrepa_lab.errors import LabError, unknown
 
 Taps = str | Iterable[str]  # names or glob patterns
@@ -60,3 +62,34 @@ def resolve(patterns: str | Iterable[str], blocks: int, layers: int) -> list[Tap
             near = unknown("tap", pattern, [tap.name for tap in known])
             raise LabError(f"{near} (this flow has {blocks} blocks of {layers} layers, counted from 1)")
     return [tap for tap in known if any(fnmatchcase(tap.name, pattern) for pattern in patterns)]
+
+
+class Recorder:
+    """Collects the states that a pass through the blocks was requested to keep.
+
+    Args:
+        taps: which, as `resolve` gives them.
+    """
+
+    def __init__(self, taps: list[Tap]) -> None:
+        self.taps = taps
+        self._states: dict[str, Tensor] = {}
+
+    def layers(self, block: int) -> set[int]:
+        """The layers of a block whose outputs are wanted."""
+        return {tap.layer for tap in self.taps if tap.block == block and isinstance(tap.layer, int)}
+
+    def tokens(self, block: int, side: str, tokens: Tensor) -> None:
+        """Keep the tokens (B, T, P) on one side of a block, "in" or "out", if they are wanted."""
+        tap = Tap(block, side)
+        if tap in self.taps:
+            self._states[tap.name] = tokens
+
+    def add(self, block: int, states: dict[int, Tensor]) -> None:
+        """Keep layer outputs (B, T, D) of a block."""
+        self._states |= {Tap(block, layer).name: state for layer, state in states.items()}
+
+    @property
+    def states(self) -> dict[str, Tensor]:
+        """Tap -> state, in flow order."""
+        return {tap.name: self._states[tap.name] for tap in self.taps}

@@ -1,142 +1,208 @@
-"""Fast ways to generate, all to the same answer: one engine, with windows of one token or of several.
+"""Decoding of a whole flow: the method is chosen, the batch divided to fit into memory, the answer checked."""
 
-Generating a block is a triangular system: a token needs those before it. `cached` reads one token at a time, keys and
-values of the tokens before it kept in memory. `jacobi` reads a window of tokens at once, starting from a guess, again and
-again; the first token of the window is exact after each sweep, and so are those behind it that have stopped moving, so the
-window moves on. With a window of one token the two are the same. At most T - 1 sweeps are needed, and an answer is
-checked before it is given: see `residual`.
-
-Source: Jacobi and Gauss-Seidel-Jacobi decoding of TARFlow, arXiv 2505.12849; there the windows are segments that wait for
-the slowest of their tokens.
-"""
-
-from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from rrepa_lab.errors import LabError
-from rrepa_lab.flow.condition import Guidance
-from rrepa_lab.flow.decode.plan import DecodePlan
+from rrepa_lab.flow.condition import Condition, Guidance
+from rrepa_lab.flow.contract import FlowModel, InverseOutput
+from rrepa_lab.flow.decode.jacobi import Residual, decode_windows, residual
+from rrepa_lab.flow.decode.plan import BlockReport, Decoding, Progress
+from rrepa_lab.flow.finite import NotFiniteError, cause, listed, rows_not_finite
+from rrepa_lab.flow.memory import fitting
+from rrepa_lab.flow.taps import Recorder, Tap
 from rrepa_lab.flow.tarflow.block import AffineBlock
+from rrepa_lab.flow.tarflow.config import FlowConfig
 
-METHODS = ("auto", "sequential", "cached", "jacobi")
-POLISH = 8  # sweeps over all blocks at most, to bring an answer below its tolerance
-INNER = 0.5  # a token of a window has stopped when it moves less than this part of the tolerance
+MAX_RESIDUAL_ITERATIONS = 8  # over all blocks, to bring an answer below its tolerance
+INNER_TOL_RATIO = 0.5  # a token of a window has converged when it changes by less than this part of the tolerance
 
 
 class ToleranceError(LabError):
-    """Jacobi stopped above the tolerance asked for."""
+    """Jacobi stopped above its tolerance."""
 
 
-class BlockReport(NamedTuple):
-    """What a progress callback is told after each block."""
+class AutoregressiveFlow(FlowModel, Protocol):
+    """A flow of autoregressive blocks, which this engine decodes."""
 
-    block: int  # the block just done, from N down to 1
-    blocks: int
-    images: int  # decoded at once
-    sweeps: int  # reads of the Transformer
-    method: str
+    @property
+    def config(self) -> FlowConfig:
+        """Sizes."""
+        ...
+
+    def block(self, number: int) -> AffineBlock:
+        """The block with this number."""
+        ...
 
 
-Progress = Callable[[BlockReport], object]
+@dataclass(frozen=True)
+class _Task:
+    """What all parts of a batch are decoded with."""
+
+    flow: AutoregressiveFlow
+    taps: list[Tap]
+    decoding: Decoding
+    progress: Progress | None
+
+    @property
+    def blocks(self) -> int:
+        return self.flow.config.blocks
+
+    def report(self, number: int, images: int, iterations: int, method: str) -> None:
+        if self.progress:
+            self.progress(BlockReport(number, self.blocks, images, iterations, method))
 
 
-class Decoded(NamedTuple):
-    """The tokens on the image side of a block, (B, T, P) in image order, and the reads of the Transformer it took."""
+def decode(
+    flow: AutoregressiveFlow,
+    z: Tensor,
+    condition: Condition,
+    taps: list[Tap],
+    decoding: Decoding,
+    progress: Progress | None = None,
+) -> InverseOutput:
+    """Generate images from noise (B, T, P); see `TarFlow.inverse`."""
+    task, guidance = _Task(flow, taps, decoding, progress), condition.guidance
+    method = _method(task, z, condition)
+    bytes_each = image_bytes(flow.config, guidance.branches, z.element_size())
+    size = decoding.batch or fitting(bytes_each, z.device, "decoding one image")
+    parts = []
+    for start in range(0, max(len(z), 1), size):
+        rows = slice(start, start + size)
+        try:
+            parts.append(_decode_part(task, z[rows], condition.rows(rows), method))
+        except NotFiniteError as error:
+            raise _overflow(flow, [start + row for row in error.rows], error.block, len(z), guidance) from None
+    return _concatenate(parts)
 
-    tokens: Tensor
-    sweeps: int
+
+def image_bytes(config: FlowConfig, branches: int, element: int) -> int:
+    """Memory that decoding one image takes, without a graph, in bytes: keys and values of a block, or a parallel pass.
+
+    Args:
+        branches: of the guidance.
+        element: bytes of a number.
+    """
+    hidden = config.tokens * config.width * max(2 * config.layers, 2 * (3 + round(config.mlp_ratio)))
+    return element * (branches * hidden + config.dims * (2 * config.blocks + 4))
+
+
+def _method(task: _Task, z: Tensor, condition: Condition) -> str:
+    """The method that is used; auto is sequential where a gradient is wanted."""
+    if task.decoding.method == "auto" and torch.is_grad_enabled():
+        inputs = [z, *([] if condition.weights is None else [condition.weights]), *task.flow.parameters()]
+        if any(tensor.requires_grad for tensor in inputs):
+            return "sequential"
+    return task.decoding.choose(z.device.type, condition.guidance.branches * len(z))
+
+
+def _decode_part(task: _Task, z: Tensor, condition: Condition, method: str) -> InverseOutput:
+    if method == "sequential":
+        return _sequential(task, z, condition)
+    try:
+        return _windowed(task, z, condition, method)
+    except ToleranceError:
+        if task.decoding.method != "auto":
+            raise
+        return _windowed(task, z, condition, "cached")
+
+
+def _sequential(task: _Task, z: Tensor, condition: Condition) -> InverseOutput:
+    flow, recorder, tokens = task.flow, Recorder(task.taps), z
+    passes = condition.guidance.branches * (flow.config.tokens - 1)
+    for number in range(task.blocks, 0, -1):
+        block = flow.block(number)
+        recorder.tokens(number, "out", tokens)
+        tokens, states = block(block.invert, tokens, condition.of_block(number), recorder.layers(number))
+        _check_block(tokens, number)
+        recorder.add(number, states)
+        recorder.tokens(number, "in", tokens)
+        task.report(number, len(z), passes, "sequential")
+    return InverseOutput(flow.untokenize(tokens), recorder.states, iterations=(passes,) * task.blocks)
 
 
 @torch.no_grad()
-def decode_block(
-    block: AffineBlock, z: Tensor, label: Tensor | None, guidance: Guidance, window: int = 1, still: float = 0.0
-) -> Decoded:
-    """Generate one block: (B, T, P) -> (B, T, P), both in image order; no graph.
-
-    Args:
-        label: (B, K), or (2B, K) under guidance: conditional half first.
-        window: tokens read at once; 1 is the plain cached loop.
-        still: a token of the window has stopped when none of its numbers moves more than this in a sweep.
-    """
-    z = block.turn(z)
-    x = z.clone()  # the first token passes unchanged; the others start from the noise itself
-    count, embedded = z.shape[1], block.embed(label)
-    reader = block.reader(guidance.branches * len(z), guidance.temperatures(z))
-    known, sweeps = 1, 0  # tokens that are final
-    while known < count:
-        stop = min(known + window, count)
-        seen = guidance.copies(x[:, known - 1 : stop - 1])
-        hidden = reader(block.enter(seen, known - 1, embedded), known - 1)
-        mu, alpha = block.predict(hidden, known - 1, count, guidance)
-        new = mu + torch.exp(alpha) * z[:, known:stop]
-        sweeps += 1
-        # the first token was read off final ones; each further one too if all before it in the window have stopped
-        moved = 1 + (_leading(new[:, :-1], x[:, known : stop - 1], still) if stop - known > 1 else 0)
-        x[:, known:stop] = new
-        known += moved
-    return Decoded(block.turn(x), sweeps)
+def _windowed(task: _Task, z: Tensor, condition: Condition, method: str) -> InverseOutput:
+    flow, count = task.flow, task.blocks
+    tolerance, precision = task.decoding.tolerance_in(z.dtype), task.decoding.precision
+    windows = task.decoding.windows(method, count, flow.config.tokens)
+    tokens: dict[int, Tensor] = {count + 1: z}  # block -> the tokens on its image side
+    iterations: dict[int, int] = {}
+    for number in range(count, 0, -1):
+        block, given, own = flow.block(number), tokens[number + 1], condition.of_block(number)
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            window = windows[number - 1]
+            tokens[number], iterations[number] = block(decode_windows, block, given, own, window, INNER_TOL_RATIO * tolerance)
+            if window > 1 and not bool(tokens[number].isfinite().all()):
+                # a guess that overflows spoils the tokens of its window: token by token there are no guesses
+                tokens[number], more = block(decode_windows, block, given, own)
+                iterations[number] += more
+        _check_block(tokens[number], number)
+        task.report(number, len(z), iterations[number], method)
+    error = None
+    if method == "jacobi" or precision == "bfloat16":
+        # float32 answers of jacobi are held to the tolerance; the error of others is reported
+        check = _refine(task, z, tokens, condition, tolerance if method == "jacobi" and precision == "float32" else None)
+        tokens, error = tokens | check.tokens, check.error
+    states = _states(task, tokens, condition)
+    passes = tuple(iterations[number] for number in range(1, count + 1))
+    return InverseOutput(flow.untokenize(tokens[1]), states, method, passes, error)
 
 
-def _leading(new: Tensor, old: Tensor, still: float) -> int:
-    """How many tokens (B, n, P) from the first on have stopped in all images; nan never stops."""
-    stopped = ((new - old).abs() <= still).all(dim=2).all(dim=0)
-    return int(stopped.long().cumprod(dim=0).sum())
+def _refine(task: _Task, z: Tensor, tokens: dict[int, Tensor], condition: Condition, tolerance: float | None) -> Residual:
+    """The answer after as many more iterations as bring it below the tolerance, with its error; none without a tolerance."""
+    check = residual(task.flow, z, tokens, condition)
+    for _ in range(MAX_RESIDUAL_ITERATIONS if tolerance is not None else 0):
+        if tolerance is None or check.error <= tolerance:
+            break
+        tokens = tokens | check.tokens
+        check = residual(task.flow, z, tokens, condition)
+    if tolerance is not None and not check.error <= tolerance:
+        raise ToleranceError(
+            f"jacobi cannot meet the tolerance {tolerance:g} here: iterations still change numbers by {check.error:.2g} in "
+            f"{str(z.dtype).removeprefix('torch.')}; choose a larger one, or method 'cached'"
+        )
+    return Residual({number: tokens[number] for number in check.tokens}, check.error)
 
 
-class Residual(NamedTuple):
-    """How far an answer is from solving the system: after one more sweep of all tokens of all blocks."""
-
-    tokens: dict[int, Tensor]  # block -> the tokens on its image side after that sweep, (B, T, P)
-    error: float  # largest change of a number on the image side
-
-
-@torch.no_grad()
-def residual(
-    blocks: Sequence[AffineBlock], z: Tensor, tokens: dict[int, Tensor], labels: Sequence[Tensor | None], guidance: Guidance
-) -> Residual:
-    """One sweep over all blocks, from the noise to the image, every token read in parallel at the answer given.
-
-    The exact answer does not change. The change of another measures its distance from the exact one, but does not bound it:
-    what is wrong early in a block can have grown by its end; tests hold the distance to ten times the change. One pass.
-
-    Args:
-        blocks: block 1 first.
-        tokens: the answer, block -> the tokens on its image side.
-        labels: of each block, block 1 first.
-    """
-    rebuilt: dict[int, Tensor] = {}
-    coming = z
-    for number in range(len(blocks), 0, -1):
-        mu, alpha, _ = blocks[number - 1].affine(tokens[number], labels[number - 1], guidance=guidance)
-        coming = rebuilt[number] = mu + torch.exp(alpha) * coming
-    change = (rebuilt[1] - tokens[1]).abs().max()
-    return Residual(rebuilt, float(change) if bool(change.isfinite()) else float("inf"))
+def _states(task: _Task, tokens: dict[int, Tensor], condition: Condition) -> dict[str, Tensor]:
+    """The states that were requested, by one pass over the decoded tokens of each block that has some."""
+    recorder = Recorder(task.taps)
+    for number in range(task.blocks, 0, -1):
+        recorder.tokens(number, "out", tokens[number + 1])
+        layers = recorder.layers(number)
+        if layers:
+            block = task.flow.block(number)
+            recorder.add(number, block(block.features, tokens[number], condition.of_block(number), layers))
+        recorder.tokens(number, "in", tokens[number])
+    return recorder.states
 
 
-def default_tolerance(dtype: torch.dtype) -> float:
-    """What `jacobi` promises in this precision: the largest error of a number of the image, images being in [-1, 1]."""
-    return 1e-10 if dtype == torch.float64 else 1e-5
+def _check_block(tokens: Tensor, number: int) -> None:
+    """NotFiniteError, with rows and block, for tokens on the image side of a block that are not finite."""
+    if not bool(tokens.detach().isfinite().all()):
+        raise NotFiniteError("not finite", rows_not_finite(tokens), number)
 
 
-def automatic(plan: DecodePlan | None, device: str, rows: int) -> str:
-    """The faster of cached and jacobi for so many images times branches: by the plan, without one of this device cached."""
-    return "jacobi" if plan is not None and plan.device == device and rows <= plan.upto else "cached"
+def _overflow(flow: FlowModel, rows: list[int], block: int | None, count: int, guidance: Guidance) -> NotFiniteError:
+    """The error for rows of a batch that stopped being finite while a block was decoded."""
+    what = f"numbers stop being finite in block {block} while generating, in row {listed(rows)} of {count}"
+    return NotFiniteError(f"{what}: {cause(flow, guidance)}", rows, block)
 
 
-def windows_of(plan: DecodePlan | None, blocks: int, tokens: int) -> list[int]:
-    """Tokens read at once in each block, block 1 first; without a plan an eighth of them everywhere."""
-    if plan is not None and len(plan.windows) == blocks:
-        return [min(window, tokens) for window in plan.windows]
-    return [max(8, tokens // 8)] * blocks
-
-
-def keep_states(
-    block: AffineBlock, tokens: Tensor, label: Tensor | None, guidance: Guidance, keep: Collection[int]
-) -> dict[int, Tensor]:
-    """Outputs (B, T, D) of these layers for the tokens a block has generated, of the conditional branch: one pass."""
-    if not keep:
-        return {}
-    return block.features(tokens, label if label is None else label[: len(tokens)], keep)
+def _concatenate(parts: Sequence[InverseOutput]) -> InverseOutput:
+    """The parts of a batch as one answer: errors and iterations are the largest of any part."""
+    if len(parts) == 1:
+        return parts[0]
+    errors = [part.error for part in parts if part.error is not None]
+    return InverseOutput(
+        torch.cat([part.x for part in parts]),
+        {name: torch.cat([part.states[name] for part in parts]) for name in parts[0].states},
+        parts[0].method,
+        tuple(map(max, *(part.iterations for part in parts))),
+        max(errors) if errors else None,
+    )

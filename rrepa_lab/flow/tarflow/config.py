@@ -10,7 +10,13 @@ MOST_LAYERS = 2**12  # in all blocks
 
 
 class FlowConfig(Config):
-    """Geometry of a flow and the noise it was trained with."""
+    """Geometry of a flow and the noise it was trained with.
+
+    Example:
+        >>> config = FlowConfig(image_size=64, channels=3, patch_size=4, width=1024, blocks=8, layers=8, classes=1000)
+        >>> config.tokens, config.token_size, config.dims
+        (256, 48, 12288)
+    """
 
     image_size: int = Field(8, ge=1, le=2**14, description="height and width of an image")
     channels: int = Field(1, ge=1, le=2**12, description="channels of an image")
