@@ -11,29 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rrepa_lab.align.hub import hub
+from rrepa_lab.align.teacher import TEACHERS, EncoderConfig, Teacher
 from rrepa_lab.align.weights import filled, read_tensors, strip_prefix
 from rrepa_lab.checks import LARGEST_SEED
-from rrepa_lab.config import Config
 from rrepa_lab.data.loaders import seeded
 from rrepa_lab.errors import LabError, LabWarning, unknown
 from rrepa_lab.paths import assets
 
 BUNDLED = "bundled:"
-
-
-class EncoderConfig(Config):
-    """A timm model, where its weights come from, and the size it looks at."""
-
-    model: str = Field("vit_base_patch14_dinov2.lvd142m", description="a name from timm.list_models()")
-    weights: str = Field("pretrained", description="pretrained | random[:<seed>] | bundled:<name> | a local weights file")
-    image_size: int = Field(224, ge=1, description="images are resized to this edge")
-    channels: int = Field(3, ge=1, description="channels the model takes; grey images are repeated")
-    args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
 
 class Encoder(nn.Module):
@@ -210,3 +199,12 @@ def first_line(error: Exception) -> str:
     """Kind and first line of an error of another library."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def make_teacher(config: EncoderConfig, download: bool = True) -> Teacher:
+    """The teacher of this configuration: one registered under the name `config.model`, else a timm model.
+
+    Args:
+        download: whether weights that are not on this machine may be fetched.
+    """
+    return TEACHERS[config.model](config, download) if config.model in TEACHERS else Encoder(config, download)

@@ -71,6 +71,11 @@ def position_floor(features: Tensor, labels: Tensor | None = None, chunk: int = 
         floor of 1.
 
     Raises: LabError for fewer than two images, or another number of labels.
+
+    Example:
+        >>> floors = position_floor(torch.randn(8, 4, 16), torch.arange(8) % 2)
+        >>> sorted(floors)
+        ['label_position', 'position']
     """
     n = len(features)
     if n < 2 or (labels is not None and len(labels) != n):

@@ -1,9 +1,6 @@
-"""From the flow's hidden states to the encoder's feature space, and how near they come."""
-
-from collections.abc import Mapping
+"""From the flow's hidden states to the teacher's feature space."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class Projector(nn.Sequential):
@@ -28,15 +25,3 @@ class Projectors(nn.ModuleDict):
     def taps(self) -> list[str]:
         """The taps that have a projector."""
         return [name.replace("_", ".") for name in self]
-
-
-def similarity(projected: Tensor, target: Tensor) -> Tensor:
-    """Mean cosine over patches of (B, n, E) features -> (B,); in float32 at least."""
-    wide = projected if projected.dtype == target.dtype else projected.float()
-    return F.cosine_similarity(wide, target.to(wide.dtype), dim=-1).mean(dim=1)
-
-
-def alignment_loss(similarities: Mapping[str, Tensor]) -> Tensor:
-    """Minus the similarity (B,) of each aligned tap, averaged over taps and images -> (); without lambda."""
-    terms = [-value.mean() for value in similarities.values()]
-    return sum(terms[1:], terms[0]) / len(terms)

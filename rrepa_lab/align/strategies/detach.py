@@ -1,0 +1,28 @@
+"""`detach`: features of the encoding pass with the input of block t detached; the gradient reaches block t up to layer l."""
+
+from torch import Tensor
+
+from rrepa_lab.align.segments import encode_with_features
+from rrepa_lab.align.strategy import STRATEGIES, Features, Strategy, by_block
+from rrepa_lab.flow.condition import Condition
+from rrepa_lab.flow.contract import FlowModel
+from rrepa_lab.flow.taps import Tap
+
+
+def passes(flow: FlowModel, x: Tensor, condition: Condition, taps: list[Tap], refinements: int) -> Features:
+    """The encoding pass, and for each aligned block another one from its detached input."""
+    encoded = flow(x, condition, sorted({Tap(tap.block, "in").name for tap in taps}))
+    found = {}
+    for number, layers in by_block(taps).items():
+        block, tokens = flow.block(number), encoded.states[Tap(number, "in").name].detach()
+        found[number] = block(block.features, tokens, condition.of_block(number), layers)
+    return Features(encoded, {tap.name: found[tap.block][int(tap.layer)] for tap in taps})
+
+
+def one_pass(flow: FlowModel, x: Tensor, condition: Condition, taps: list[Tap], refinements: int) -> Features:
+    """The encoding pass in segments."""
+    encoded, found = encode_with_features(flow, x, condition, by_block(taps), reverse=False)
+    return Features(encoded, {tap.name: found[tap.block][int(tap.layer)] for tap in taps})
+
+
+STRATEGIES.register("detach")(Strategy(passes, one_pass))
