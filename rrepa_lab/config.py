@@ -1,26 +1,40 @@
 """What every configuration shares: frozen, typed, JSON in and out, unknown keys refused in one line."""
 
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
-from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.errors import LabError, LabWarning, unknown
 
 
 class Config(BaseModel):
     """Base of the configurations, each of which stands beside the code it configures."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    renamed: ClassVar[Mapping[str, str]] = {}  # name of a setting in version 0.1 -> its name now
+
+    @model_validator(mode="before")
+    @classmethod
+    def _present_names(cls, values: Any, info: ValidationInfo) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        for old in cls.renamed.keys() & values.keys():
+            _warn_renamed(old, cls.renamed[old], info)
+        return {cls.renamed.get(key, key): value for key, value in values.items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any], stored: bool = False) -> Self:
         """Build from plain JSON values.
+
+        Args:
+            stored: they were written by the kit itself, so that names of version 0.1 are taken without a hint.
 
         Raises: LabError in one line, naming the key in dotted form, for an unknown key or a wrong value.
         """
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(values, context={"stored": stored})
         except ValidationError as error:
             raise _first_problem(cls, error) from None
 
@@ -37,16 +51,35 @@ class Config(BaseModel):
         values = self.to_dict()
         for path, value in settings.items():
             *parents, last = path.split(".")
-            node = values
+            node: Any = values
+            owner: type[Config] = type(self)
             for name in parents:
                 child = node.get(name)
                 if not isinstance(child, dict):
                     raise unknown("setting", path, _flat(values))
-                node = child
+                node, owner = child, _class_of(owner, name)
+            if last in owner.renamed:
+                present = owner.renamed[last]
+                _warn_renamed(path, ".".join([*parents, present]))
+                last = present
             if last not in node:
                 raise unknown("setting", path, _flat(values))
             node[last] = value
         return self.from_dict(values)
+
+
+def _warn_renamed(old: str, new: str, info: ValidationInfo | None = None) -> None:
+    if info is None or not (info.context or {}).get("stored"):
+        warnings.warn(
+            f"the setting {old} is called {new} now; the old name is read in this version only", LabWarning, stacklevel=2
+        )
+
+
+def _class_of(owner: type[Config], field: str) -> type[Config]:
+    """The class of a nested configuration; the base class for plain values."""
+    found = owner.model_fields.get(field)
+    kinds = [found.annotation, *get_args(found.annotation)] if found else []
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Config)), Config)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -63,7 +96,8 @@ def _first_problem(cls: type[Config], error: ValidationError) -> LabError:
         return unknown("setting", path, _fields(cls, problem["loc"][:-1]))
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
-    shown = f" (got {given!r})" if isinstance(given, (str, int, float, list, tuple, bool)) else ""
+    named = isinstance(given, (str, int, float, list, tuple, bool)) and repr(given) not in message
+    shown = f" (got {given!r})" if named else ""
     return LabError(f"{path}: {message}{shown}" if path else message)
 
 

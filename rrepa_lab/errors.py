@@ -5,9 +5,17 @@ from difflib import get_close_matches
 
 
 class LabError(ValueError):
-    """A mistake in what was asked for (a name, a setting, a file, a shape), told in one line.
+    """A mistake of the user in a name, a setting, a file or a shape, described in one line.
 
     The command line prints it without a traceback and exits with status 2; the page shows it as a notice.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> try:
+        ...     rl.load("digits-revers")
+        ... except rl.LabError as error:
+        ...     print(error)  # doctest: +ELLIPSIS
+        unknown run 'digits-revers'; did you mean 'digits-reverse'...
     """
 
 

@@ -105,10 +105,14 @@ def read_table(path: Path, columns: Sequence[str] = (), limit: int = 256 * MIB, 
     return table
 
 
-def validate(cls: type[Record], values: Any, where: str) -> Record:
-    """A configuration or record from plain values; LabError in one line, beginning with `where`."""
+def validate(cls: type[Record], values: Any, where: str, stored: bool = False) -> Record:
+    """A configuration or record from plain values; LabError in one line, beginning with `where`.
+
+    Args:
+        stored: the kit wrote them, see `Config.from_dict`.
+    """
     try:
-        return cls.from_dict(values)
+        return cls.from_dict(values, stored)
     except LabError as error:
         raise LabError(f"{where}: {error}") from None
     except (RecursionError, OverflowError):

@@ -16,7 +16,13 @@ from rrepa_lab.registry import Registry
 
 
 class DataConfig(Config):
-    """Which images a run is trained on."""
+    """Which images a run is trained on.
+
+    Example:
+        >>> config = DataConfig(name="digits", holdout=0.2)
+        >>> config.levels, config.augments
+        (17, False)
+    """
 
     name: str = Field("digits", description="a registered data set: digits, folder")
     path: str | None = Field(None, description="an image folder: <split>/<class>/<picture>, or <class>/<picture>")

@@ -8,7 +8,14 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Images with their labels."""
+    """Images with their labels.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> batch = rl.load("digits-none").data("test", 10)
+        >>> batch.x.shape, batch.y.shape
+        (torch.Size([10, 1, 8, 8]), torch.Size([10]))
+    """
 
     x: Tensor  # (B, C, H, W) float32 in [-1, 1]
     y: Tensor  # (B,) int64, -1 where there is no label

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from typing import Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rrepa_lab.align.encoder import EncoderConfig
-from rrepa_lab.align.strategies import AlignConfig
+from rrepa_lab.align.config import AlignConfig
+from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.config import Config
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.splits import class_names
@@ -20,23 +20,30 @@ MAX_WORKERS = 8
 
 
 class TrainConfig(Config):
-    """Optimizer, schedule, precision, and how often to report, validate and save."""
+    """Optimizer, schedule, precision, and how often to log, validate and save."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "lr_floor": "min_lr_ratio", "clip": "grad_clip_norm", "ema": "ema_decay", "workers": "num_workers",
+        "report_every": "log_every", "look_every": "eval_every",
+    }  # fmt: skip
 
     steps: int = Field(1500, ge=1, description="optimizer steps")
     batch: int = Field(128, ge=1, description="images per step, over all processes")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     warmup: int = Field(50, ge=0, description="steps of linear warm-up")
-    lr_floor: float = Field(0.01, ge=0, le=1, description="the cosine ends at this part of the peak")
+    min_lr_ratio: float = Field(0.01, ge=0, le=1, description="the cosine ends at this part of the peak")
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(1e-4, ge=0)
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    ema: float = Field(0.99, ge=0, lt=1, description="decay of the weight average, at most; suits about 1 / (1 - ema) steps")
+    grad_clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
+    ema_decay: float = Field(
+        0.99, ge=0, lt=1, description="decay of the weight average, at most; suits about 1 / (1 - ema_decay) steps"
+    )
     label_drop: float = Field(0.1, ge=0, le=1, description="part of the labels replaced by none")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the matrix products; auto measures which is faster on the device; likelihoods stay float32"
     )
     seed: int = Field(0, ge=0, lt=2**63)
-    workers: int | Literal["auto"] = Field(
+    num_workers: int | Literal["auto"] = Field(
         "auto", description="processes that read image files ahead; auto: one for each core but one, at most 8"
     )
     feature_cache: int = Field(
@@ -54,27 +61,36 @@ class TrainConfig(Config):
         "last", description="also keep the weights that are best on the validation split by this metric"
     )
     patience: int = Field(0, ge=0, description="end after so many validations without a better value of `keep`; 0: never")
-    report_every: int = Field(10, ge=1, description="steps between reports")
-    look_every: int = Field(100, ge=1, description="steps between validations")
+    log_every: int = Field(10, ge=1, description="steps between reports")
+    eval_every: int = Field(100, ge=1, description="steps between validations")
     save_every: int = Field(500, ge=1, description="steps between checkpoints")
 
     @property
     def worker_count(self) -> int:
         """Processes that read image files ahead on this machine."""
-        if self.workers != "auto":
-            return self.workers
+        if self.num_workers != "auto":
+            return self.num_workers
         return min(MAX_WORKERS, max(0, (os.cpu_count() or 1) - 1))
 
 
 class ReadConfig(Config):
-    """The noise of a reading; chosen on validation data by `rl.choose_read_noise`."""
+    """The noise on images that instruments measure; chosen on validation data by `rl.choose_read_noise`."""
 
-    draws: int = Field(0, ge=0, description="noise draws a reading is averaged over; 0 reads clean images")
-    noise_std: float | None = Field(None, ge=0, description="sigma of these draws; null for the training noise")
+    renamed: ClassVar[Mapping[str, str]] = {"draws": "n_noise_samples"}
+
+    n_noise_samples: int = Field(0, ge=0, description="noise samples an answer is averaged over; 0: clean images")
+    noise_std: float | None = Field(None, ge=0, description="sigma of these; null for the training noise")
 
 
 class RunConfig(Config):
-    """Everything that defines a run."""
+    """Everything that defines a run.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> config = rl.preset("digits-reverse").override({"train.steps": 200, "align.blocks": [4]})
+        >>> config.train.steps, config.align.taps
+        (200, ['block.4.layer.2'])
+    """
 
     name: str = Field("unnamed", pattern=r"^[A-Za-z0-9][\w.-]*$", description="how the run is called")
     data: DataConfig = DataConfig()

@@ -3,7 +3,7 @@
 The public code is apple/ml-tarflow, of "Normalizing Flows are Capable Generative Models", arXiv 2412.06329. Its files are
 called `<set>_model_<patch>_<width>_<blocks>_<layers>_<noise>.pth` and hold the flow's tensors alone: no settings, no class
 names and no averaged weights. Files of other suffixes, with an epoch behind the name, and with the tensors inside of a
-training checkpoint ("model", "state_dict", an average such as "model_ema") are read too. Sizes are read off the tensors; a
+training checkpoint ("model", "state_dict", an average such as "model_ema") are read too. Sizes are taken from the tensors; a
 file name or an option that says otherwise is refused.
 Symbols as in `flow.tarflow.model`.
 """
@@ -80,10 +80,10 @@ def import_tarflow(
     named = _FILE_NAME.fullmatch(stem)
     state, inside = _read(path)
 
-    told: list[tuple[str, str, int]] = [("the file name", size, int(named[size])) for size in _SIZES] if named else []
+    stated: list[tuple[str, str, int]] = [("the file name", size, int(named[size])) for size in _SIZES] if named else []
     options = {"image_size": image_size, "patch_size": patch_size, "channels": channels}
-    told += [("the option", size, value) for size, value in options.items() if value is not None]
-    sizes = _decide(path, _possible(path, state), told)
+    stated += [("the option", size, value) for size, value in options.items() if value is not None]
+    sizes = _decide(path, _possible(path, state), stated)
     flow = {**sizes, "head_width": head_width, **_noise(path, named["noise"] if named else None, noise)}
     place = None if data is None else str(Path(data).expanduser().absolute())
     images = {"name": "folder", "path": place, "flip": True} | {key: sizes[key] for key in ("image_size", "channels")}
@@ -192,9 +192,9 @@ def _count(state: dict[str, Tensor], pattern: str) -> int:
     return len({found[1] for found in map(re.compile(pattern).match, state) if found})
 
 
-def _decide(path: Path, possible: list[dict[str, Any]], told: list[tuple[str, str, int]]) -> dict[str, Any]:
-    """The one of the possible sizes that agrees with all that was told: (by whom, field, value)."""
-    for source, field, value in told:
+def _decide(path: Path, possible: list[dict[str, Any]], stated: list[tuple[str, str, int]]) -> dict[str, Any]:
+    """The one of the possible sizes that agrees with all that is stated: (source, field, value)."""
+    for source, field, value in stated:
         left = [sizes for sizes in possible if sizes[field] == value]
         if not left:
             known = " or ".join(str(sizes[field]) for sizes in possible)
@@ -212,10 +212,10 @@ def _noise(path: Path, named: str | None, given: float | str | None) -> dict[str
     """The fields of FlowConfig that tell the training noise."""
     if named is None and given is None:
         raise LabError(f"{path}: the file name does not tell the training noise: give --noise, such as 0.05 or uniform")
-    told = [_noise_fields(noise) for noise in (named, given) if noise is not None]
-    if told[0] != told[-1]:
+    fields = [_noise_fields(noise) for noise in (named, given) if noise is not None]
+    if fields[0] != fields[-1]:
         raise LabError(f"{path}: the file name says noise {named}, the option {given}: mend or rename")
-    return told[0]
+    return fields[0]
 
 
 def _noise_fields(noise: float | str) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from rrepa_lab.align.encoder import EncoderConfig
-from rrepa_lab.align.strategies import AlignConfig, Strategy
+from rrepa_lab.align.config import AlignConfig
+from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.tarflow.config import FlowConfig
@@ -20,10 +20,10 @@ DIGITS_VIT = EncoderConfig(
     args={"patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4, "class_token": False, "global_pool": "avg"},
 )
 
-ALIGNED: tuple[Strategy, ...] = ("none", "forward", "detach", "reverse")
+ALIGNED: tuple[str, ...] = ("none", "forward", "detach", "reverse")
 
 
-def digits(strategy: Strategy) -> RunConfig:
+def digits(strategy: str) -> RunConfig:
     """scikit-learn's 8x8 digits, a few minutes on two CPU cores.
 
     The augmentation and the stopping rule were chosen on the validation split (`studies.digits shifts`).
@@ -34,11 +34,11 @@ def digits(strategy: Strategy) -> RunConfig:
         flow=FlowConfig(image_size=8, channels=1, patch_size=2, width=64, blocks=4, layers=4, classes=10, noise_std=0.2),
         align=AlignConfig(strategy=strategy, blocks=[3, 4], layers=[2], weight=0.5, projector_width=256),
         encoder=DIGITS_VIT.override({"weights": "bundled:digits"}),
-        train=TrainConfig(steps=1500, batch=64, lr=6e-3, warmup=50, ema=0.99, keep="nats_per_dim", patience=3),
+        train=TrainConfig(steps=1500, batch=64, lr=6e-3, warmup=50, ema_decay=0.99, keep="nats_per_dim", patience=3),
     )
 
 
-def imagefolder_tiny(strategy: Strategy) -> RunConfig:
+def imagefolder_tiny(strategy: str) -> RunConfig:
     """Any image folder at 32x32 in 64 tokens, a few minutes on two CPU cores; set data.path. Demo size: blurred shapes.
 
     The aligned ones take an encoder of `rrepa-lab encoder train --data`, by `--encoder DIR`.
@@ -47,19 +47,19 @@ def imagefolder_tiny(strategy: Strategy) -> RunConfig:
     return config.override(
         {
             "data.holdout": 0.1, "flow.noise_std": 0.1, "align.weight": 0.5, "align.projector_width": 256,
-            "train.batch": 32, "train.lr": 2e-3, "train.warmup": 50, "train.ema": 0.99, "train.keep": "nats_per_dim",
-            "train.report_every": 20, "train.look_every": 100, "train.save_every": 200,
+            "train.batch": 32, "train.lr": 2e-3, "train.warmup": 50, "train.ema_decay": 0.99, "train.keep": "nats_per_dim",
+            "train.log_every": 20, "train.eval_every": 100, "train.save_every": 200,
         }
     )  # fmt: skip
 
 
-def imagefolder(strategy: Strategy) -> RunConfig:
+def imagefolder(strategy: str) -> RunConfig:
     """Any image folder at 32x32, a middle size to start from; set data.path."""
     config = _photographs("imagefolder", strategy, size=32, patch=2, width=256, blocks=8, layers=4, classes=-1, steps=50_000)
     return config.override({"data.holdout": 0.1})
 
 
-def imagenet64(strategy: Strategy) -> RunConfig:
+def imagenet64(strategy: str) -> RunConfig:
     """The paper's setting: ImageNet at 64x64, blocks 7 and 8 at layer 6, DINOv2-B, batch 256, lr 1e-4; set data.path.
 
     Linear warm-up, the cosine decay of the learning rate and the limit of the gradient norm are ours: the paper names none.
@@ -68,7 +68,7 @@ def imagenet64(strategy: Strategy) -> RunConfig:
 
 
 def _photographs(
-    name: str, strategy: Strategy, size: int, patch: int, width: int, blocks: int, layers: int, classes: int, steps: int
+    name: str, strategy: str, size: int, patch: int, width: int, blocks: int, layers: int, classes: int, steps: int
 ) -> RunConfig:
     return RunConfig(
         name=f"{name}-{strategy}",
@@ -81,13 +81,13 @@ def _photographs(
         align=AlignConfig(strategy=strategy, blocks=[-2, -1], layers=[layers * 3 // 4 - layers - 1], weight=0.1),
         encoder=EncoderConfig(),
         train=TrainConfig(
-            steps=steps, batch=256, lr=1e-4, warmup=1000, ema=0.9999,
-            report_every=50, look_every=5000, save_every=5000,
+            steps=steps, batch=256, lr=1e-4, warmup=1000, ema_decay=0.9999,
+            log_every=50, eval_every=5000, save_every=5000,
         ),
     )  # fmt: skip
 
 
-_FAMILIES: dict[str, Callable[[Strategy], RunConfig]] = {
+_FAMILIES: dict[str, Callable[[str], RunConfig]] = {
     "digits": digits,
     "imagefolder-tiny": imagefolder_tiny,
     "imagefolder": imagefolder,
@@ -101,7 +101,12 @@ def names() -> list[str]:
 
 
 def preset(name: str) -> RunConfig:
-    """The configuration of this name; LabError with the nearest name if there is none."""
+    """The configuration of this name; LabError with the nearest name if there is none.
+
+    Example:
+        >>> preset("imagenet64-reverse").align.place
+        'on blocks -2,-1 at layer -3'
+    """
     family, _, strategy = name.rpartition("-")
     if family not in _FAMILIES or strategy not in ALIGNED:
         raise unknown("preset", name, names())
@@ -123,4 +128,6 @@ def config_file(path: Path) -> RunConfig:
         values = read_json(path, LARGEST_CONFIG)
     except MissingFileError:
         raise LabError(f"no configuration at {path}") from None
-    return validate(RunConfig, values["config"] if "format" in values and "config" in values else values, str(path))
+    if "format" in values and "config" in values:
+        return validate(RunConfig, values["config"], str(path), stored=True)
+    return validate(RunConfig, values, str(path))

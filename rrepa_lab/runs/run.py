@@ -17,25 +17,39 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rrepa_lab.align.encoder import Encoder
+from rrepa_lab.align.aligner import Aligner
+from rrepa_lab.align.config import AlignConfig
+from rrepa_lab.align.encoder import make_teacher
 from rrepa_lab.align.projector import Projectors
+from rrepa_lab.align.target import Targets
+from rrepa_lab.align.teacher import Teacher
 from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.data.loaders import seeded
 from rrepa_lab.data.splits import load_split
 from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.files import write_atomically, write_text
+from rrepa_lab.flow.contract import FlowModel
+from rrepa_lab.flow.decode.plan import DecodePlan
 from rrepa_lab.flow.tarflow.model import TarFlow
 from rrepa_lab.runs.config import RunConfig, complete
+from rrepa_lab.space.pixels import Pixels
 
-FORMAT = 1
+FORMAT = 2  # of config.json; 1 has the names of settings of version 0.1
 BEST = "best.safetensors"  # the weights that were best on the validation split, where `train.keep` asks for them
 PLAN = "decoding.json"  # how it is decoded fastest, see `sampling.calibrate`
 
 
 @dataclass(eq=False)
 class Run:
-    """A flow with all that is known about it."""
+    """A flow with all that is known about it.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> run = rl.load("digits-reverse")
+        >>> run.name, run.config.align.strategy, run.space.unit, len(run.classes)
+        ('digits-reverse', 'reverse', 'pixels in [-1, 1]', 10)
+    """
 
     flow: TarFlow
     config: RunConfig
@@ -43,7 +57,8 @@ class Run:
     projectors: Projectors
     step: int = 0
     directory: Path | None = None
-    _encoder: Encoder | None = field(default=None, repr=False)
+    plan: DecodePlan | None = None  # how it is decoded fastest, see `rl.calibrate`
+    _encoder: Teacher | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -56,6 +71,12 @@ class Run:
         return self.directory.absolute().name
 
     @property
+    def space(self) -> Pixels:
+        """What the flow models."""
+        flow = self.config.flow
+        return Pixels(flow.image_shape, self.config.data.levels, flow.noise, flow.noise_std)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.flow.parameters()).device
@@ -66,7 +87,7 @@ class Run:
         self.projectors.to(device)
         return self
 
-    def encoder(self, download: bool = True) -> Encoder:
+    def encoder(self, download: bool = True) -> Teacher:
         """The frozen encoder this run is aligned with, loaded on first use; LabError if it has none.
 
         Args:
@@ -76,10 +97,19 @@ class Run:
             raise LabError(f"run {self.name!r} has no encoder: set one, for example encoder.weights=bundled:digits")
         if self._encoder is None:
             with torch.inference_mode(False):  # its weights may be needed in a graph later
-                self._encoder = Encoder(self.config.encoder, download)
+                self._encoder = make_teacher(self.config.encoder, download)
         return self._encoder.to(self.device)
 
-    def reference_encoder(self) -> Encoder | None:
+    def aligner(self, align: AlignConfig | None = None, projectors: Projectors | None = None) -> Aligner:
+        """The alignment with this run's teacher; by other settings or projectors than the run's own where they are given.
+
+        Raises: LabError for a run without a teacher.
+        """
+        targets = Targets(self.encoder(), self.flow.config.side)
+        own = self.projectors if projectors is None else projectors
+        return Aligner(self.config.align if align is None else align, own, targets)
+
+    def reference_encoder(self) -> Teacher | None:
         """The encoder that features are compared with; None where an unaligned run has none at hand, which is a warning.
 
         An unaligned run was trained without its encoder, so nothing is downloaded for it. LabError as `encoder` for others.
@@ -146,13 +176,18 @@ class Run:
         return str(url)
 
 
+def flow_of(source: Run | FlowModel) -> FlowModel:
+    """The flow of a run, or the flow itself."""
+    return source.flow if isinstance(source, Run) else source
+
+
 def modules(flow: TarFlow, projectors: Projectors) -> nn.ModuleDict:
     """Flow and projectors as one module, with the tensor names of model.safetensors."""
     return nn.ModuleDict({"flow": flow, "projectors": projectors})
 
 
 def check_names(runs: Sequence[Run]) -> None:
-    """LabError if two of the runs have one name: their measurements could not be told apart."""
+    """LabError if two of the runs have one name: their measurements could not be distinguished."""
     first: dict[str, Run] = {}
     for run in runs:
         other = first.setdefault(run.name, run)
@@ -164,7 +199,7 @@ def check_names(runs: Sequence[Run]) -> None:
 def build(config: RunConfig, classes: list[str]) -> Run:
     """A fresh run with weights drawn from config.train.seed; the global random state is left as it was."""
     config = complete(config, classes)
-    encoder = Encoder(config.encoder) if config.align.taps and config.encoder is not None else None
+    encoder = make_teacher(config.encoder) if config.align.taps and config.encoder is not None else None
     with seeded(config.train.seed):
         flow = TarFlow(config.flow)
         dim = encoder.dim if encoder else 1

@@ -23,7 +23,13 @@ CHECKPOINTS = ("best", "last")
 
 
 class RunInfo(NamedTuple):
-    """A line of `available()`."""
+    """A line of `available()`.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> [info.strategy for info in rl.available() if info.name == "digits-detach"]
+        ['detach']
+    """
 
     name: str
     strategy: str
@@ -33,7 +39,12 @@ class RunInfo(NamedTuple):
 
 
 def available() -> list[RunInfo]:
-    """Bundled runs, then the local ones below ./runs (or $RREPA_RUNS), by name."""
+    """Bundled runs, then the local ones below ./runs (or $RREPA_RUNS), by name.
+
+    Example:
+        >>> "digits-reverse" in [info.name for info in available()]
+        True
+    """
     found: dict[str, RunInfo] = {}
     for root in (assets() / "runs", runs_root()):
         for path in sorted(root.glob("*/config.json")):
@@ -68,6 +79,11 @@ def load(name: str | Path, device: str = "cpu", checkpoint: str = "best") -> Run
 
     Raises: LabError when there is no such run, its files are truncated or do not belong together, or its weights hold NaN or
         infinite numbers.
+
+    Example:
+        >>> run = load("digits-reverse")
+        >>> run.flow.config.blocks, run.config.align.taps
+        (4, ['block.3.layer.2', 'block.4.layer.2'])
     """
     where = pick_device(device)
     if checkpoint not in CHECKPOINTS:
@@ -79,9 +95,8 @@ def load(name: str | Path, device: str = "cpu", checkpoint: str = "best") -> Run
     with torch.device("meta"):  # sizes that are not those of the weights take no memory
         _check_shapes(modules(*_unfilled(config, shapes)), shapes, path)
     flow, projectors = _unfilled(config, shapes)
-    run = Run(flow, config, classes, projectors, step, directory)
+    run = Run(flow, config, classes, projectors, step, directory, _read_plan(directory / PLAN))
     _fill(modules(run.flow, run.projectors), _read_weights(path), path)
-    run.flow.plan = _read_plan(directory / PLAN)
     run.flow.eval().requires_grad_(False)
     run.projectors.eval().requires_grad_(False)
     return run.to(where)
@@ -117,12 +132,12 @@ def read_config(directory: Path) -> tuple[RunConfig, list[str]]:
     about = read_json(path, LARGEST_CONFIG)
     if not {"format", "classes", "config"} <= set(about):
         raise LabError(f"{path} is not the configuration of an rrepa_lab run")
-    if about["format"] != FORMAT:
-        raise LabError(f"{path} has format {str(about['format'])[:40]}; this version reads format {FORMAT}")
+    if about["format"] not in range(1, FORMAT + 1):
+        raise LabError(f"{path} has format {str(about['format'])[:40]}; this version reads formats 1 to {FORMAT}")
     classes = about["classes"]
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise LabError(f"{path}: classes must be a list of names")
-    config = validate(RunConfig, about["config"], str(path))
+    config = validate(RunConfig, about["config"], str(path), stored=True)
     if config.flow.classes < 0:
         raise LabError(f"{path}: flow.classes is {config.flow.classes}, and a trained flow has a number of classes")
     if config.flow.classes > 0 and len(classes) != config.flow.classes:

@@ -59,7 +59,9 @@ def resumes(config: RunConfig, classes: list[str], out: Path, resume: bool | str
     if not resume:
         raise LabError(f"{out} already holds a run: --resume goes on with it, or choose another --out")
     state = Checkpoint.load(out / STATE, lazily=True)
-    old_config, old_classes = (RunConfig.from_dict(state.config), state.classes) if state.config else _read_config(out)
+    old_config, old_classes = (
+        (RunConfig.from_dict(state.config, stored=True), state.classes) if state.config else _read_config(out)
+    )
     # version 0.1 stored relative paths and blocks as they were given
     old, new = complete(old_config, old_classes).flat(), config.flat()
     for key in (key for key in [*old, *new] if not key.startswith("read.")):  # the noise of a reading trains nothing

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from rrepa_lab.data.facts import check_data
-from rrepa_lab.errors import LabError
 from rrepa_lab.runs.config import RunConfig, complete
 from rrepa_lab.runs.store import pick_device
-from rrepa_lab.training.session import Session, StepReport, ValidatorFactory
+from rrepa_lab.training.compiling import check_compiler
+from rrepa_lab.training.reports import StepReport, ValidatorFactory
+from rrepa_lab.training.session import Session
 
 
 def train_run(
@@ -32,16 +33,6 @@ def train_run(
     config = complete(config)
     check_data(config.data)
     if config.train.compile:
-        _check_compiler()
+        check_compiler()
     with Session(config, out, resume, pick_device(device), validator) as session:
         yield from session.run(stop)
-
-
-def _check_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise LabError("train.compile needs a C++ compiler, and none was found: install g++, or leave it off") from error

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from rrepa_lab.align.projector import Projectors, alignment_loss, similarity
-from rrepa_lab.align.strategies import AlignConfig, features
+from rrepa_lab.align.aligner import Aligner
+from rrepa_lab.align.config import AlignConfig
+from rrepa_lab.align.projector import Projectors
 from rrepa_lab.flow.likelihood import flow_loss
 from rrepa_lab.flow.tarflow.model import TarFlow
 
@@ -24,16 +25,15 @@ class Objective(nn.Module):
 
     def __init__(self, flow: TarFlow, projectors: Projectors, align: AlignConfig) -> None:
         super().__init__()
-        self.flow, self.projectors, self.align = flow, projectors, align
+        self.flow, self.projectors = flow, projectors
+        self.aligner = Aligner(align, projectors)
 
     def forward(self, x: Tensor, y: Tensor | None, target: Tensor | None) -> Losses:
         """Losses of noised images (B, C, H, W) with labels (B,) and encoder features (B, T, E) of the clean images."""
-        taps = self.flow.resolve(self.align.taps) if target is not None else []
-        encoded, aligned = features(self.flow, x, y, self.align.strategy, taps, self.align.refinements)
+        encoded, alignment, near = self.aligner(self.flow, x, y, target)
         flow = flow_loss(encoded.z, encoded.logdet, self.flow.prior_var)
         square = None if self.flow.prior_var is None else encoded.z.detach().square().mean(dim=0)
-        if target is None or not aligned:
+        if not near:
             return Losses(flow, flow, {}, square)
-        near = {tap: similarity(self.projectors.project(tap, states), target) for tap, states in aligned.items()}
-        total = flow + self.align.weight * alignment_loss(near)
+        total = flow + self.aligner.config.weight * alignment
         return Losses(total, flow, {tap: value.mean() for tap, value in near.items()}, square)

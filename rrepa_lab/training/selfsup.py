@@ -5,10 +5,8 @@ all other images of the batch (NT-Xent of SimCLR, arXiv 2002.05709); the feature
 """
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -17,18 +15,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rrepa_lab.align.encoder import Encoder, EncoderConfig
+from rrepa_lab.align.encoder import Encoder
+from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.checks import LARGEST_SEED
 from rrepa_lab.config import Config
 from rrepa_lab.data.augment import Views, random_view
 from rrepa_lab.data.config import DataConfig
+from rrepa_lab.data.images import Batch
 from rrepa_lab.data.loaders import SeededBatches, generator, seeded, stream
 from rrepa_lab.data.splits import load_split
 from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically, write_text
 from rrepa_lab.runs.presets import DIGITS_VIT
-from rrepa_lab.training.schedule import learning_rate
+from rrepa_lab.training.fit import FitReport, FitSettings, minimize
 
 
 class EncoderTrainConfig(Config):
@@ -61,15 +61,7 @@ def encoder_of_folder(path: str | Path, image_size: int = 32) -> EncoderTrainCon
     )  # fmt: skip
 
 
-class EncoderReport(NamedTuple):
-    """One step of encoder training."""
-
-    step: int
-    steps: int
-    loss: float  # nats
-
-
-def train_encoder(config: EncoderTrainConfig, out: Path | str) -> Iterator[EncoderReport]:
+def train_encoder(config: EncoderTrainConfig, out: Path | str) -> Iterator[FitReport]:
     """Train, yielding every step; at the end `out` holds model.safetensors (bfloat16) and config.json."""
     images = load_split(config.data, "train")
     start = {"weights": f"random:{config.seed}"} if config.encoder.weights == "random" else {}
@@ -77,21 +69,15 @@ def train_encoder(config: EncoderTrainConfig, out: Path | str) -> Iterator[Encod
     with seeded(config.seed):
         head = nn.Sequential(nn.Linear(encoder.dim, 256), nn.ReLU(), nn.Linear(256, 64))
     model = encoder.model.requires_grad_(True)
-    parameters = [*model.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     batches = SeededBatches(len(images), config.batch, config.seed, 0, config.steps)
-    for step, batch in enumerate(stream(images, batches)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.steps, config.lr, warmup=config.steps // 20)
+
+    def loss_of(step: int, batch: Batch) -> Tensor:
         draw = generator(config.seed, 2, step)
         views = torch.cat([random_view(batch.x, config.views, draw) for _ in range(2)])
-        loss = nt_xent(head(encoder.map(views).mean(dim=(2, 3))), config.temperature)
-        if not math.isfinite(loss.item()):
-            raise LabError(f"encoder loss is {loss.item()} at step {step + 1}: lower lr")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield EncoderReport(step + 1, config.steps, loss.item())
+        return nt_xent(head(encoder.map(views).mean(dim=(2, 3))), config.temperature)
+
+    settings = FitSettings(config.steps, config.lr, config.weight_decay, warmup=config.steps // 20)
+    yield from minimize([*model.parameters(), *head.parameters()], stream(images, batches), loss_of, settings)
     weights = {name: value.to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
     write_atomically(Path(out) / "model.safetensors", lambda path: save_file(weights, path))
     write_text(Path(out) / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")

@@ -1,11 +1,12 @@
-"""What the steps of one training work on: weights, their average, the optimizer, and the run directory."""
+"""The state of one training, its steps, and the run directory it writes."""
 
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,75 +16,38 @@ from filelock import FileLock
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from rrepa_lab.align.floors import position_floor
-from rrepa_lab.align.target import Teacher
-from rrepa_lab.data.augment import shifted
-from rrepa_lab.data.images import Batch, ImageSet, TensorImages
-from rrepa_lab.data.loaders import SeededBatches, generator, stream
-from rrepa_lab.data.pixels import training_noise
+from rrepa_lab.align.target import Targets, grid_hint
+from rrepa_lab.data.images import Batch, TensorImages
+from rrepa_lab.data.loaders import SeededBatches, stream
 from rrepa_lab.data.splits import load_split
-from rrepa_lab.data.subset import whole
-from rrepa_lab.errors import LabError
+from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.flow.likelihood import HALF_LOG_2PI
-from rrepa_lab.flow.tarflow.model import TarFlow
 from rrepa_lab.runs.card import write_card
-from rrepa_lab.runs.config import RunConfig, TrainConfig
+from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.records import Records
 from rrepa_lab.runs.run import BEST, Run, build
 from rrepa_lab.training import folder
+from rrepa_lab.training.compiling import allow_multiple_backward
+from rrepa_lab.training.inputs import StepInputs
 from rrepa_lab.training.objective import Losses, Objective
 from rrepa_lab.training.precision import resolve_precision
 from rrepa_lab.training.processes import accelerator_on, any_process, main_decides
-from rrepa_lab.training.schedule import ema_decay, learning_rate
+from rrepa_lab.training.reports import NonFiniteLoss, StepReport, ValidatorFactory
+from rrepa_lab.training.schedule import ema_update, learning_rate
 from rrepa_lab.training.state import NAME as STATE
 from rrepa_lab.training.state import Best, Checkpoint
 
-# purposes of the random streams of a step, so that none shares its numbers with another
-FLIP, NOISE, DROP, SHIFT = 2, 3, 4, 5
-FLOOR_BATCH = 256  # images in one pass of the teacher for them
-FLOOR_IMAGES = 512  # that the floors of the similarity are taken over where the teacher's features are not kept
 PRIOR_RATE = 0.1  # of the running mean of z^2 of a volume-preserving flow, as in the public code
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """What happened since the last report; losses are means over those steps."""
-
-    step: int  # steps done, from 1
-    steps: int  # steps planned
-    loss: float  # L_nf + lambda * L_align
-    nats_per_dim: float  # of training images under the training noise
-    similarity: dict[str, float]  # aligned tap -> mean cosine with the encoder
-    learning_rate: float
-    grad_norm: float  # before clipping
-    seconds: float  # since this call of train began
-    remaining: float  # seconds, at the pace so far
-    precision: str = "float32"  # of the matrix products
-    floors: dict[str, float] = field(default_factory=dict)  # of the similarity, without reading the image: see analysis.floors
-    # of the averaged weights, at a validation; the same number of images of the validation and of the training split
-    held_out_nats_per_dim: float | None = field(default=None)
-    held_out_accuracy: float | None = field(default=None)  # of one gradient step, under the noise of `config.read`
-    train_nats_per_dim: float | None = field(default=None)
-    train_accuracy: float | None = field(default=None)
-
-
-Validator = Callable[[Run], dict[str, float]]  # a run -> measurements by their names in metrics.jsonl
-# (configuration, training split, device) -> validator
-ValidatorFactory = Callable[[RunConfig, ImageSet, torch.device], Validator]
-
-
-class NonFiniteLoss(LabError):
-    """The loss is not a number: the weights of this moment are not worth keeping."""
-
-
 class Session:
-    """What the steps of one training work on: weights, their average, the optimizer, and the run directory.
+    """One training: weights, their average, the optimizer, the steps, and the run directory.
 
     `config` is one that `runs.config.complete` gives: its classes are those of the data.
     """
 
     def __init__(
-        self, config: RunConfig, out: Path, resume: bool | str, device: torch.device, validator: "ValidatorFactory"
+        self, config: RunConfig, out: Path, resume: bool | str, device: torch.device, validator: ValidatorFactory
     ) -> None:
         self.config, self.out = config, out
         self.images = load_split(config.data, "train")
@@ -111,7 +75,7 @@ class Session:
 
     def _prepare(self, run: Run, state: Checkpoint | None) -> None:
         config, t = self.config, self.config.train
-        self.step, self.learning_rate, self.complete = state.step if state else 0, 0.0, True
+        self.step, self.learning_rate, self.step_complete = state.step if state else 0, 0.0, True
         self.rows = list(state.rows) if state else []
         if state and not state.config:  # of version 0.1, whose records were a file of their own
             self.rows = [row for row in Records(self.out).rows() if row["step"] <= state.step]
@@ -126,17 +90,18 @@ class Session:
         optimizer = torch.optim.AdamW(
             self.objective.parameters(), lr=t.lr, betas=t.betas, weight_decay=t.weight_decay, fused=True
         )
-        self.average = AveragedModel(self.objective, multi_avg_fn=partial(_lerp, limit=t.ema))
+        self.average = AveragedModel(self.objective, multi_avg_fn=partial(ema_update, limit=t.ema_decay))
         if state:
             self.objective.load_state_dict(state.objective)
             self.average.load_state_dict(state.average)
             optimizer.load_state_dict(state.optimizer)
         self.average.to(self.device)
-        _configure_layers(run.flow, t)  # after the copy for the average was made
+        run.flow.configure_layers(t.checkpointing, t.compile)  # after the copy for the average was made
         self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
-        self.teacher = Teacher(run.encoder().to(self.device), config.flow.side) if config.align.taps else None
+        targets = self._targets(run) if config.align.taps else None
+        self.inputs = StepInputs(config, run.space, targets, self.device)
         averaged = cast(Objective, self.average.module)
-        self.kept = Run(averaged.flow, config, run.classes, averaged.projectors, self.step, self.out)
+        self.ema_run = Run(averaged.flow, config, run.classes, averaged.projectors, self.step, self.out)
         self.records = Records(self.out)
         main_decides(self.accelerator, lambda: folder.check_space(self.out, self._checkpoint_bytes()))
         if state is None:
@@ -144,21 +109,13 @@ class Session:
         else:
             self.publish()
         with self._autocast():
-            self.floors = self._prepare_teacher(self.teacher) if self.teacher is not None and not self._finished else {}
+            self.floors = {} if self._finished else self.inputs.precompute(self.images, self._workers)
 
-    def _prepare_teacher(self, teacher: Teacher) -> dict[str, float]:
-        """Keep the teacher's features of all images where that pays; returns the floors of the similarity.
-
-        These are taken over all training images then, else over a class-balanced subset of them.
-        """
-        if self._repeats(teacher):
-            labels = teacher.remember(self.images, self.device, self._workers)
-            table = teacher.table
-            assert table is not None
-        else:
-            x, labels = whole(self.images, FLOOR_IMAGES)
-            table = torch.cat([teacher(part.to(self.device), []) for part in x.split(FLOOR_BATCH)])
-        return position_floor(table, labels if self.config.flow.classes else None) if len(table) > 1 else {}
+    def _targets(self, run: Run) -> Targets:
+        teacher, side = run.encoder().to(self.device), self.config.flow.side
+        if hint := grid_hint(teacher, side):
+            warnings.warn(hint, LabWarning, stacklevel=4)
+        return Targets(teacher, side)
 
     def __enter__(self) -> "Session":
         return self
@@ -194,7 +151,7 @@ class Session:
                 self.pending.append(self.advance(batch, rows))
                 last = self.step == t.steps
                 saves = last or self.step % t.save_every == 0
-                if saves or self.step % t.report_every == 0:
+                if saves or self.step % t.log_every == 0:
                     now = report()
                     if last or self._validation_is_due():
                         now = StepReport(**vars(now) | self.validate())
@@ -240,23 +197,23 @@ class Session:
     def advance(self, batch: Batch, rows: list[int]) -> Tensor:
         """One optimizer step on these rows of the split; returns loss, L_nf, gradient norm and similarities, detached."""
         t = self.config.train
-        self.learning_rate = learning_rate(self.step, t.steps, t.lr, t.warmup, t.lr_floor)
+        self.learning_rate = learning_rate(self.step, t.steps, t.lr, t.warmup, t.min_lr_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        with _rereadable() if t.compile else nullcontext():
+        with allow_multiple_backward() if t.compile else nullcontext():
             with self._autocast():
-                losses: Losses = self.wrapped(*self._inputs(batch, rows))
+                losses: Losses = self.wrapped(*self.inputs(batch, rows, self.step, self.accelerator.process_index))
             _check_finite(losses, self.step + 1)
             self.optimizer.zero_grad()
             self.accelerator.backward(losses.total)
-        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), t.clip)
-        self.complete = False
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), t.grad_clip_norm)
+        self.step_complete = False
         self.optimizer.step()
         if losses.z_square is not None:
             self._update_prior(losses.z_square)
         self.average.update_parameters(self.objective)
         self.step += 1
-        self.complete = True
+        self.step_complete = True
         self.taps = list(losses.similarity)
         return torch.stack([losses.total, losses.flow, norm, *losses.similarity.values()]).detach()
 
@@ -275,21 +232,21 @@ class Session:
     # --- validation ---------------------------------------------------------------------------------------------------
 
     def _validation_is_due(self) -> bool:
-        """At the first report at or after each multiple of `look_every`."""
-        every = self.config.train.look_every
+        """At the first report at or after each multiple of `eval_every`."""
+        every = self.config.train.eval_every
         last = max((row["step"] for row in self.rows if row.get("held_out_nats_per_dim") is not None), default=0)
         return self.step // every > last // every
 
     def validate(self) -> dict[str, float]:
         """The averaged weights on validation and training images; keeps the weights if they are the best so far."""
-        found = self.validation(self.kept)
+        found = self.validation(self.ema_run)
         t = self.config.train
         if t.keep == "last":
             return found
         value = found[f"held_out_{t.keep}"]
         better = self.best is None or (value < self.best.value if t.keep == "nats_per_dim" else value > self.best.value)
         if better:
-            self.best = Best(self.step, value, {k: v.detach().cpu().clone() for k, v in self.kept.weights().items()})
+            self.best = Best(self.step, value, {k: v.detach().cpu().clone() for k, v in self.ema_run.weights().items()})
         else:
             assert self.best is not None
             self.best.since += 1
@@ -311,11 +268,11 @@ class Session:
 
     def checkpoint(self) -> None:
         """Save, unless an interrupt has left the weights between two steps: then the last checkpoint stands."""
-        if self.accelerator.is_main_process and self.complete:
+        if self.accelerator.is_main_process and self.step_complete:
             Checkpoint(
                 step=self.step,
                 config=self.config.to_dict(),
-                classes=self.kept.classes,
+                classes=self.ema_run.classes,
                 precision=self.precision,
                 objective=self.objective.state_dict(),
                 average=self.average.state_dict(),
@@ -331,12 +288,12 @@ class Session:
         """Write the files that others read from the present state, which the checkpoint holds."""
         if not self.accelerator.is_main_process:
             return
-        self.kept.step = self.step
-        self.kept.save(self.out)
+        self.ema_run.step = self.step
+        self.ema_run.save(self.out)
         self.records.rewrite(self.rows)
         if self.best is not None:
-            self.kept.save_weights(self.out / BEST, self.best.weights, self.best.step)
-        write_card(self.kept, self.records.table())
+            self.ema_run.save_weights(self.out / BEST, self.best.weights, self.best.step)
+        write_card(self.ema_run, self.records.table())
 
     def _checkpoint_bytes(self) -> int:
         """Room that a checkpoint takes beside the one it replaces."""
@@ -349,60 +306,10 @@ class Session:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def _repeats(self, teacher: Teacher) -> bool:
-        """Whether the encoder would read the same images again, and its features of all of them may be kept."""
-        t, count = self.config.train, len(self.images)
-        again = t.steps * t.batch > count
-        return again and not self.config.data.augments and teacher.table_bytes(count) <= t.feature_cache * 2**20
-
-    def _inputs(self, batch: Batch, rows: list[int]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Noised images, labels with some dropped, and the encoder's features of the clean images."""
-        x, y = batch
-        key = (self.step, self.accelerator.process_index)
-        seed, data = self.config.train.seed, self.config.data
-        if data.flip:
-            mirrored = torch.rand(len(x), generator=generator(seed, FLIP, *key)) < 0.5
-            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-        if data.shift:
-            x = shifted(x, data.shift, data.shift_probability, generator(seed, SHIFT, *key))
-        clean = x.to(self.device)
-        noised = self._noised(clean, generator(seed, NOISE, *key))
-        labels = None
-        if self.config.flow.classes:
-            dropped = torch.rand(len(y), generator=generator(seed, DROP, *key)) < self.config.train.label_drop
-            labels = torch.where(dropped, -1, y).to(self.device)
-        return noised, labels, None if self.teacher is None else self.teacher(clean, rows)
-
-    def _noised(self, x: Tensor, draw: torch.Generator) -> Tensor:
-        flow = self.config.flow
-        return training_noise(x, flow.noise, flow.noise_std, self.images.levels, draw)
-
-
-def _configure_layers(flow: TarFlow, settings: TrainConfig) -> None:
-    """Recompute or compile the layers of a flow that is to be trained; its parameters and their names stay."""
-    for number in range(1, flow.config.blocks + 1):
-        transformer = flow.block(number).transformer
-        transformer.checkpointing = settings.checkpointing
-        if settings.compile:
-            for layer in transformer.layers:
-                layer.compile()
-
-
-def _rereadable() -> AbstractContextManager[None]:
-    """Within it, compiled backward code does not write over what the graph keeps: `align.segments` walks it several times."""
-    from torch._functorch import config
-
-    return cast(AbstractContextManager[None], config.patch(donated_buffer=False))
-
-
-def _lerp(averages: list[Tensor], values: list[Tensor], updates: Tensor, limit: float) -> None:
-    # AveragedModel hands over parameters by device and dtype, and counts the updates before this one
-    torch._foreach_lerp_(averages, values, 1 - ema_decay(int(updates), limit))
-
 
 def _check_finite(losses: Losses, step: int) -> None:
     if not math.isfinite(losses.total.item()):
         parts = [f"flow {losses.flow.item():.3g}", *(f"{tap} {value.item():.3g}" for tap, value in losses.similarity.items())]
         raise NonFiniteLoss(
-            f"the loss is {losses.total.item()} at step {step} ({', '.join(parts)}): lower train.lr or train.clip"
+            f"the loss is {losses.total.item()} at step {step} ({', '.join(parts)}): lower train.lr or train.grad_clip_norm"
         )

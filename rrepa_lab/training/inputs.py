@@ -1,0 +1,76 @@
+"""What the objective is given in a step: noised images, labels with some dropped, targets of the clean images."""
+
+import torch
+from torch import Tensor
+
+from rrepa_lab.align.floors import position_floor
+from rrepa_lab.align.target import Targets
+from rrepa_lab.data.augment import shifted
+from rrepa_lab.data.images import Batch, ImageSet
+from rrepa_lab.data.loaders import generator
+from rrepa_lab.data.subset import whole
+from rrepa_lab.runs.config import RunConfig
+from rrepa_lab.space.contract import Space
+
+# purposes of the random streams of a step, so that none shares its numbers with another
+FLIP, NOISE, DROP, SHIFT = 2, 3, 4, 5
+FLOOR_BATCH = 256  # images in one pass of the teacher for the floors of the similarity
+FLOOR_IMAGES = 512  # that the floors are taken over where the teacher's features are not kept
+
+
+class StepInputs:
+    """Makes the inputs of a step from a batch of the training split; its random numbers depend on seed, step and process.
+
+    Args:
+        space: of the run, which adds the noise.
+        targets: of the alignment; None without one.
+    """
+
+    def __init__(self, config: RunConfig, space: Space, targets: Targets | None, device: torch.device) -> None:
+        self.config, self.space, self.targets, self.device = config, space, targets, device
+
+    def __call__(self, batch: Batch, rows: list[int], step: int, process: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Noised images (B, C, H, W), labels (B,) with -1 where they are dropped, and targets (B, T, E).
+
+        Args:
+            rows: of the images in the training split.
+            step: steps done before this one.
+        """
+        (x, y), (seed, data) = batch, (self.config.train.seed, self.config.data)
+        key = (step, process)
+        if data.flip:
+            mirrored = torch.rand(len(x), generator=generator(seed, FLIP, *key)) < 0.5
+            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        if data.shift:
+            x = shifted(x, data.shift, data.shift_probability, generator(seed, SHIFT, *key))
+        clean = x.to(self.device)
+        noised = self.space.add_noise(clean, generator(seed, NOISE, *key))
+        labels = None
+        if self.config.flow.classes:
+            dropped = torch.rand(len(y), generator=generator(seed, DROP, *key)) < self.config.train.label_drop
+            labels = torch.where(dropped, -1, y).to(self.device)
+        return noised, labels, None if self.targets is None else self.targets(clean, rows)
+
+    def precompute(self, images: ImageSet, num_workers: int) -> dict[str, float]:
+        """Keep the targets of all training images where that pays; returns the floors of the similarity.
+
+        These are taken over all training images then, else over a class-balanced subset of them. Without targets there are
+        none.
+        """
+        targets = self.targets
+        if targets is None:
+            return {}
+        if self._pays(targets, len(images)):
+            labels = targets.precompute(images, self.device, num_workers)
+            table = targets.table
+            assert table is not None
+        else:
+            x, labels = whole(images, FLOOR_IMAGES)
+            table = torch.cat([targets(part.to(self.device)) for part in x.split(FLOOR_BATCH)])
+        return position_floor(table, labels if self.config.flow.classes else None) if len(table) > 1 else {}
+
+    def _pays(self, targets: Targets, count: int) -> bool:
+        """Whether the teacher would encode the same images again, and its features of all of them may be kept."""
+        t = self.config.train
+        again = t.steps * t.batch > count
+        return again and not self.config.data.augments and targets.table_bytes(count) <= t.feature_cache * 2**20
