@@ -14,20 +14,28 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from rrepa_lab.align.floors import position_floor
     from rrepa_lab.analysis.alignment import Alignment, alignment
-    from rrepa_lab.analysis.classify import Classification, classify, classify_steps, evidence
-    from rrepa_lab.analysis.embed import embed, neighbours, patch_colours
+    from rrepa_lab.analysis.classify import Ascent, Classification, classify, classify_steps, evidence
+    from rrepa_lab.analysis.embed import Umap, embed, neighbours, patch_colours
+    from rrepa_lab.analysis.features import FeatureProtocol, Images
     from rrepa_lab.analysis.floors import teacher_floors
+    from rrepa_lab.analysis.gradient_ratio import gradient_ratio
+    from rrepa_lab.analysis.noise import NoiseSamples
     from rrepa_lab.analysis.noise_choice import choose_read_noise
     from rrepa_lab.analysis.probe import best_layer, probe
+    from rrepa_lab.analysis.probe_fit import ProbeFit
     from rrepa_lab.analysis.report import ClassificationReport, classification_report
-    from rrepa_lab.analysis.routing import gradient_ratio, refinement_errors, routing
+    from rrepa_lab.analysis.routing import refinement_errors, routing
     from rrepa_lab.analysis.similarity import similarity
     from rrepa_lab.analysis.trace import Trace, agreement, trace
+    from rrepa_lab.data.config import DataConfig
+    from rrepa_lab.data.images import Batch
     from rrepa_lab.errors import LabError
     from rrepa_lab.evaluation.compare import compare
     from rrepa_lab.evaluation.evaluate import evaluate, evaluate_samples
     from rrepa_lab.evaluation.train import train
+    from rrepa_lab.flow.condition import Condition, Guidance
     from rrepa_lab.flow.contract import FlowOutput, InverseOutput
+    from rrepa_lab.flow.decode.plan import Decoding
     from rrepa_lab.flow.tarflow.config import FlowConfig
     from rrepa_lab.flow.tarflow.model import TarFlow
     from rrepa_lab.measurements.results import write_result
@@ -38,13 +46,24 @@ if TYPE_CHECKING:
     from rrepa_lab.runs.store import RunInfo, available, load
     from rrepa_lab.sampling.calibrate import calibrate
     from rrepa_lab.sampling.sample import Samples, sample
-    from rrepa_lab.training.session import StepReport
+    from rrepa_lab.training.reports import StepReport
 
 # public name -> module; each is imported when first used, so that `import rrepa_lab` is quick
 _HOMES = {
+    "DataConfig": "data.config",
+    "Batch": "data.images",
+    "Umap": "analysis.embed",
+    "Ascent": "analysis.classify",
+    "ProbeFit": "analysis.probe_fit",
+    "NoiseSamples": "analysis.noise",
+    "Images": "analysis.features",
+    "FeatureProtocol": "analysis.features",
+    "Decoding": "flow.decode.plan",
+    "Guidance": "flow.condition",
+    "Condition": "flow.condition",
     "Alignment": "analysis.alignment",
     "alignment": "analysis.alignment",
-    "gradient_ratio": "analysis.routing",
+    "gradient_ratio": "analysis.gradient_ratio",
     "refinement_errors": "analysis.routing",
     "routing": "analysis.routing",
     "Classification": "analysis.classify",
@@ -84,18 +103,28 @@ _HOMES = {
     "calibrate": "sampling.calibrate",
     "Samples": "sampling.sample",
     "sample": "sampling.sample",
-    "StepReport": "training.session",
+    "StepReport": "training.reports",
     "train": "evaluation.train",
 }
 
 __all__ = [
     "Alignment",
+    "Ascent",
+    "Batch",
     "Classification",
     "ClassificationReport",
+    "Condition",
+    "DataConfig",
+    "Decoding",
+    "FeatureProtocol",
     "FlowConfig",
     "FlowOutput",
+    "Guidance",
+    "Images",
     "InverseOutput",
     "LabError",
+    "NoiseSamples",
+    "ProbeFit",
     "Run",
     "RunConfig",
     "RunInfo",
@@ -103,6 +132,7 @@ __all__ = [
     "StepReport",
     "TarFlow",
     "Trace",
+    "Umap",
     "agreement",
     "alignment",
     "available",

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
@@ -11,16 +12,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rrepa_lab.analysis.features import Read, Reading, check_spread, together
+from rrepa_lab.analysis.features import FeatureBatch, FeatureProtocol, Images, check_spread, concatenate
 from rrepa_lab.checks import real_number, whole_number
-from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.taps import Taps
 from rrepa_lab.measurements.columns import about, place
 from rrepa_lab.runs.run import Run
 
 METHODS = ("pca", "umap")
+DEFAULT_IMAGES = Images(limit=2000)
+DEFAULT_PROTOCOL = FeatureProtocol(noise=0, samples=360)
 _umap_lock = Lock()  # numba's workqueue threading layer aborts the process when two fits overlap
+
+
+@dataclass(frozen=True)
+class Umap:
+    """Settings of a UMAP (arXiv 1802.03426), by cosine distance.
+
+    Args:
+        neighbours: of each image; smaller shows more local structure.
+        min_dist: smallest distance of two points, 0..1.
+
+    Example:
+        >>> Umap(neighbours=5).min_dist
+        0.1
+    """
+
+    neighbours: int = 15
+    min_dist: float = 0.1
 
 
 def embed(
@@ -28,64 +47,66 @@ def embed(
     taps: Taps,
     method: str = "pca",
     *,
-    direction: str = "forward",
+    protocol: FeatureProtocol | None = None,
     components: int = 2,
-    neighbours: int = 15,
-    min_dist: float = 0.1,
-    pool: str = "mean",
-    noise_std: float = 0.0,
-    feed_label: bool = False,
-    guidance: float = 0.0,
-    split: str = "test",
-    data: ImageSet | Batch | None = None,
-    samples: int = 360,
-    limit: int | None = 2000,
-    seed: int = 0,
-    batch: int = 256,
+    umap: Umap | None = None,
+    images: Images = DEFAULT_IMAGES,
 ) -> pd.DataFrame:
     """Coordinates of images in a map of the features at each tap.
 
     Args:
-        method: "pca" answers at once; "umap" (arXiv 1802.03426) needs seconds, more the first time. With a seed it is
+        method: "pca" is immediate; "umap" (arXiv 1802.03426) needs seconds, more the first time. With a seed it is
             reproducible and uses one thread. Only one fit runs at a time.
-        direction: "forward": images of a split on their way to the noise. "reverse": samples as they are generated.
+        protocol: which features: of images on their way to the noise, or of samples as they are generated; clean images and
+            360 samples by default.
         components: 2 or 3.
-        neighbours, min_dist: of UMAP.
-        feed_label, guidance: as in `rl.similarity`.
+        umap: its settings.
+        images: which, under direction "forward".
 
     Returns: one row a tap and image: run, strategy, train_seed, tap, block, layer, module_path, image (row, or the seed
         of a sample), label (class name, "" if there is none), c1, c2 and c3, method, explained (part of the variance
-        that the PCA axes shown hold; nan for umap), direction, label_fed, guidance, draws, noise_std, pool, seed, n.
+        that the PCA axes shown hold; nan for umap), direction, label_fed, guidance, n_noise_samples, noise_std, pool, seed, n.
 
     Raises: LabError for a tap or method that does not exist, an empty set, constant features, or more neighbours than images.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> table = rl.embed(rl.load("digits-reverse"), "block.4.layer.2", images=rl.Images(limit=20))
+        >>> table[["c1", "c2"]].shape
+        (20, 2)
     """
     if method not in METHODS:
         raise unknown("embedding", method, METHODS)
     if components not in (2, 3):
         raise LabError(f"components must be 2 or 3, not {components}")
-    how = Reading(direction, pool, noise_std, feed_label, guidance, samples, seed, batch)
+    how = DEFAULT_PROTOCOL if protocol is None else protocol
     wanted = run.flow.resolve(taps)
-    read = together(how.batches(run, [tap.name for tap in wanted], split, data, limit), keep_images=False)
-    return lay_out(run, read, how, taps, method, components, neighbours, min_dist)
+    features = concatenate(how.batches(run, [tap.name for tap in wanted], images), keep_images=False)
+    return project(run, features, how, taps, method, components, umap)
 
 
-def lay_out(
-    run: Run, read: Read, how: Reading, taps: Taps, method: str = "pca", components: int = 2, neighbours: int = 15,
-    min_dist: float = 0.1,
-) -> pd.DataFrame:  # fmt: skip
-    """The table of `embed`, of features that were read `how` it says; UMAP takes the seed of the reading."""
+def project(
+    run: Run,
+    batch: FeatureBatch,
+    how: FeatureProtocol,
+    taps: Taps,
+    method: str = "pca",
+    components: int = 2,
+    umap: Umap | None = None,
+) -> pd.DataFrame:
+    """The table of `embed`, of features that were computed by this protocol, whose seed is also that of the UMAP."""
     first = 0 if how.direction == "forward" else how.seed
-    labels = [run.classes[k] if k >= 0 else "" for k in read.y.tolist()]
+    labels = [run.classes[k] if k >= 0 else "" for k in batch.y.tolist()]
     images = pd.DataFrame({"image": range(first, first + len(labels)), "label": labels})
     tables = []
     for tap in run.flow.resolve(taps):
-        features = read.features[tap.name]
+        features = batch.features[tap.name]
         check_spread(features, f"{tap.name} over {len(features)} images")
         explained = float("nan")
         if method == "pca":
             at, explained = pca(features, components)
         else:
-            at = umap(features, components, neighbours, min_dist, how.seed)
+            at = fit_umap(features, components, umap, how.seed)
         axes = {f"c{axis + 1}": at[:, axis].numpy() for axis in range(components)}
         tables.append(images.assign(**axes, **about(run), **place(tap), explained=explained))
     return pd.concat(tables, ignore_index=True).assign(method=method, **how.columns(run), n=len(labels))
@@ -107,7 +128,7 @@ def pca(features: Tensor, components: int = 2) -> tuple[Tensor, float]:
 
 @contextmanager
 def _same_threads() -> Iterator[None]:
-    """Give torch its number of threads back: numba sets that of OpenMP, which both share, to all cores."""
+    """Restore torch's number of threads: numba sets that of OpenMP, which both share, to all cores."""
     before = torch.get_num_threads()
     try:
         yield
@@ -115,7 +136,7 @@ def _same_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def umap(features: Tensor, components: int = 2, neighbours: int = 15, min_dist: float = 0.1, seed: int = 0) -> Tensor:
+def fit_umap(features: Tensor, components: int = 2, settings: Umap | None = None, seed: int = 0) -> Tensor:
     """Features (n, d) in a UMAP (n, components), by cosine distance; umap-learn.
 
     The start is spectral, or random where there are too few images for as many eigenvectors.
@@ -123,12 +144,13 @@ def umap(features: Tensor, components: int = 2, neighbours: int = 15, min_dist: 
     Raises: LabError for less than three images, unless 2 <= neighbours < n, for a min_dist outside 0..1 or a seed above
         2^32 - 1, and for features that are not finite.
     """
-    neighbours = whole_number("neighbours", neighbours)
+    settings = Umap() if settings is None else settings
+    neighbours = whole_number("neighbours", settings.neighbours)
     if len(features) < 3:
         raise LabError(f"a UMAP needs at least 3 images, not {len(features)}")
     if not 2 <= neighbours < len(features):
-        raise LabError(f"{neighbours} neighbours asked for among {len(features)} images: between 2 and {len(features) - 1}")
-    min_dist = real_number("min_dist", min_dist, 0.0, 1.0)
+        raise LabError(f"{neighbours} neighbours among {len(features)} images: between 2 and {len(features) - 1}")
+    min_dist = real_number("min_dist", settings.min_dist, 0.0, 1.0)
     seed = whole_number("the seed of a UMAP", seed, 0, 2**32 - 1)
     if not features.isfinite().all():
         raise LabError("a UMAP needs finite features: some are NaN or infinite")
@@ -154,10 +176,14 @@ def neighbours(features: Tensor, queries: Tensor, k: int = 5, exclude: Sequence[
     Returns: columns query, rank (from 1), image (row of `features`), cosine.
 
     Raises: LabError for more neighbours than there are rows.
+
+    Example:
+        >>> neighbours(torch.eye(3), torch.eye(3)[:1], k=1).image.tolist()
+        [0]
     """
     most = len(features) - (exclude is not None)
     if not 1 <= k <= most:
-        raise LabError(f"{k} neighbours asked for among {most} images")
+        raise LabError(f"{k} neighbours among {most} images")
     near = F.normalize(queries.double(), dim=1) @ F.normalize(features.double(), dim=1).T
     if exclude is not None:
         near[torch.arange(len(queries)), torch.as_tensor(exclude)] = -torch.inf
@@ -182,6 +208,10 @@ def patch_colours(states: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
     Returns: name -> (B, 3, side, side) in [0, 1].
 
     Raises: LabError for nothing, states of different width or another number of tokens, or constant states.
+
+    Example:
+        >>> patch_colours({"a layer": torch.randn(2, 16, 8)}, side=4)["a layer"].shape
+        torch.Size([2, 3, 4, 4])
     """
     if not states:
         raise LabError("no states to colour")

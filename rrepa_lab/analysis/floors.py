@@ -1,17 +1,17 @@
 """The cosine of each aligned layer with the teacher beside its floors, see `align.floors`."""
 
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from rrepa_lab.align.encoder import Encoder
+from rrepa_lab.align.aligner import Aligner
 from rrepa_lab.align.floors import TargetMeans
-from rrepa_lab.align.projector import similarity as cosine
-from rrepa_lab.align.target import match_grid
-from rrepa_lab.analysis.features import Reading, image_set
+from rrepa_lab.align.target import Targets
+from rrepa_lab.analysis.features import FeatureProtocol, Images, image_set
+from rrepa_lab.analysis.noise import NoiseSamples
 from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.data.loaders import stream
 from rrepa_lab.errors import LabError
@@ -20,30 +20,23 @@ from rrepa_lab.measurements.columns import about, place
 from rrepa_lab.runs.run import Run
 
 
-def teacher_means(run: Run, encoder: Encoder, images: ImageSet, batch: int = 256) -> TargetMeans:
+def teacher_means(run: Run, targets: Targets, images: ImageSet, batch: int = 256) -> TargetMeans:
     """The sums over an image set, clean, on the grid of the run's tokens."""
     means = TargetMeans(run.flow.config.classes)
-    for target, y in _targets(run, encoder, images, batch):
-        means.add(target, y)
-    return means
-
-
-def _targets(run: Run, encoder: Encoder, images: ImageSet, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     chunks = [part.tolist() for part in torch.arange(len(images)).split(batch)]
     for x, y in stream(images, chunks, 0):
-        yield match_grid(encoder(x.to(run.device)), encoder.grid, run.flow.config.side), y
+        means.add(targets(x.to(run.device)), y)
+    return means
 
 
 @torch.no_grad()
 def teacher_floors(
     run: Run,
-    split: str = "test",
-    limit: int | None = None,
+    images: Images | None = None,
     *,
     taps: Taps | None = None,
     noise_std: float | None = None,
     train: ImageSet | Batch | None = None,
-    data: ImageSet | Batch | None = None,
     seed: int = 0,
     batch: int = 256,
 ) -> pd.DataFrame:
@@ -55,7 +48,7 @@ def teacher_floors(
     |---------------------------|----------------------------------------------------------------------------------|
     | floor_position            | the best constant for its position                                               |
     | floor_label_position      | the best constant for its position and the image's class                         |
-    | cosine                    | the projected feature of the layer, the flow reading the image with its label    |
+    | cosine                    | the projected feature of the layer, of the image with its label    |
     | cosine_without_label      | the same without the label                                                       |
     | above_floor               | cosine - floor_label_position (without classes: cosine - floor_position)         |
     | above_floor_without_label | cosine_without_label - floor_position                                            |
@@ -63,9 +56,9 @@ def teacher_floors(
     The constants come from the training split. If that is the split that is scored, each image is left out of its own.
 
     Args:
-        split, limit, data: which images are scored; `limit` bounds the training images too.
+        images: which are scored; their limit bounds the training images too.
         taps: layers that have a projector; by default all aligned ones.
-        noise_std: sigma of Gaussian noise on the images the flow reads; the teacher reads them clean. By default that of
+        noise_std: sigma of Gaussian noise on the flow's images; the teacher's are clean. By default that of
             the training (0 for a flow trained with uniform noise).
         train: images instead of the run's training split.
         seed: of the noise.
@@ -74,31 +67,28 @@ def teacher_floors(
         noise_std, seed, device. For a flow without classes: floor_position, cosine and above_floor.
 
     Raises: LabError for a run without an encoder, or a tap without a projector.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> table = rl.teacher_floors(rl.load("digits-reverse"), rl.Images(limit=50), taps="block.3.layer.2")
+        >>> table.query("metric == 'cosine'").value.item() > table.query("metric == 'floor_position'").value.item()
+        True
     """
-    encoder = run.encoder()
+    scored_images = Images() if images is None else images
+    aligner, config = run.aligner(), run.flow.config
     wanted = run.flow.resolve(run.projectors.taps if taps is None else taps)
     missing = [tap.name for tap in wanted if tap.name not in run.projectors.taps]
     if missing or not wanted:
         has = ", ".join(run.projectors.taps) or "none"
         raise LabError(f"run {run.name!r} has no projector for {missing[0] if missing else 'any layer'} (it has: {has})")
-    config = run.flow.config
     std = (config.noise_std if config.noise == "gaussian" else 0.0) if noise_std is None else noise_std
-    fitting, scored = image_set(run, "train", train, limit), image_set(run, split, data, limit)
-    means = teacher_means(run, encoder, fitting, batch)
-    own = split == "train" and train is None and data is None
-    names = [tap.name for tap in wanted]
-    found: dict[tuple[str, str], list[Tensor]] = {}
-    for fed in (True, False) if config.classes else (False,):
-        how = Reading(noise_std=std, feed_label=fed, seed=seed, batch=batch)
-        for part in how.real(run, names, scored):
-            target = match_grid(encoder(part.x.to(run.device)), encoder.grid, config.side)
-            floor = means.floor(target, part.y, own)
-            for name in names:
-                near = cosine(run.projectors.project(name, part.states[name]), target).cpu()
-                known = {"cosine" if fed or not config.classes else "cosine_without_label": near}
-                known |= {"floor_label_position": floor.label_position} if fed else {"floor_position": floor.position}
-                for metric, value in known.items():
-                    found.setdefault((name, metric), []).append(value)
+    fitting = image_set(run, Images("train", train, scored_images.limit))
+    scored = image_set(run, scored_images)
+    assert aligner.targets is not None
+    means = teacher_means(run, aligner.targets, fitting, batch)
+    own = scored_images.split == "train" and train is None and scored_images.data is None
+    how = FeatureProtocol(noise=NoiseSamples(std=std), seed=seed, batch=batch)
+    found = _cosines(run, aligner, [tap.name for tap in wanted], (means, own), (how, scored))
     rows: list[dict[str, Any]] = []
     for tap in wanted:
         mean = {metric: float(torch.cat(parts).double().mean()) for (name, metric), parts in found.items() if name == tap.name}
@@ -107,8 +97,37 @@ def teacher_floors(
             mean["above_floor_without_label"] = mean["cosine_without_label"] - mean["floor_position"]
         at = about(run) | place(tap)
         rows += [at | {"metric": metric, "value": mean[metric], "unit": "cosine"} for metric in _METRICS if metric in mean]
-    n: dict[str, Any] = {"split": split if data is None else "given images", "n": len(scored), "n_train": len(fitting)}
+    split = scored_images.split if scored_images.data is None else "given images"
+    n: dict[str, Any] = {"split": split, "n": len(scored), "n_train": len(fitting)}
     return pd.DataFrame(rows).assign(**n, noise_std=std, seed=seed, device=str(run.device))
+
+
+def _cosines(
+    run: Run,
+    aligner: Aligner,
+    names: list[str],
+    constants: tuple[TargetMeans, bool],
+    images: tuple[FeatureProtocol, ImageSet],
+) -> dict[tuple[str, str], list[Tensor]]:
+    """(tap, metric) -> cosines (B,) of each batch, with the label and without it.
+
+    Args:
+        constants: sums of the training targets, and whether the images are among them.
+        images: how their features are computed, and the images.
+    """
+    (means, own), (how, scored), classes = constants, images, run.flow.config.classes
+    found: dict[tuple[str, str], list[Tensor]] = {}
+    for fed in (True, False) if classes else (False,):
+        for part in replace(how, feed_label=fed).real(run, names, scored):
+            target = aligner.target(part.x.to(run.device))
+            floor = means.floor(target, part.y, own)
+            for name in names:
+                near = aligner.similarity(name, part.states[name], target).cpu()
+                known = {"cosine" if fed or not classes else "cosine_without_label": near}
+                known |= {"floor_label_position": floor.label_position} if fed else {"floor_position": floor.position}
+                for metric, value in known.items():
+                    found.setdefault((name, metric), []).append(value)
+    return found
 
 
 _METRICS = (

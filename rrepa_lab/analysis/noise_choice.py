@@ -1,4 +1,4 @@
-"""Which noise a run's images are best read under, decided on validation images."""
+"""Which noise suits the images of a run best, decided on validation images."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from rrepa_lab.analysis.classify import classify
-from rrepa_lab.analysis.noise import read_noise
+from rrepa_lab.analysis.noise import NoiseSamples, image_noise
 from rrepa_lab.checks import whole_number
 from rrepa_lab.data.splits import splits
 from rrepa_lab.data.subset import subset_words, whole
@@ -15,55 +15,63 @@ from rrepa_lab.measurements.columns import about, accuracy
 from rrepa_lab.runs.config import ReadConfig
 from rrepa_lab.runs.run import Run
 
-DRAWS = (0, 1, 4, 16)
+COUNTS = (0, 1, 4, 16)
 
 
 def choose_read_noise(
     run: Run,
     *,
-    draws: Sequence[int] = DRAWS,
+    counts: Sequence[int] = COUNTS,
     methods: Sequence[str] = ("gradient",),
     limit: int | None = 512,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Accuracy on the validation split for several numbers of noise draws, and which of them is chosen.
+    """Accuracy on the validation split for several numbers of noise samples, and which of them is chosen.
 
-    The choice goes by the first method: the fewest draws that are not worse than the best number of draws by more than one
+    The choice goes by the first method: the fewest samples that are not worse than the best number by more than one
     standard error of the paired difference over images.
 
     Args:
-        draws: numbers of draws of the training noise to compare; 0 reads clean images.
-        methods: of `classify`; each gives a row for each number of draws.
+        counts: numbers of samples of the training noise to compare; 0 is clean images.
+        methods: of `classify`; each gives a row for each number of samples.
         limit: validation images, class-balanced, seed 0.
         seed: of the noise.
 
-    Returns: columns run, strategy, train_seed, metric, draws, noise_std, value, standard_error, n, split, protocol, chosen.
+    Returns: columns run, strategy, train_seed, metric, n_noise_samples, noise_std, value, standard_error, n, split,
+        protocol, chosen.
 
     Raises: LabError for a run without classes or without a validation split, and for numbers out of range.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> table = rl.choose_read_noise(rl.load("digits-reverse"), counts=(0, 1), limit=20)
+        >>> table.n_noise_samples.tolist(), int(table.chosen.sum())
+        ([0, 1], 1)
     """
     if not run.flow.config.classes:
         raise LabError(f"run {run.name!r} has no classes: there is no accuracy to choose the noise of a reading by")
     if "val" not in splits(run.config.data):
         raise LabError(f"run {run.name!r} has no validation split, and test images must not decide: set data.holdout")
-    if not draws or not methods:
-        raise LabError("give at least one number of draws and one method")
-    counts = [whole_number("draws", count) for count in draws]
+    if not counts or not methods:
+        raise LabError("give at least one number of noise samples and one method")
+    counts = [whole_number("noise samples", count) for count in counts]
     images = run.images("val")
     x, y = whole(images, None if limit is None else whole_number("limit", limit, 1))
     rows, right = [], {}
     for method in methods:
         for count in counts:
-            noise = read_noise(run, count)
-            answers = classify(run, x, method, draws=count, seed=seed).label.cpu() == y
+            noise = image_noise(run, NoiseSamples(count, seed=seed))
+            answers = classify(run, x, method, noise=NoiseSamples(count, seed=seed)).label.cpu() == y
             right[method, count] = answers.double()
             row = about(run) | {"metric": f"{method}_accuracy"} | noise.columns | accuracy(answers)
             rows.append(
-                row | {"draws": count, "split": "val", "protocol": f"{noise.words}, {subset_words(len(y), len(images))}"}
+                row
+                | {"n_noise_samples": count, "split": "val", "protocol": f"{noise.words}, {subset_words(len(y), len(images))}"}
             )
     by_count = {count: right[methods[0], count] for count in counts}
     best = max(by_count.values(), key=lambda answers: float(answers.mean()))
     chosen = next(count for count in sorted(by_count) if _not_worse(by_count[count], best))
-    return pd.DataFrame(rows).assign(chosen=lambda table: table["draws"] == chosen)
+    return pd.DataFrame(rows).assign(chosen=lambda table: table["n_noise_samples"] == chosen)
 
 
 def _not_worse(answers: torch.Tensor, best: torch.Tensor) -> bool:
@@ -78,7 +86,7 @@ def save_read_noise(run: Run, table: pd.DataFrame) -> ReadConfig:
 
     Raises: LabError for a run that is in no directory.
     """
-    read = ReadConfig(draws=int(table.loc[table["chosen"], "draws"].iloc[0]))
+    read = ReadConfig(n_noise_samples=int(table.loc[table["chosen"], "n_noise_samples"].iloc[0]))
     if run.directory is None:
         raise LabError("only a saved run can keep the noise of its readings: call run.save(directory) first")
     run.config = run.config.model_copy(update={"read": read})

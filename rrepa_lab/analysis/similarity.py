@@ -1,135 +1,45 @@
-"""How alike two sets of features of the same images are: CKNNA, linear CKA, mutual k-NN, and cosine to the teacher.
+"""How alike the features of a flow are to those of its teacher or of another run, layer by layer.
 
-The recipe of the field, as REPA's authors state it (sihyun-yu/REPA, issue 24): the flow reads without label, features are
-averaged over tokens. CKNNA and mutual k-NN compare directions: features have length 1.
+The recipe of the field, as REPA's authors state it (sihyun-yu/REPA, issue 24): the flow encodes without label, features are
+averaged over tokens.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from rrepa_lab.align.encoder import Encoder
+from rrepa_lab.align.aligner import Aligner
 from rrepa_lab.align.floors import LABEL_POSITION, POSITION, TargetMeans
-from rrepa_lab.align.projector import similarity as cosine
-from rrepa_lab.align.target import match_grid
-from rrepa_lab.analysis.features import Read, Reading, check_spread, image_set, together
+from rrepa_lab.align.target import Targets
+from rrepa_lab.align.teacher import Teacher
+from rrepa_lab.analysis.features import FeatureBatch, FeatureProtocol, Images, check_spread, concatenate, image_set
 from rrepa_lab.analysis.floors import teacher_means
-from rrepa_lab.data.images import Batch, ImageSet
+from rrepa_lab.analysis.kernels import KERNEL_METRICS
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.taps import Tap, Taps
 from rrepa_lab.measurements.columns import about, place
 from rrepa_lab.runs.run import Run
 
-KERNEL_METRICS = ("cknna", "cka", "mutual_knn")
 METRICS = (*KERNEL_METRICS, "teacher_cosine")
-
-
-# --- metrics of two feature sets --------------------------------------------------------------------------------------
-
-
-def hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
-    """Unbiased estimate of the Hilbert-Schmidt independence criterion from two kernel matrices (n, n); n >= 4.
-
-    Zero in the mean for independent features. Source: Song et al. 2012, JMLR 13, equation 5 (their HSIC_1).
-    """
-    n = len(k)
-    k, l = (kernel.clone().fill_diagonal_(0) for kernel in (k, l))  # noqa: E741
-    trace = (k * l.T).sum()
-    sums = k.sum() * l.sum() / ((n - 1) * (n - 2))
-    cross = 2 * (k.sum(dim=0) @ l.sum(dim=1)) / (n - 2)
-    return (trace + sums - cross) / (n * (n - 3))
-
-
-def cka(a: Tensor, b: Tensor) -> float:
-    """Linear centred kernel alignment of features (n, d) and (n, e) of the same images, unbiased: 1 for the same
-    features up to rotation and scale, 0 in the mean for independent ones (it can be a little below).
-
-    Source: Kornblith et al. 2019, arXiv 1905.00414, with the estimator of Nguyen et al. 2021, arXiv 2010.15327.
-    """
-    _check_pair(a, b, 3)
-    k, l = ((x - x.mean(dim=0)) @ (x - x.mean(dim=0)).T for x in (a.double(), b.double()))  # noqa: E741
-    return _aligned(hsic(k, l), hsic(k, k), hsic(l, l))
-
-
-def cknna(a: Tensor, b: Tensor, neighbours: int = 10) -> float:
-    """Centred kernel nearest-neighbour alignment of features (n, d) and (n, e) of the same images.
-
-    CKA with both kernels set to zero wherever j is not among the k nearest of i under BOTH features; cosine kernels,
-    an image not being its own neighbour. With neighbours = n - 1 it is CKA of the cosine kernels.
-    Source: Huh et al. 2024, arXiv 2405.07987, appendix A; the arithmetic is that of its public code
-    (minyoungg/platonic-rep, metrics.py, unbiased), without that code's clipping of outliers.
-    """
-    _check_pair(a, b, neighbours)
-    (k, near_k), (l, near_l) = (_cosine_kernel(x, neighbours) for x in (a, b))  # noqa: E741
-
-    def aligned(k: Tensor, l: Tensor, mask: Tensor) -> Tensor:  # noqa: E741
-        return hsic(k * mask, l * mask)
-
-    return _aligned(aligned(k, l, near_k & near_l), aligned(k, k, near_k), aligned(l, l, near_l))
-
-
-def mutual_knn(a: Tensor, b: Tensor, neighbours: int = 10) -> float:
-    """Mean part of an image's k nearest neighbours that both features (n, d) and (n, e) agree on, by cosine.
-
-    Independent features give k / (n - 1). Source: Huh et al. 2024, arXiv 2405.07987.
-    """
-    _check_pair(a, b, neighbours)
-    (_, near_a), (_, near_b) = (_cosine_kernel(x, neighbours) for x in (a, b))
-    return float((near_a & near_b).sum(dim=1).double().mean() / neighbours)
-
-
-def _aligned(kl: Tensor, kk: Tensor, ll: Tensor) -> float:
-    return float(kl / (kk * ll).sqrt())
-
-
-def _cosine_kernel(x: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """Cosines (n, n), and which j is among the nearest of each i."""
-    x = F.normalize(x.double(), dim=1)
-    kernel = x @ x.T
-    nearest = kernel.clone().fill_diagonal_(-torch.inf).topk(neighbours, dim=1).indices
-    return kernel, torch.zeros_like(kernel, dtype=torch.bool).scatter_(1, nearest, True)
-
-
-def _check_pair(a: Tensor, b: Tensor, neighbours: int) -> None:
-    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b):
-        raise LabError(f"features must be (n, d) and (n, e) of the same images, not {tuple(a.shape)} and {tuple(b.shape)}")
-    if len(a) < 4:
-        raise LabError(f"{len(a)} images are too few: a similarity needs at least 4")
-    if not 1 <= neighbours < len(a):
-        raise LabError(f"{neighbours} neighbours asked for among {len(a)} images: at most {len(a) - 1}")
-    for x, which in ((a, "the first set"), (b, "the second set")):
-        check_spread(x, which)
-
-
-# --- a run, layer by layer --------------------------------------------------------------------------------------------
+DEFAULT_IMAGES = Images(limit=1000)
 
 
 def similarity(
     run: Run,
-    other: Run | Encoder | None = None,
+    other: Run | Teacher | None = None,
     taps: Taps = "block.*.layer.*",
     *,
     other_taps: Taps | None = None,
     metrics: Iterable[str] | None = None,
-    direction: str = "forward",
+    protocol: FeatureProtocol | None = None,
     neighbours: int = 10,
-    pool: str = "mean",
-    draws: int | None = None,
-    noise_std: float | None = None,
-    feed_label: bool = False,
-    guidance: float = 0.0,
-    split: str = "test",
-    data: ImageSet | Batch | None = None,
-    samples: int = 1000,
-    limit: int | None = 1000,
-    seed: int = 0,
-    batch: int = 256,
+    images: Images = DEFAULT_IMAGES,
 ) -> pd.DataFrame:
     """Similarity of the features at every tap to those of an encoder or of another run, one row a tap and metric.
 
@@ -139,72 +49,83 @@ def similarity(
         metrics: of "cknna", "cka", "mutual_knn" and "teacher_cosine"; by default all that apply. "teacher_cosine" is what
             alignment trains: the mean cosine over patches between the run's own projector and its own encoder, so it is
             there only for taps that have a projector. Beside it stands its floor, see `align.floors`: the cosine that is
-            reached without reading the image, by the best constants of the training split (its first `limit` images) for
+            reached without the image, by the best constants of the training split (`images.limit` of it) for
             each position, where the label is fed for each class and position.
-        direction: "forward": real images on their way to the noise. "reverse": the generating pass from fresh noise,
-            compared with the other's features of the FINISHED sample (denoised); another run generates from the same noise.
+        protocol: which features. Direction "reverse" is the generating pass from fresh noise, compared with the other's
+            features of the FINISHED sample (denoised); another run generates from the same noise. An encoder is given
+            images without noise.
         neighbours: k of CKNNA and mutual k-NN.
-        pool: "mean" over tokens, or "all" tokens side by side.
-        draws, noise_std: of the noise on the images that the flows read, features being averaged over the draws; an encoder
-            reads them clean. None is the run's own choice, `config.read`; see `analysis.noise.read_noise`.
-        feed_label: the flow is told the class (under "reverse": asked for one, labels in turn). The class vector that
-            every block then adds makes features cluster by class, whatever the image: hence off by default.
-        guidance: of the generating pass; needs feed_label.
-        split, data, limit: which images, under "forward"; the n x n kernels want a thousand or some thousands.
-        samples: how many, under "reverse", with seeds from `seed` on.
+        images: which, under "forward"; the n x n kernels want a thousand or some thousands.
 
     Returns: columns run, strategy, train_seed, tap, block, layer, module_path, metric, value, n, other, other_tap,
-        direction, label_fed, guidance, draws, noise_std, pool, neighbours, seed, device; with "teacher_cosine" also floor,
-        above_floor (value - floor) and floor_of ("position" or "label and position"), nan and "" beside other metrics.
-        The floor is nan too where the training split is not at hand.
+        direction, label_fed, guidance, n_noise_samples, noise_std, pool, neighbours, seed, device; with "teacher_cosine"
+        also floor, above_floor (value - floor) and floor_of ("position" or "label and position"), nan and "" beside other
+        metrics. The floor is nan too where the training split is not at hand.
 
     Raises: LabError for a tap or metric that does not exist, an empty set, constant features, more neighbours than
         images, or a run without an encoder to compare with.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> table = rl.similarity(rl.load("digits-reverse"), taps="block.3.layer.2", images=rl.Images(limit=50))
+        >>> table.metric.tolist()
+        ['cknna', 'cka', 'mutual_knn', 'teacher_cosine']
     """
-    how = Reading(direction, pool, noise_std, feed_label, guidance, samples, seed, batch, draws)
+    how = FeatureProtocol() if protocol is None else protocol
     wanted = run.flow.resolve(taps)
     chosen = _metrics(run, other, wanted, metrics)
-    fed = (split, data, limit)
     if isinstance(other, Run):
-        if other.flow.config.image_shape != run.flow.config.image_shape:
-            raise LabError(f"{run.name} and {other.name} are flows of images of different sizes")
-        partners = other.flow.resolve(taps if other_taps is None else other_taps)
-        if other_taps is None and partners != wanted:
-            raise LabError(f"{taps!r} stands for other taps in {other.name} than in {run.name}: say other_taps too")
-        mine = together(how.batches(run, [tap.name for tap in wanted], *fed), keep_images=False)
-        theirs = together(how.batches(other, [tap.name for tap in partners], *fed), keep_images=False).features
-        pairs = list(zip(wanted, partners, strict=True)) if other_taps is None else list(product(wanted, partners))
-        named = [(tap, partner.name) for tap, partner in pairs]
-        what, cosines, floor = other.name, dict[str, float](), math.nan
+        pair = _with_run(run, other, wanted, other_taps, taps, how, images)
     else:
-        encoder = (run.encoder() if other is None else other).to(run.device)
-        with_projector = [tap.name for tap in wanted if tap.name in run.projectors.taps and "teacher_cosine" in chosen]
-        batches = how.batches(run, [tap.name for tap in wanted], *fed)
-        means = _training_means(run, encoder, limit, batch) if with_projector else None
-        mine, seen, cosines, floor = _beside_encoder(batches, run, encoder, how, with_projector, means)
-        theirs = {"": seen}
-        named = [(tap, "") for tap in wanted]
-        what = f"{encoder.config.model}, {encoder.config.weights}"
-    for name, features in (mine.features | {f"{what} {name}".strip(): value for name, value in theirs.items()}).items():
+        pair = _with_encoder(run, other, wanted, "teacher_cosine" in chosen, how, images)
+    for name, features in (
+        pair.own.features | {f"{pair.other} {name}".strip(): value for name, value in pair.theirs.items()}
+    ).items():
         check_spread(features, f"{name} over {len(features)} images")
     rows: list[dict[str, Any]] = []
-    for tap, partner in named:
+    for tap, partner in pair.taps:
         at = {**place(tap), "other_tap": partner}
         for name in chosen:
-            if name != "teacher_cosine":
-                value = _MEASURES[name](mine.features[tap.name], theirs[partner], neighbours)
+            if name in KERNEL_METRICS:
+                value = KERNEL_METRICS[name](pair.own.features[tap.name], pair.theirs[partner], neighbours)
                 rows.append({**at, "metric": name, "value": value})
-            elif tap.name in cosines:
-                beside = {"floor": floor, "above_floor": cosines[tap.name] - floor, "floor_of": _floor_of(run, how)}
-                rows.append({**at, "metric": name, "value": cosines[tap.name], **beside})
+            elif tap.name in pair.cosines:
+                value = pair.cosines[tap.name]
+                floor = {"floor": pair.floor, "above_floor": value - pair.floor, "floor_of": _floor_of(run, how)}
+                rows.append({**at, "metric": name, "value": value, **floor})
     table = pd.DataFrame([about(run) | row for row in rows])
     if "floor_of" in table:
         table["floor_of"] = table["floor_of"].fillna("")
-    return table.assign(other=what, neighbours=neighbours, n=len(mine.y), **how.columns(run))
+    return table.assign(other=pair.other, neighbours=neighbours, n=len(pair.own.y), **how.columns(run))
 
 
-def _metrics(run: Run, other: Run | Encoder | None, taps: list[Tap], metrics: Iterable[str] | None) -> list[str]:
-    """The metrics asked for, checked; by default those that apply."""
+class _Pair(NamedTuple):
+    """The features that are compared."""
+
+    own: FeatureBatch
+    theirs: dict[str, Tensor]  # the other's tap, "" for an encoder -> (n, e)
+    taps: list[tuple[Tap, str]]  # own tap and the other's
+    other: str  # its name
+    cosines: Mapping[str, float] = MappingProxyType({})  # tap -> mean cosine of the projected feature with the teacher
+    floor: float = math.nan  # of that
+
+
+def _with_run(
+    run: Run, other: Run, wanted: list[Tap], other_taps: Taps | None, taps: Taps, how: FeatureProtocol, images: Images
+) -> _Pair:
+    if other.flow.config.image_shape != run.flow.config.image_shape:
+        raise LabError(f"{run.name} and {other.name} are flows of images of different sizes")
+    partners = other.flow.resolve(taps if other_taps is None else other_taps)
+    if other_taps is None and partners != wanted:
+        raise LabError(f"{taps!r} stands for other taps in {other.name} than in {run.name}: say other_taps too")
+    own = concatenate(how.batches(run, [tap.name for tap in wanted], images), keep_images=False)
+    theirs = concatenate(how.batches(other, [tap.name for tap in partners], images), keep_images=False).features
+    pairs = list(zip(wanted, partners, strict=True)) if other_taps is None else list(product(wanted, partners))
+    return _Pair(own, theirs, [(tap, partner.name) for tap, partner in pairs], other.name)
+
+
+def _metrics(run: Run, other: Run | Teacher | None, taps: list[Tap], metrics: Iterable[str] | None) -> list[str]:
+    """The metrics of a call, checked; by default those that apply."""
     possible = other is None and any(tap.name in run.projectors.taps for tap in taps)
     if metrics is None:
         return [*KERNEL_METRICS, *(["teacher_cosine"] if possible else [])]
@@ -218,43 +139,43 @@ def _metrics(run: Run, other: Run | Encoder | None, taps: list[Tap], metrics: It
     return chosen
 
 
-def _floor_of(run: Run, how: Reading) -> str:
-    """What the best constants may know: the label only where the flow is fed it."""
+def _floor_of(run: Run, how: FeatureProtocol) -> str:
+    """What the best constants may depend on: the label only where the flow is fed it."""
     return LABEL_POSITION if how.feed_label and run.flow.config.classes else POSITION
 
 
-def _training_means(run: Run, encoder: Encoder, limit: int | None, batch: int) -> TargetMeans | None:
-    """Of the run's training split, where it is at hand."""
-    try:
-        images = image_set(run, "train", None, limit)
-    except LabError:
-        return None
-    return teacher_means(run, encoder, images, batch)
-
-
 @torch.no_grad()
-def _beside_encoder(
-    batches: Iterable[Read], run: Run, encoder: Encoder, how: Reading, with_projector: list[str], means: TargetMeans | None
-) -> tuple[Read, Tensor, dict[str, float], float]:
-    """The flow's features, the encoder's (n, E) of the same images, the mean cosine over patches by projector, its floor."""
-    parts, seen, floors = [], [], list[Tensor]()
-    cosines: dict[str, list[Tensor]] = {name: [] for name in with_projector}
-    for part in batches:
-        patches = encoder(part.x.to(run.device))
-        seen.append(how.pooled(patches).cpu())
-        target = match_grid(patches, encoder.grid, run.flow.config.side)
+def _with_encoder(
+    run: Run, other: Teacher | None, wanted: list[Tap], with_cosine: bool, how: FeatureProtocol, images: Images
+) -> _Pair:
+    """The flow's features beside the encoder's (n, E) of the same images, and the cosines by projector."""
+    teacher = (run.encoder() if other is None else other).to(run.device)
+    targets = Targets(teacher, run.flow.config.side)
+    aligner = Aligner(run.config.align, run.projectors, targets)
+    projected = [tap.name for tap in wanted if tap.name in run.projectors.taps and with_cosine]
+    means = _training_means(run, targets, images.limit, how.batch) if projected else None
+    parts, theirs, floors = list[FeatureBatch](), list[Tensor](), list[Tensor]()
+    cosines: dict[str, list[Tensor]] = {name: [] for name in projected}
+    for part in how.batches(run, [tap.name for tap in wanted], images):
+        patches = teacher(part.x.to(run.device))
+        theirs.append(how.pooled(patches).cpu())
+        target = targets.on_grid(patches)
         for name, values in cosines.items():
-            values.append(cosine(run.projectors.project(name, part.states[name]), target).cpu())
+            values.append(aligner.similarity(name, part.states[name], target).cpu())
         if means is not None:
             floor = means.floor(target, part.y)
             floors.append(floor.label_position if _floor_of(run, how) == LABEL_POSITION else floor.position)
-        parts.append(Read(part.features, part.y, part.x[:0], {}))
+        parts.append(FeatureBatch(part.features, part.y, part.x[:0], {}))
     near = {name: float(torch.cat(values).mean()) for name, values in cosines.items()}
-    return together(parts), torch.cat(seen), near, float(torch.cat(floors).mean()) if floors else math.nan
+    what = f"{teacher.config.model}, {teacher.config.weights}"
+    floor_mean = float(torch.cat(floors).mean()) if floors else math.nan
+    return _Pair(concatenate(parts), {"": torch.cat(theirs)}, [(tap, "") for tap in wanted], what, near, floor_mean)
 
 
-_MEASURES: dict[str, Callable[[Tensor, Tensor, int], float]] = {
-    "cknna": cknna,
-    "cka": lambda a, b, _neighbours: cka(a, b),
-    "mutual_knn": mutual_knn,
-}
+def _training_means(run: Run, targets: Targets, limit: int | None, batch: int) -> TargetMeans | None:
+    """Of the run's training split, where it is at hand."""
+    try:
+        images = image_set(run, Images("train", None, limit))
+    except LabError:
+        return None
+    return teacher_means(run, targets, images, batch)

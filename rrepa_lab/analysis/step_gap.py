@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.analysis.classify import classify
-from rrepa_lab.analysis.features import image_set
+from rrepa_lab.analysis.features import Images, image_set
+from rrepa_lab.analysis.noise import NoiseSamples
 from rrepa_lab.checks import seed_number, whole_number
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.data.subset import whole
@@ -51,8 +52,7 @@ def step_gap(
     limit: int | None = None,
     *,
     partners: int = 20,
-    draws: int | None = None,
-    noise_std: float | None = None,
+    noise: int | NoiseSamples | None = None,
     seed: int = 0,
 ) -> StepGap:
     """Separate curvature from overfitting in the accuracy of one gradient step.
@@ -61,7 +61,7 @@ def step_gap(
         splits: two splits of the run's data; images the flow was trained on, and others.
         limit: so many images of each, class-balanced, seed 0.
         partners: images of the same class that an image's gain is combined with, drawn with `seed`, never the image itself.
-        draws, noise_std: of the noise on the images, see `classify`.
+        noise: on the images, see `classify`; with this `seed` where it has none of its own.
 
     Returns:
         table: columns run, strategy, train_seed, gain_of, curvature_of (a split, or "the same image"), metric
@@ -78,7 +78,7 @@ def step_gap(
         raise LabError(f"step_gap compares two splits, not {len(splits)}")
     whole_number("partners", partners, 1)
     seed_number(seed)
-    parts = [_part(run, split, limit, draws, noise_std, seed) for split in splits]
+    parts = [_part(run, Images(split, None, limit), NoiseSamples.of(noise, seed)) for split in splits]
     rows, right = [], {}
     for i, (split, part) in enumerate(zip(splits, parts, strict=True)):
         own = {"gain_of": split, "curvature_of": "the same image"}
@@ -103,15 +103,14 @@ def step_gap(
     return StepGap(table, pd.DataFrame([about(run) | row for row in _effects(right, seed)]))
 
 
-def _part(run: Run, split: str, limit: int | None, draws: int | None, noise_std: float | None, seed: int) -> _Part:
-    x, y = whole(image_set(run, split, None, limit))
+def _part(run: Run, images: Images, noise: NoiseSamples) -> _Part:
+    x, y = whole(image_set(run, images))
     alone = [run.classes[k] for k, count in enumerate(y.bincount().tolist()) if count == 1]
     if alone:
-        raise LabError(f"class {alone[0]} has a single image in the {split} split: there is no other to exchange with")
+        raise LabError(f"class {alone[0]} has a single image in the {images.split} split: there is no other to exchange with")
     x = x.to(run.device)
-    noise = {"draws": draws, "noise_std": noise_std, "seed": seed}
-    gain = classify(run, x, "bayes", **noise).scores.double().cpu()  # type: ignore[arg-type]
-    step = classify(run, x, "gradient", **noise).scores.double().cpu() * gain.shape[1]  # type: ignore[arg-type]
+    gain = classify(run, x, "bayes", noise=noise).scores.double().cpu()
+    step = classify(run, x, "gradient", noise=noise).scores.double().cpu() * gain.shape[1]
     gain = gain - gain.mean(dim=1, keepdim=True)
     return _Part(gain, gain - step, y.cpu())
 

@@ -1,116 +1,147 @@
-"""Following images through a flow in either direction, and what the two directions have to do with each other."""
+"""The states of images in a flow in either direction, and how far the two directions agree."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from rrepa_lab.checks import real_number, whole_number
 from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.flow.condition import Condition, Guidance
+from rrepa_lab.flow.contract import FlowModel
+from rrepa_lab.flow.decode.plan import Decoding
 from rrepa_lab.flow.finite import NotFiniteError, cause, listed, rows_not_finite
 from rrepa_lab.flow.inputs import as_condition, as_images, as_noise
 from rrepa_lab.flow.taps import Tap, Taps
-from rrepa_lab.flow.tarflow.model import TarFlow
 from rrepa_lab.measurements.columns import about, place
-from rrepa_lab.runs.run import Run
+from rrepa_lab.runs.run import Run, flow_of
 
+BATCH = 64  # images in one pass
 Direction = Literal["forward", "reverse"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a batch left behind on its way; all on the CPU."""
+    """The recorded states of a batch; all on the CPU.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> run = rl.load("digits-reverse")
+        >>> found = rl.trace(run, run.data("test", 1).x, direction="forward")
+        >>> list(found.images)
+        ['block.1.in', 'block.1.out', 'block.2.out', 'block.3.out', 'block.4.out']
+    """
 
     states: dict[str, Tensor]  # tap -> (B, T, D), or (B, T, P) for block.<t>.in and .out; image token order
-    images: dict[str, Tensor]  # in the order of travel, by tap (the image is block.1.in, the noise block.<N>.out): (B, C, H, W)
+    images: dict[
+        str, Tensor
+    ]  # in the order of the pass, by tap (the image is block.1.in, the noise block.<N>.out): (B, C, H, W)
     error: Tensor  # (B,) largest difference after going there and back, in the units of the source; nan if not checked
     direction: Direction
 
 
 @torch.no_grad()
 def trace(
-    run: Run | TarFlow,
+    run: Run | FlowModel,
     source: Tensor,
     y: Any = None,
     direction: str = "reverse",
     taps: Taps = (),
     *,
-    guidance: float = 0.0,
-    annealed: bool = False,
-    temperature: float = 1.0,
-    method: str = "auto",
+    guidance: float | Guidance = 0.0,
+    method: str | Decoding = "auto",
     path: bool = True,
     check: bool = True,
-    batch: int = 64,
 ) -> Trace:
-    """Send images or noise through the flow and record inner states under the same names in both directions.
+    """Pass images or noise through the flow and record inner states under the same names in both directions.
 
     Args:
         source: images (B, C, H, W) in [-1, 1], or noise (B, T, P). Under "reverse" images are encoded first (by the same
-            label and guidance), so that the pass is the exact way back; noise under "forward" is refused.
+            label and guidance), so that the pass is the exact inverse; noise under "forward" is refused.
         y: as in `TarFlow.forward`, or one class for all, ids or names; None is unconditional.
-        taps: states to keep. Only these are ever held, and each batch goes to the CPU before the next one is read.
-        guidance, annealed, temperature: of the guided map, in either direction, without effect where there is no label;
-            states are of the conditional branch.
-        method: decoding method, see `TarFlow.inverse`.
+        taps: states to keep. Only these are ever held, and each batch goes to the CPU before the next one is processed.
+        guidance: of the guided map, in either direction, without effect where there is no label; states are of the
+            conditional branch.
+        method: of decoding, or all its settings: see `Decoding`. 64 images are in one pass unless it says otherwise.
         path: keep the tokens between the blocks as images, N + 1 for each image.
         check: measure the round trip. It costs a second pass: a slow one (token by token) under "forward", a fast one
             from noise, none for images under "reverse".
-        batch: images in one pass.
 
     Raises: LabError for an unknown direction, tap or method, noise under "forward", no images, a source of another type or
         shape or with rows that are not finite, a label or number out of range; NotFiniteError,
         naming rows and block, where numbers overflow.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> run = rl.load("digits-reverse")
+        >>> found = rl.trace(run, run.data("test", 2).x, taps="block.3.layer.2")
+        >>> found.states["block.3.layer.2"].shape, len(found.images), bool(found.error.max() < 1e-3)
+        (torch.Size([2, 16, 64]), 5, True)
     """
-    batch = whole_number("batch", batch, 1)
-    flow = run.flow if isinstance(run, Run) else run
+    flow = flow_of(run)
     if direction not in DIRECTIONS:
         raise unknown("direction", direction, DIRECTIONS)
-    forward, noise = direction == "forward", getattr(source, "ndim", 0) == 3
-    if forward and noise:
+    forward, is_noise = direction == "forward", getattr(source, "ndim", 0) == 3
+    if forward and is_noise:
         raise LabError("noise cannot be encoded: give images (B, C, H, W), or direction='reverse'")
+    decoding = Decoding.of(method, run.plan if isinstance(run, Run) else None)
     wanted = [tap.name for tap in flow.resolve(taps)]
     sides = [Tap(1, "in").name, *(Tap(t, "out").name for t in range(1, flow.config.blocks + 1))] if path else []
-    source = as_noise(flow, source) if noise else as_images(flow, source)
+    source = as_noise(flow, source) if is_noise else as_images(flow, source)
     if not len(source):
         raise LabError("nothing to trace: the source is empty")
-    labels = as_condition(flow, y, len(source), run.classes if isinstance(run, Run) else None)
-    guidance, temperature = real_number("guidance", guidance), real_number("temperature", temperature, above=True)
-    kept, error = _Store(len(source)), torch.full((len(source),), torch.nan)
-    for start in range(0, len(source), batch):
-        rows = slice(start, start + batch)
-        part, label = source[rows], None if labels is None else labels[rows]
-        if forward:
-            out = flow(part, label, [*wanted, *sides], guidance, annealed, temperature)
-            states = out.states
-            check_states(flow, out.z, start, guidance, temperature)
-            again = flow.inverse(out.z, label, guidance, annealed, temperature, method).x if check else None
-        else:
-            z = part if noise else flow(part, label, (), guidance, annealed, temperature).z
-            check_states(flow, z, start, guidance, temperature)
-            made = flow.inverse(z, label, guidance, annealed, temperature, method, [*wanted, *sides])
-            states = made.states
-            again = made.x
-            if noise:
-                again = flow(made.x, label, (), guidance, annealed, temperature).z if check else None
-        kept.put(rows, states)
+    condition = as_condition(flow, y, len(source), guidance, run.classes if isinstance(run, Run) else None)
+    tracer = _Tracer(flow, [*wanted, *sides], decoding, check)
+    step = tracer.encode if forward else tracer.generate if is_noise else tracer.reverse
+    store, error, size = _Store(len(source)), torch.full((len(source),), torch.nan), decoding.batch or BATCH
+    for start in range(0, len(source), size):
+        rows = slice(start, start + size)
+        states, again = step(source[rows], condition.rows(rows), start)
+        store.put(rows, states)
         if again is not None and check:
-            error[rows] = (again - part).abs().flatten(1).amax(dim=1).float().cpu()
+            error[rows] = (again - source[rows]).abs().flatten(1).amax(dim=1).float().cpu()
     order = sides if forward else sides[::-1]
-    images = {name: flow.images(kept.values[name]) for name in order}
-    return Trace({name: kept.values[name] for name in wanted}, images, error, "forward" if forward else "reverse")
+    images = {name: flow.untokenize(store.values[name]) for name in order}
+    return Trace({name: store.values[name] for name in wanted}, images, error, "forward" if forward else "reverse")
 
 
-def check_states(flow: TarFlow, z: Tensor, start: int, guidance: float, temperature: float) -> None:
+class _Tracer(NamedTuple):
+    """The passes over one batch; each returns the states, and the source after the round trip if that was computed."""
+
+    flow: FlowModel
+    taps: list[str]
+    decoding: Decoding
+    check: bool
+
+    def encode(self, x: Tensor, condition: Condition, start: int) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Images towards the noise."""
+        out = self.flow(x, condition, self.taps)
+        check_states(self.flow, out.z, start, condition.guidance)
+        return out.states, self.flow.inverse(out.z, condition, method=self.decoding).x if self.check else None
+
+    def reverse(self, x: Tensor, condition: Condition, start: int) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Images to the noise, then the recorded pass from there."""
+        z = self.flow(x, condition).z
+        check_states(self.flow, z, start, condition.guidance)
+        made = self.flow.inverse(z, condition, method=self.decoding, taps=self.taps)
+        return made.states, made.x
+
+    def generate(self, z: Tensor, condition: Condition, start: int) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Noise towards the image."""
+        check_states(self.flow, z, start, condition.guidance)
+        made = self.flow.inverse(z, condition, method=self.decoding, taps=self.taps)
+        return made.states, self.flow(made.x, condition).z if self.check else None
+
+
+def check_states(flow: FlowModel, z: Tensor, start: int, guidance: Guidance) -> None:
     """NotFiniteError for rows of encoded images (B, T, P), counted from `start`, that are not finite."""
     bad = [start + row for row in rows_not_finite(z)]
     if bad:
         text = f"numbers stop being finite while encoding row {listed(bad)}"
-        raise NotFiniteError(f"{text}: {cause(flow, guidance, temperature)}", bad)
+        raise NotFiniteError(f"{text}: {cause(flow, guidance)}", bad)
 
 
 class _Store:
@@ -135,14 +166,21 @@ def agreement(
     guidance: float = 0.0,
     batch: int = 64,
 ) -> pd.DataFrame:
-    """How far the states of an image's own way back are from those of its way there: by invertibility, rounding apart.
+    """How far the states of an image's reverse pass are from those of its forward pass: equal by invertibility, rounding apart.
 
     Returns: one row a tap: run, strategy, train_seed, tap, block, layer, module_path, gap (largest difference between
         the directions), spread (standard deviation of the state over images, tokens and width), relative_gap (gap /
         spread), round_trip_error (of the images), n, guidance, dtype.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> run = rl.load("digits-reverse")
+        >>> bool((rl.agreement(run, run.data("test", 4).x, taps="block.*.layer.2").relative_gap < 1e-3).all())
+        True
     """
-    there = trace(run, x, y, "forward", taps, guidance=guidance, path=False, check=False, batch=batch)
-    back = trace(run, x, y, "reverse", taps, guidance=guidance, path=False, batch=batch)
+    settings: dict[str, Any] = {"guidance": guidance, "method": Decoding(batch=batch), "path": False}
+    there = trace(run, x, y, "forward", taps, check=False, **settings)
+    back = trace(run, x, y, "reverse", taps, **settings)
     rows = [{**about(run), **place(tap), **state_gap(there, back, tap.name)} for tap in run.flow.resolve(taps)]
     dtype = str(next(run.flow.parameters()).dtype).removeprefix("torch.")
     return pd.DataFrame(rows).assign(round_trip_error=float(back.error.max()), n=len(x), guidance=guidance, dtype=dtype)

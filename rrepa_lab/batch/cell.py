@@ -64,7 +64,7 @@ class Task(NamedTuple):
     notebook: Path
     cell: GridCell
     out: Path  # of the batch
-    here: Path  # where it was asked for: what relative paths among the parameters start from
+    here: Path  # where it was started: what relative paths among the parameters start from
     threads: int
     timeout: float | None
     driver: int = 0  # process that a worker on the same machine belongs to; 0 on a cluster
@@ -87,7 +87,7 @@ def read_record(folder: Path) -> Record | None:
     """The record of a cell's folder; None if there is none, or it is damaged."""
     try:
         path = folder / RECORD
-        return validate(Record, read_json(path, MIB), str(path))
+        return validate(Record, read_json(path, MIB), str(path), stored=True)
     except LabError:
         return None
 

@@ -202,14 +202,14 @@ def _worker(out: str) -> tuple[str, int, bool]:
     return __version__, os.cpu_count() or 1, os.path.isdir(out)
 
 
-def _fair_share(workers: dict[str, Any], told: dict[str, tuple[str, int, bool]], out: Path) -> int:
+def _fair_share(workers: dict[str, Any], known: dict[str, tuple[str, int, bool]], out: Path) -> int:
     """Threads of a job, such that those of one machine do not fight for its cores; LabError for a worker that cannot help."""
     jobs: dict[str, int] = {}
-    for address, (version, _, sees) in told.items():
+    for address, (version, _, sees) in known.items():
         if version != __version__:
             raise LabError(f"Dask worker {address} has rrepa_lab {version}, this is {__version__}: install the same")
         if not sees:
             raise LabError(f"Dask worker {address} does not see {out}: put it on a file system that all of them share")
         host = workers[address]["host"]
         jobs[host] = jobs.get(host, 0) + workers[address]["nthreads"]
-    return min(max(1, cores // jobs[workers[address]["host"]]) for address, (_, cores, _) in told.items())
+    return min(max(1, cores // jobs[workers[address]["host"]]) for address, (_, cores, _) in known.items())

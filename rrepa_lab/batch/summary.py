@@ -9,7 +9,7 @@ from rrepa_lab.batch.cell import Task, finished
 from rrepa_lab.batch.study import Study
 from rrepa_lab.evaluation.compare import gather
 from rrepa_lab.files import write_text
-from rrepa_lab.measurements.claims import JUDGED, claim_lines, verdicts
+from rrepa_lab.measurements.claims import VERDICT_RULE, claim_lines, verdicts
 from rrepa_lab.measurements.compare import markdown, tabulate
 from rrepa_lab.measurements.results import NAME
 from rrepa_lab.readers import read_table
@@ -24,23 +24,24 @@ def summarise(study: Study, tasks: Iterable[Task], out: Path) -> tuple[pd.DataFr
 
     Raises: LabError where the results cannot stand in one table, or do not cover a claim.
     """
-    found = gather(task.folder / NAME for task in tasks if finished(task))
+    measured = gather(task.folder / NAME for task in tasks if finished(task))
+    found = [one._replace(value=float(DIGITS % one.value)) for one in measured]  # verdicts are of the numbers written
     table, each = tabulate(found), tabulate(found, over_seeds=False)
-    judged = verdicts(found, study.claims) if study.claims else None
+    decided = verdicts(found, study.claims) if study.claims else None
     write_text(out / "table.csv", table.to_csv(index=False, float_format=DIGITS))
     write_text(out / "measurements.csv", each.to_csv(index=False, float_format=DIGITS))
     beside = {study.beside_title or study.beside: read_table(Path(study.beside), dtype=str)} if study.beside else {}
     text = markdown(table)
     for title, other in beside.items():
         text += f"\n{title}\n\n{other.to_markdown(index=False, disable_numparse=True)}\n"
-    if judged is not None:
-        write_text(out / "verdicts.csv", judged.to_csv(index=False, float_format=DIGITS))
-        text += f"\n{claims_markdown(judged)}\n"
+    if decided is not None:
+        write_text(out / "verdicts.csv", decided.to_csv(index=False, float_format=DIGITS))
+        text += f"\n{claims_markdown(decided)}\n"
     write_text(out / "table.md", text)
-    write_text(out / "report.html", report(table, study.title or out.name, study.notes, judged, beside))
-    return table, judged
+    write_text(out / "report.html", report(table, study.title or out.name, study.notes, decided, beside))
+    return table, decided
 
 
-def claims_markdown(judged: pd.DataFrame) -> str:
-    """A list of the claims with their verdicts, and of the differences measured, with how they are judged."""
-    return "\n".join([JUDGED, "", *claim_lines(judged)])
+def claims_markdown(decided: pd.DataFrame) -> str:
+    """A list of the claims with their verdicts, and of the differences measured, with the rule of the verdicts."""
+    return "\n".join([VERDICT_RULE, "", *claim_lines(decided)])

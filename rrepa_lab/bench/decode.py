@@ -1,4 +1,4 @@
-"""Ways to decode, side by side on the same noise."""
+"""Decoding methods, side by side on the same noise."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,10 +7,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rrepa_lab.analysis.features import in_turn
+from rrepa_lab.analysis.features import cycled_labels
 from rrepa_lab.bench.timing import alternate, summary
 from rrepa_lab.errors import LabError
-from rrepa_lab.flow.decode.engine import METHODS
+from rrepa_lab.flow.decode.plan import METHODS
 from rrepa_lab.measurements.columns import about
 from rrepa_lab.runs.run import Run
 from rrepa_lab.sampling.sample import noise
@@ -28,13 +28,13 @@ def decoding(
     seed: int = 0,
     methods: Sequence[str] = DECODERS,
 ) -> pd.DataFrame:
-    """Send the same noise through the flow by every decoding method, in alternation.
+    """Decode the same noise by every method, in alternation.
 
     Args:
         images: decoded at once; labels in turn, image i from the noise of seed `seed` + i, not denoised.
         repeats: rounds, see `alternate`.
         guidance: classifier-free guidance weight.
-        methods: see `TarFlow.inverse`; held against "sequential", which is run in any case.
+        methods: see `TarFlow.inverse`; compared with "sequential", which is run in any case.
 
     Returns: one row a method: run, strategy, train_seed, method, seconds (median over rounds, for all images), fastest,
         slowest, ratio (median over rounds of the time to that of "sequential" in the same round), seconds_per_image, error
@@ -46,7 +46,7 @@ def decoding(
         raise LabError(f"images must be at least 1, not {images}")
     flow = run.flow
     z = noise(flow, range(seed, seed + images)).to(next(flow.parameters()))
-    y = in_turn(run, images).to(run.device) if flow.config.classes else None
+    y = cycled_labels(run, images).to(run.device) if flow.config.classes else None
     made: dict[str, Tensor] = {}
 
     def decode(method: str) -> None:

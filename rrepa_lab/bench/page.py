@@ -22,7 +22,7 @@ from rrepa_lab.runs.store import load
 from rrepa_lab.viz.images import picture
 
 CHROMIUM = "/usr/bin/chromium"
-STARTS = 5  # of the page, each with a browser that has never seen it
+STARTS = 5  # of the page, each with a fresh browser
 VISITORS, RUNS = 16, ("digits-none", "digits-reverse")  # of the measurement of memory
 # case -> tab, slider, what is watched: text that a repaint changes
 SLIDERS = {

@@ -15,13 +15,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from rrepa_lab.align.config import AlignConfig
 from rrepa_lab.align.projector import Projectors
-from rrepa_lab.align.strategies import AlignConfig
 from rrepa_lab.analysis.classify import classify
 from rrepa_lab.bench.timing import STRICT_MALLOC, alternate, ceiling, operations, peak_bytes
 from rrepa_lab.bench.train import step
 from rrepa_lab.data.loaders import generator, seeded
 from rrepa_lab.errors import LabError
+from rrepa_lab.flow.decode.plan import DecodePlan, Decoding
 from rrepa_lab.flow.tarflow.config import FlowConfig
 from rrepa_lab.flow.tarflow.model import TarFlow
 from rrepa_lab.runs.store import load
@@ -122,12 +123,19 @@ def _one_image(repeats: int, device: str) -> Iterator[Row]:
         ("guided sampling, 1 image", random_flow(WIDE, device).requires_grad_(False)),
         ("guided sampling, 1 image, trained run (digits-reverse, 4 x 4 layers, width 64, 16 tokens)", trained),
     ):
-        calibrate(flow, GUIDANCE)
+        plan = calibrate(flow, GUIDANCE)
         z, y = noise(flow, [0]).to(device), torch.tensor([3], device=device)
         made: dict[str, Tensor] = {}
 
-        def decode(method: str, flow: TarFlow = flow, z: Tensor = z, y: Tensor = y, made: dict[str, Tensor] = made) -> None:
-            made[method] = flow.inverse(z, y, GUIDANCE, method=method).x
+        def decode(
+            method: str,
+            flow: TarFlow = flow,
+            z: Tensor = z,
+            y: Tensor = y,
+            made: dict[str, Tensor] = made,
+            plan: DecodePlan = plan,
+        ) -> None:
+            made[method] = flow.inverse(z, y, GUIDANCE, method=Decoding(method, plan=plan)).x
 
         times = alternate({m: partial(decode, m) for m in ("sequential", "cached", "jacobi")}, 2 * repeats, device)
         for method in ("cached", "jacobi"):

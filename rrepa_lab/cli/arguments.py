@@ -37,6 +37,13 @@ def add_set(command: argparse.ArgumentParser, help: str = "override a setting: t
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help)
 
 
+def add_noise_samples(
+    command: argparse.ArgumentParser, help: str, type: Callable[[str], Any] = int, default: Any = None
+) -> None:
+    """--noise-samples; --draws is its name in version 0.1."""
+    command.add_argument("--noise-samples", "--draws", type=type, default=default, metavar="N", help=help)
+
+
 def add_output(command: argparse.ArgumentParser, *flags: str, **more: Any) -> None:
     """Add an option that names an output file; `check_outputs` tests it before the command starts."""
     action = command.add_argument(*flags, **more)

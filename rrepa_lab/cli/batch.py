@@ -154,9 +154,9 @@ def _print_results(args: argparse.Namespace, table: "pd.DataFrame", verdicts: "p
 
 def print_verdicts(verdicts: "pd.DataFrame") -> None:
     """The claims of a study, one line each, and how they were tested; `verdicts` is a table of `analysis.claims.verdicts`."""
-    from rrepa_lab.measurements.claims import JUDGED, claim_lines
+    from rrepa_lab.measurements.claims import VERDICT_RULE, claim_lines
 
-    print("\n" + "\n".join([*(line.replace("**", "") for line in claim_lines(verdicts)), "", JUDGED]))
+    print("\n" + "\n".join([*(line.replace("**", "") for line in claim_lines(verdicts)), "", VERDICT_RULE]))
 
 
 def _facts(report: "CellReport") -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from rrepa_lab.cli.arguments import Commands, add_command, add_csv, add_run, parse_integers
+from rrepa_lab.cli.arguments import Commands, add_command, add_csv, add_noise_samples, add_run, parse_integers
 from rrepa_lab.cli.pictures import load_pictures
 from rrepa_lab.cli.printing import hint, print_json, print_rows, print_table, write_csv
 from rrepa_lab.errors import LabError
@@ -20,25 +20,28 @@ def register(commands: Commands) -> None:
     classify.add_argument("--split", help="classify a split instead, and report accuracy, confusion and calibration")
     classify.add_argument("--limit", type=int, help="number of images of the split, class-balanced (none: all)")
     classify.add_argument("--method", default="gradient", help="gradient, bayes or iterated")
-    classify.add_argument("--draws", type=int, help="noise draws to average over; 0: clean images (none: the run's setting)")
+    add_noise_samples(classify, "noise samples to average over; 0: clean images (none: the run's setting)")
     classify.add_argument("--blocks", help="blocks that are conditioned on the label: 4, or 3..4 (none: all)")
     classify.add_argument("--steps", type=int, default=20, help="iterated: gradient steps at most")
     classify.add_argument("--step-size", type=float, default=0.3, help="iterated: change of a logit per nat per logit")
-    classify.add_argument("--seed", type=int, default=0, help="of the noise draws")
+    classify.add_argument("--seed", type=int, default=0, help="of the noise")
     add_csv(classify)
 
 
 def run(args: argparse.Namespace) -> int:
     """Classify the picture files, or the images of --split."""
+    from rrepa_lab.analysis.classify import Ascent
+    from rrepa_lab.analysis.noise import NoiseSamples
     from rrepa_lab.runs.store import load
 
     if bool(args.images) == bool(args.split):
         raise LabError("give picture files, or --split test")
     loaded = load(args.run_name, args.device)
     settings: dict[str, Any] = {
-        "draws": args.draws, "blocks": parse_integers("--blocks", args.blocks) if args.blocks else None,
-        "steps": args.steps, "step_size": args.step_size, "seed": args.seed,
-    }  # fmt: skip
+        "noise": NoiseSamples(args.noise_samples, seed=args.seed),
+        "blocks": parse_integers("--blocks", args.blocks) if args.blocks else None,
+        "ascent": Ascent(args.steps, args.step_size),
+    }
     if args.split:
         _classify_split(args, loaded, settings)
     else:
@@ -69,9 +72,10 @@ def _classify_pictures(args: argparse.Namespace, loaded: "Run", settings: dict[s
 
 def _classify_split(args: argparse.Namespace, loaded: "Run", settings: dict[str, Any]) -> None:
     """Accuracy and calibration, then the confusion matrix; with --json all four tables."""
+    from rrepa_lab.analysis.features import Images
     from rrepa_lab.analysis.report import classification_report
 
-    report = classification_report(loaded, args.method, split=args.split, limit=args.limit, **settings)
+    report = classification_report(loaded, args.method, images=Images(args.split, limit=args.limit), **settings)
     write_csv(args.csv, report.images)
     if args.json:
         print_json({name: table.to_dict("records") for name, table in report._asdict().items() if name != "images"})

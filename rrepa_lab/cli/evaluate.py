@@ -2,7 +2,7 @@
 
 import argparse
 
-from rrepa_lab.cli.arguments import Commands, add_command, add_run, parse_list
+from rrepa_lab.cli.arguments import Commands, add_command, add_noise_samples, add_run, parse_list
 from rrepa_lab.cli.printing import hint, print_rows, sample_options
 
 
@@ -11,7 +11,7 @@ def register(commands: Commands) -> None:
     evaluate = add_command(commands, "evaluate", run, "Evaluate a run on a split, with the protocol of every number.")
     add_run(evaluate)
     evaluate.add_argument("--split", default="test", help="train, val, test, or several in one table: train,test")
-    evaluate.add_argument("--draws", type=int, default=4, help="noise draws that a likelihood is averaged over")
+    add_noise_samples(evaluate, default=4, help="noise samples that a likelihood is averaged over")
     evaluate.add_argument("--samples", type=int, default=2000, help="images generated for the sample scores; 0 for none")
     evaluate.add_argument("--save", action="store_true", help="write scores.csv and the card into the run directory")
 
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from rrepa_lab.runs.store import load
 
     loaded = load(args.run_name, args.device)
-    table = evaluate(loaded, parse_list(args.split), args.samples, args.draws)
+    table = evaluate(loaded, parse_list(args.split), args.samples, args.noise_samples)
     if args.save and loaded.directory is not None:
         save_scores(loaded, table)
     print_rows(table.to_dict("records"), args.json)

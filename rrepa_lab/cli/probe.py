@@ -1,10 +1,11 @@
 """`rrepa-lab probe`: probes of every layer, and its similarity to the encoder."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rrepa_lab.cli.arguments import Commands, add_command, add_csv, add_device, add_output, parse_list
+from rrepa_lab.cli.arguments import Commands, add_command, add_csv, add_device, add_noise_samples, add_output, parse_list
 from rrepa_lab.cli.printing import hint, print_rows, write_csv
 from rrepa_lab.errors import LabError
 
@@ -27,10 +28,8 @@ def register(commands: Commands) -> None:
     probe.add_argument("--direction", default="forward", help="forward (real images) or reverse (generated from noise)")
     probe.add_argument("--classifiers", default="", help="of gradient, bayes, iterated: also measure their accuracy")
     probe.add_argument("--pool", default="mean", help="mean over tokens, all tokens concatenated, or both (probes only)")
-    probe.add_argument(
-        "--draws", type=int, help="noise draws on real images to average over; 0: clean images (none: the run's setting)"
-    )
-    probe.add_argument("--noise-std", type=float, help="sigma of these draws (none: the run's setting)")
+    add_noise_samples(probe, "noise samples on real images to average over; 0: clean images (none: the run's setting)")
+    probe.add_argument("--noise-std", type=float, help="sigma of this noise (none: the run's setting)")
     probe.add_argument("--neighbours", type=int, help="of k-NN (default 5) and of CKNNA and mutual k-NN (default 10)")
     probe.add_argument("--solver", default="auto", help="of the linear probes: auto, sklearn or torch")
     probe.add_argument("--samples", type=int, default=1000, help="reverse: number of generated images")
@@ -86,30 +85,37 @@ def _measure(args: argparse.Namespace, runs: "list[Run]", probes: list[str], sim
     """The tidy table of all metrics: probes of all runs, then similarities run by run."""
     import pandas as pd
 
+    from rrepa_lab.analysis.features import POOLS, FeatureProtocol, Images
+    from rrepa_lab.analysis.noise import NoiseSamples
     from rrepa_lab.analysis.probe import probe
+    from rrepa_lab.analysis.probe_fit import ProbeFit
     from rrepa_lab.analysis.similarity import similarity
 
     taps = parse_list(args.taps)
-    shared: dict[str, Any] = {
-        "direction": args.direction, "pool": args.pool, "draws": args.draws, "noise_std": args.noise_std,
-        "samples": args.samples, "guidance": args.guidance, "feed_label": args.feed_label, "seed": args.seed,
-    }  # fmt: skip
-    if args.neighbours is not None:
-        shared["neighbours"] = args.neighbours
+    protocol = FeatureProtocol(
+        direction=args.direction,
+        pool="mean" if args.pool == "both" else args.pool,
+        noise=NoiseSamples(args.noise_samples, args.noise_std, args.seed),
+        feed_label=args.feed_label,
+        guidance=args.guidance,
+        samples=args.samples,
+        seed=args.seed,
+    )
     tables = []
     if probes:
+        protocols = [replace(protocol, pool=pool) for pool in POOLS] if args.pool == "both" else [protocol]
+        fit = ProbeFit(solver=args.solver, **({} if args.neighbours is None else {"neighbours": args.neighbours}))
         tables.append(
             probe(
-                runs, taps, probes=probes, classifiers=parse_list(args.classifiers), baselines=not args.no_baselines,
-                solver=args.solver, force=args.force, limit=args.limit, **shared,
+                runs, taps, protocol=protocols, probes=probes, classifiers=parse_list(args.classifiers),
+                baselines=not args.no_baselines, fit=fit, force=args.force, limit=args.limit,
             )
         )  # fmt: skip
-    if args.pool == "both":
-        shared["pool"] = "mean"
     for loaded in runs if similarities else []:
         # of several runs, those without projectors have no cosine
         metrics = [name for name in similarities if name != "teacher_cosine" or loaded.projectors.taps or len(runs) == 1]
-        tables.append(similarity(loaded, None, taps, metrics=metrics, limit=args.limit or 1000, **shared))
+        images, nearest = Images(limit=args.limit or 1000), 10 if args.neighbours is None else args.neighbours
+        tables.append(similarity(loaded, None, taps, metrics=metrics, protocol=protocol, neighbours=nearest, images=images))
     return pd.concat(tables, ignore_index=True)
 
 

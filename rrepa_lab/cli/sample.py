@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     """Sample every label with every seed and write them as one picture, one row a label."""
     from tqdm import tqdm
 
+    from rrepa_lab.flow.condition import Guidance
+    from rrepa_lab.flow.decode.plan import Decoding
     from rrepa_lab.runs.store import load
     from rrepa_lab.sampling.sample import sample
     from rrepa_lab.viz.images import check_sheet, grid, picture_format, save_picture
@@ -44,12 +46,10 @@ def run(args: argparse.Namespace) -> int:
             loaded,
             [seed for _, seed in pairs],
             [label for label, _ in pairs],
-            args.guidance,
-            temperature=args.temperature,
+            Guidance(args.guidance, temperature=args.temperature),
             denoise=not args.no_denoise,
             strength=args.strength,
-            method=args.method,
-            precision=args.precision,
+            method=Decoding(args.method, precision=args.precision),
             progress=lambda report: bar.update(report.images),
         )
     save_picture(grid(samples.images, columns), args.out)

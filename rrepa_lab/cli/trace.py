@@ -55,6 +55,7 @@ def register(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trace the source, compare both directions where it is images, and print one row per tap."""
     from rrepa_lab.analysis.trace import trace
+    from rrepa_lab.flow.condition import Guidance
     from rrepa_lab.runs.store import load
     from rrepa_lab.viz.images import picture_format
 
@@ -65,15 +66,17 @@ def run(args: argparse.Namespace) -> int:
     loaded = load(args.run_name, args.device)
     source = _read_source(args, loaded)
     labels, taps = _labels(args, loaded, source), parse_list(args.taps)
-    guidance = {"guidance": args.guidance, "temperature": args.temperature}
-    result = trace(loaded, source.x, labels, args.direction, taps, **guidance)
+    if not taps:
+        raise LabError("--taps is empty: give names or patterns of states, such as block.*.layer.*")
+    guidance = Guidance(args.guidance, temperature=args.temperature)
+    result = trace(loaded, source.x, labels, args.direction, taps, guidance=guidance)
     opposite = None
     if source.x.ndim == 4:
         direction = "forward" if result.direction == "reverse" else "reverse"
-        opposite = trace(loaded, source.x, labels, direction, taps, **guidance, path=False, check=False)
+        opposite = trace(loaded, source.x, labels, direction, taps, guidance=guidance, path=False, check=False)
     table = _table(loaded, taps, result, opposite).assign(
         round_trip_error=float(result.error.max()), direction=result.direction, source=source.description, label=args.label,
-        **guidance, n=len(source.x), device=args.device,
+        guidance=args.guidance, temperature=args.temperature, n=len(source.x), device=args.device,
     )  # fmt: skip
     write_csv(args.csv, table)
     _write_files(args, result)

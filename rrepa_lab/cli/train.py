@@ -16,7 +16,7 @@ from rrepa_lab.signals import ending_signals
 
 if TYPE_CHECKING:
     from rrepa_lab.runs.config import RunConfig
-    from rrepa_lab.training.session import StepReport
+    from rrepa_lab.training.reports import StepReport
 
 
 def register(commands: Commands) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.evaluate import evaluate
 from rrepa_lab.measurements.compare import UNSET, Finding, settings_of, tabulate
-from rrepa_lab.measurements.results import NAME, Measurement, measurements, read_result
+from rrepa_lab.measurements.results import NAME, Measurement, measurements, present_protocol, read_result
 from rrepa_lab.readers import MIB, MissingFileError, read_json, read_table
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.run import Run
@@ -42,6 +42,12 @@ def compare(
 
     Raises: LabError for a folder without results, a damaged result, and, unless `apart`, for a metric that was
         measured under different protocols: such numbers do not belong in one column.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> table = rl.compare([rl.load("digits-none"), rl.load("digits-reverse")], samples=0, limit=20)
+        >>> table.columns[0], len(table)
+        ('align.strategy', 6)
     """
     return tabulate(gather(sources, samples, limit, device), over_seeds, apart)
 
@@ -115,7 +121,9 @@ def _of_table(path: Path) -> list[Finding]:
             settings = {key: row[key] for key in keys if row[key] != UNSET}
             seed, n = (int(float(row[name])) if row[name] else None for name in ("train_seed", "n"))
             value = float(row["value"] or "nan")
-            found.append(Finding(row["source"], settings, seed, row["metric"], value, row["unit"], n, row["protocol"]))
+            found.append(
+                Finding(row["source"], settings, seed, row["metric"], value, row["unit"], n, present_protocol(row["protocol"]))
+            )
     except LabError as error:
         raise LabError(f"no table of measurements: {error}") from None
     except (ValueError, OverflowError) as error:

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.analysis.classify import classify
-from rrepa_lab.analysis.features import in_turn
-from rrepa_lab.analysis.noise import read_noise
+from rrepa_lab.analysis.features import cycled_labels
+from rrepa_lab.analysis.noise import NoiseSamples, image_noise
 from rrepa_lab.checks import whole_number
 from rrepa_lab.data.images import Batch
 from rrepa_lab.data.loaders import generator
-from rrepa_lab.data.pixels import training_noise
 from rrepa_lab.data.splits import split_rule
 from rrepa_lab.data.subset import subset_words, whole
 from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.evaluator import Evaluator, find_evaluator, frechet_distance, load_evaluator
+from rrepa_lab.flow.condition import Guidance
 from rrepa_lab.flow.finite import NotFiniteError, cause, listed, rows_not_finite
+from rrepa_lab.flow.inputs import as_images
 from rrepa_lab.flow.likelihood import bits_per_dim, nats_per_dim
 from rrepa_lab.measurements.columns import about, accuracy
 from rrepa_lab.runs.run import Run
@@ -31,7 +32,7 @@ def evaluate(
     run: Run,
     split: str | Sequence[str] = "test",
     samples: int = 2000,
-    draws: int = 4,
+    n_noise_samples: int = 4,
     seed: int = 0,
     limit: int | None = None,
 ) -> pd.DataFrame:
@@ -39,28 +40,34 @@ def evaluate(
 
     Rows: nats/dim under the training noise (bits/dim for a flow trained with uniform noise); accuracy by gradient
     and by Bayes' rule, under the noise of the run's own `config.read`, which the protocol says; where an evaluator is
-    bundled, the Fréchet distance of samples to the split, and the part of them that it sees as the label asked for.
+    bundled, the Fréchet distance of samples to the split, and the part of them that it classifies as the label of the sample.
 
     Args:
-        split: one or several; samples are held against the last.
+        split: one or several; samples are compared with the last.
         samples: images generated, unguided, with labels 0..K-1 in turn, seeds from `seed` on; 0 skips them.
-        draws: noise draws a likelihood is averaged over.
+        n_noise_samples: noise samples a likelihood is averaged over.
         seed: of the noise and the samples.
-        limit: likelihood and accuracies of so many images of the split, class-balanced (seed 0); samples are held against all
+        limit: likelihood and accuracies of so many images of the split, class-balanced (seed 0); samples are compared with all
             of it.
 
     Returns: columns run, strategy, split, train_seed, metric, value, unit, n, protocol.
 
     Raises: LabError for numbers out of range, a split that does not exist; NotFiniteError where a score is not finite.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> rl.evaluate(rl.load("digits-reverse"), samples=0, n_noise_samples=1, limit=20).metric.tolist()
+        ['nats_per_dim', 'gradient_accuracy', 'bayes_accuracy']
     """
-    samples, draws = whole_number("samples", samples), whole_number("draws", draws, 1)
+    samples = whole_number("samples", samples)
+    count = whole_number("noise samples", n_noise_samples, 1)
     seed_range(seed, max(samples, 1))
     if limit is not None:
         limit = whole_number("limit", limit, 1)
     names = [split] if isinstance(split, str) else list(split)
     if not names:
         raise LabError("name at least one split: train, val or test")
-    tables = [_of_split(run, name, draws, seed, limit) for name in names]
+    tables = [_of_split(run, name, count, seed, limit) for name in names]
     if samples and (evaluator := find_evaluator(run.config.data)):
         words = f"{samples} samples, unguided, {{finish}}, labels in turn, seeds {seed}..{seed + samples - 1}"
         rows = _samples(run, evaluator, samples, seed, names[-1], words)
@@ -68,7 +75,7 @@ def evaluate(
     return pd.concat(tables, ignore_index=True)
 
 
-def _of_split(run: Run, split: str, draws: int, seed: int, limit: int | None) -> pd.DataFrame:
+def _of_split(run: Run, split: str, n_noise_samples: int, seed: int, limit: int | None) -> pd.DataFrame:
     """Likelihood and accuracies of `evaluate`."""
     images = run.images(split)
     x, y = whole(images, limit)
@@ -77,12 +84,12 @@ def _of_split(run: Run, split: str, draws: int, seed: int, limit: int | None) ->
     rule = split_rule(run.config.data, split)
     if run.config.data.name == "folder" and rule != f"{split} = {split}/":
         part += f", {rule}"
-    rows = [_likelihood(run, Batch(x, y), images.levels, draws, seed, part)]
+    rows = [_likelihood(run, Batch(x, y), n_noise_samples, seed, part)]
     for method in ("gradient", "bayes") if run.config.flow.classes else ():
-        right = classify(run, x, method=method, seed=seed).label == y
-        read = read_noise(run).words
+        right = classify(run, x, method, noise=NoiseSamples(seed=seed)).label == y
+        on_images = image_noise(run).words
         what = "one step from zero logits" if method == "gradient" else "equal priors"
-        rows.append(_row(f"{method}_accuracy", float(right.double().mean()), "fraction", len(y), f"{read}, {what}{part}"))
+        rows.append(_row(f"{method}_accuracy", float(right.double().mean()), "fraction", len(y), f"{on_images}, {what}{part}"))
     return pd.DataFrame([about(run) | {"split": split} | row for row in rows], columns=_COLUMNS)
 
 
@@ -90,9 +97,7 @@ def evaluate_samples(
     run: Run,
     samples: int = 2000,
     *,
-    guidance: float = 0.0,
-    annealed: bool = False,
-    temperature: float = 1.0,
+    guidance: float | Guidance = 0.0,
     denoise: bool = True,
     strength: float = 1.0,
     seed: int = 0,
@@ -101,12 +106,12 @@ def evaluate_samples(
     """Score samples under given settings with the bundled evaluator.
 
     Rows: frechet_distance to the split (evaluator units^2) and, for a flow with classes, label_agreement: the part of the
-    samples that the evaluator sees as the label asked for. A Fréchet distance falls with the number of samples, so only
+    samples that the evaluator classifies as their label. A Fréchet distance falls with the number of samples, so only
     distances of equally many belong together.
 
     Args:
         samples: images generated, with labels 0..K-1 in turn; image i from seed `seed` + i.
-        guidance, annealed, temperature: as in `TarFlow.inverse`.
+        guidance: as in `rl.sample`.
         denoise, strength: finish with one step along the score; see `rl.sample`.
         seed: of the first sample.
         split: the real images.
@@ -116,15 +121,21 @@ def evaluate_samples(
 
     Raises: LabError where no evaluator is bundled for the run's data, for fewer samples than the evaluator has features, or
         numbers out of range, or samples that overflow (it says how many).
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> table = rl.evaluate_samples(rl.load("digits-reverse"), 80, guidance=rl.Guidance(1.0, annealed=True))
+        >>> table.metric.tolist()
+        ['frechet_distance', 'label_agreement']
     """
     samples = whole_number("samples", samples, 1)
-    settings: dict[str, Any] = {
-        "guidance": guidance, "annealed": annealed, "temperature": temperature, "denoise": denoise, "strength": strength,
-    }  # fmt: skip
+    rule = Guidance.of(guidance)
+    settings: dict[str, Any] = {"guidance": rule, "denoise": denoise, "strength": strength}
     evaluator = load_evaluator(run.config.data)
     rows = _samples(run, evaluator, samples, seed, split, f"{samples} samples, labels in turn", **settings)
     table = pd.DataFrame([about(run) | {"split": split} | row for row in rows], columns=[*_COLUMNS, "standard_error"])
-    return table.assign(**settings, seed=seed, finish=str(rows[0]["finish"]))
+    columns: dict[str, Any] = {"guidance": rule.scale, "annealed": rule.annealed, "temperature": rule.temperature}
+    return table.assign(**columns, denoise=denoise, strength=strength, seed=seed, finish=str(rows[0]["finish"]))
 
 
 @torch.no_grad()
@@ -135,11 +146,11 @@ def _samples(
     evaluator = evaluator.to(run.device)
     real = run.data(split).x
     try:
-        made = sample(run, seed_range(seed, samples), in_turn(run, samples).tolist(), **settings)
+        made = sample(run, seed_range(seed, samples), cycled_labels(run, samples).tolist(), **settings)
     except SamplesNotFiniteError as error:
         raise LabError(f"no score: {error}") from error
     protocol = protocol.format(finish=made.finish)
-    fakes = made.images.to(run.device)
+    fakes = made.images.to(real)
     distance = frechet_distance(evaluator.features(fakes), evaluator.features(real))
     rows = [_row("frechet_distance", distance, "evaluator units^2", samples, f"{protocol}, against {len(real)} real images")]
     rows[0]["finish"] = made.finish
@@ -154,26 +165,24 @@ def _row(metric: str, value: float, unit: str, n: int, protocol: str) -> dict[st
 
 
 @torch.no_grad()
-def _likelihood(run: Run, batch: Batch, levels: int, draws: int, seed: int, part: str) -> dict[str, object]:
+def _likelihood(run: Run, batch: Batch, n_noise_samples: int, seed: int, part: str) -> dict[str, object]:
     flow, config = run.flow, run.config.flow
     y = batch.y if config.classes else None
 
     def log_prob(noised: Tensor) -> Tensor:
         parts = [slice(start, start + 256) for start in range(0, len(noised), 256)]
-        return torch.cat([flow.log_prob(noised[part], None if y is None else y[part]) for part in parts])
+        return torch.cat([flow.log_prob(as_images(flow, noised[part]), None if y is None else y[part]) for part in parts])
 
-    noises = [generator(seed, draw) for draw in range(draws)]
-    densities = torch.stack(
-        [log_prob(training_noise(batch.x, config.noise, config.noise_std, levels, noise)) for noise in noises]
-    )
+    noises = [generator(seed, number) for number in range(n_noise_samples)]
+    densities = torch.stack([log_prob(run.space.add_noise(batch.x, noise)) for noise in noises])
     if config.noise == "gaussian":
         values = nats_per_dim(densities, config.dims)
         metric, unit, how = "nats_per_dim", "nats/dim", f"gaussian noise, sigma {config.noise_std}"
     else:
-        values = bits_per_dim(densities, config.dims, levels)
+        values = bits_per_dim(densities, config.dims, run.space.levels)
         metric, unit, how = "bits_per_dim", "bits/dim", "uniform dequantization"
     bad = rows_not_finite(densities.T)
     if bad:
         raise NotFiniteError(f"log p is not finite for image {listed(bad)} of {len(batch.x)}: {cause(flow)}", bad)
     value = float(values.double().mean())
-    return _row(metric, value, unit, len(batch.x), f"{how}, {draws} draws, true labels, seed {seed}{part}")
+    return _row(metric, value, unit, len(batch.x), f"{how}, {n_noise_samples} draws, true labels, seed {seed}{part}")

@@ -1,9 +1,8 @@
-"""The judge of samples on digits: a small supervised network that is not the teacher, and the Fréchet distance in it."""
+"""The evaluator of samples on digits: a small supervised network that is not the teacher, and the Fréchet distance in it."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from rrepa_lab.checks import LARGEST_SEED
 from rrepa_lab.config import Config
 from rrepa_lab.data.augment import Views, random_view
 from rrepa_lab.data.config import DataConfig
+from rrepa_lab.data.images import Batch
 from rrepa_lab.data.loaders import SeededBatches, generator, seeded, stream
 from rrepa_lab.data.splits import load_split
 from rrepa_lab.data.subset import whole
@@ -24,7 +24,7 @@ from rrepa_lab.files import write_atomically, write_text
 from rrepa_lab.flow.finite import rows_not_finite
 from rrepa_lab.paths import assets
 from rrepa_lab.readers import read_json
-from rrepa_lab.training.schedule import learning_rate
+from rrepa_lab.training.fit import FitReport, FitSettings, minimize
 
 FEATURES = 64
 
@@ -64,29 +64,18 @@ class Evaluator(nn.Module):
         return self.body(x) * self.scale
 
 
-class EvaluatorReport(NamedTuple):
-    """One step of evaluator training."""
-
-    step: int
-    steps: int
-    loss: float  # nats
-
-
-def train_evaluator(config: EvaluatorConfig, out: Path | str) -> Iterator[EvaluatorReport]:
+def train_evaluator(config: EvaluatorConfig, out: Path | str) -> Iterator[FitReport]:
     """Train on the training split with labels, mildly augmented; at the end `out` holds model.safetensors and config.json."""
     images = load_split(config.data, "train")
     with seeded(config.seed):
         model = Evaluator(config.data.channels, config.data.image_size, len(images.classes))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     batches = SeededBatches(len(images), config.batch, config.seed, 0, config.steps)
-    for step, batch in enumerate(stream(images, batches)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.steps, config.lr, warmup=20)
-        loss = F.cross_entropy(model(random_view(batch.x, config.views, generator(config.seed, 2, step))), batch.y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield EvaluatorReport(step + 1, config.steps, loss.item())
+
+    def loss_of(step: int, batch: Batch) -> Tensor:
+        return F.cross_entropy(model(random_view(batch.x, config.views, generator(config.seed, 2, step))), batch.y)
+
+    settings = FitSettings(config.steps, config.lr, config.weight_decay, warmup=20)
+    yield from minimize(model.parameters(), stream(images, batches), loss_of, settings)
     with torch.no_grad():
         model.scale = model.features(whole(images).x).square().sum(dim=1).mean().rsqrt()
     weights = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
@@ -115,7 +104,7 @@ def find_evaluator(data: DataConfig) -> Evaluator | None:
 
 
 def accuracy(model: Evaluator, data: DataConfig, split: str = "test") -> float:
-    """Part of a split that the evaluator names rightly."""
+    """Accuracy of the evaluator on a split."""
     x, y = whole(load_split(data, split))
     with torch.no_grad():
         return float((model(x).argmax(dim=1) == y).float().mean())

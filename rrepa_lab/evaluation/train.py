@@ -8,7 +8,7 @@ from rrepa_lab.evaluation.validation import Validation
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.presets import read_config
 from rrepa_lab.training.loop import train_run
-from rrepa_lab.training.session import StepReport
+from rrepa_lab.training.reports import StepReport
 
 
 def train(
@@ -20,7 +20,7 @@ def train(
     device: str = "auto",
     stop: Callable[[], bool] | None = None,
 ) -> Generator[StepReport, None, None]:
-    """Train a run, yielding a `StepReport` every `train.report_every` steps and after every checkpoint.
+    """Train a run, yielding a `StepReport` every `train.log_every` steps and after every checkpoint.
 
     Started by `accelerate launch` or `torchrun`, the same call shares each batch among all processes. Closing the
     generator, Ctrl-C, and an error that ends the training save where it stands. On a CPU a resumed run gives the same
@@ -38,6 +38,16 @@ def train(
 
     Raises: LabError before anything is written if the configuration, its data or its encoder cannot be used, if another
         process trains in `out` or it cannot be written to; and when a loss is not finite: the last checkpoint then stands.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> import tempfile
+        >>> settings = {"train.steps": 4, "train.batch": 16, "flow.blocks": 2, "align.blocks": [2]}
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     last = list(rl.train("digits-reverse", out, settings=settings))[-1]
+        ...     run = rl.load(out)
+        >>> last.step, run.flow.config.blocks
+        (4, 2)
     """
     config = read_config(source).override(settings or {})
     return train_run(config, Path(out), Validation, resume=resume, device=device, stop=stop)

@@ -6,11 +6,9 @@ from torch import Tensor
 from rrepa_lab.analysis.classify import classify
 from rrepa_lab.data.images import ImageSet
 from rrepa_lab.data.loaders import generator
-from rrepa_lab.data.pixels import training_noise
 from rrepa_lab.data.splits import load_split, validation_split
 from rrepa_lab.data.subset import whole
 from rrepa_lab.flow.likelihood import nats_per_dim
-from rrepa_lab.flow.tarflow.model import TarFlow
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.run import Run
 
@@ -27,24 +25,24 @@ class Validation:
     """
 
     def __init__(self, config: RunConfig, train: ImageSet, device: torch.device) -> None:
-        self.config, self.levels, self.device = config, train.levels, device
+        self.config, self.device = config, device
         held_out = load_split(config.data, validation_split(config.data), train.classes)
         self.batches = {"held_out": whole(held_out, IMAGES), "train": whole(train, IMAGES)}
 
     @torch.no_grad()
     def __call__(self, run: Run) -> dict[str, float]:
         """held_out_nats_per_dim, held_out_accuracy (of a flow with classes), and the same for train."""
-        flow = run.flow
         found: dict[str, float] = {}
         for number, (name, batch) in enumerate(self.batches.items()):
             x, y = batch.x.to(self.device), batch.y.to(self.device)
-            found[f"{name}_nats_per_dim"] = self._nats(flow, x, y, number)
+            found[f"{name}_nats_per_dim"] = self._nats(run, x, y, number)
             if self.config.flow.classes:
                 found[f"{name}_accuracy"] = float((classify(run, x).label == y).double().mean())
         return found
 
-    def _nats(self, flow: TarFlow, x: Tensor, y: Tensor, number: int) -> float:
-        noised = training_noise(x, self.config.flow.noise, self.config.flow.noise_std, self.levels, generator(0, 3, number))
+    def _nats(self, run: Run, x: Tensor, y: Tensor, number: int) -> float:
+        flow, space = run.flow, run.space
+        noised = space.add_noise(x, generator(0, 3, number))
         parts = zip(noised.split(PART), y.split(PART), strict=True)
         known = self.config.flow.classes > 0
         return float(

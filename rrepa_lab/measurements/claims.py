@@ -23,7 +23,7 @@ COLUMNS = (
 )  # fmt: skip
 
 # how verdicts are reached, in the words of a report
-JUDGED = (
+VERDICT_RULE = (
     "Differences are paired by training seed, with a two-sided 95 % interval (Student's t); positive favours the claim. A "
     "contrast holds where the interval lies on the claimed side of zero, is contradicted where it lies on the other side, and "
     "is undecided where it contains zero. A claim is reproduced if all its contrasts hold, not reproduced if one is "
@@ -116,22 +116,22 @@ def verdicts(found: Sequence[Finding], claims: Sequence[Claim]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def verdict_table(judged: pd.DataFrame) -> pd.DataFrame:
+def verdict_table(found: pd.DataFrame) -> pd.DataFrame:
     """A table of `verdicts` as text for a page or a terminal, claim and verdict once for all rows of a claim.
 
     Columns: verdict, claim, source, metric, better, than, difference (with its 95 % interval), d_z, seeds, p, p (Holm),
     outcome, with Holm (the verdict under the correction).
     """
-    again = judged["claim"].duplicated()
-    shown = pd.DataFrame({name: judged[name].mask(again) for name in ("verdict", "claim", "source")})
-    shown = shown.assign(**{name: judged[name] for name in ("metric", "better", "than")})
-    shown["difference"] = [difference(row) if isinstance(row["better"], str) else "" for row in judged.to_dict("records")]
-    shown["d_z"] = [_number(value, "+.2f") for value in judged["d_z"]]
-    shown["seeds"] = [_number(value, ".0f") for value in judged["seeds"]]
-    shown["p"] = [_number(value, ".3g") for value in judged["p"]]
-    shown["p (Holm)"] = [_number(value, ".3g") for value in judged["p_holm"]]
-    shown["outcome"] = judged["outcome"]
-    shown["with Holm"] = judged["verdict_holm"].mask(again)
+    again = found["claim"].duplicated()
+    shown = pd.DataFrame({name: found[name].mask(again) for name in ("verdict", "claim", "source")})
+    shown = shown.assign(**{name: found[name] for name in ("metric", "better", "than")})
+    shown["difference"] = [difference(row) if isinstance(row["better"], str) else "" for row in found.to_dict("records")]
+    shown["d_z"] = [_number(value, "+.2f") for value in found["d_z"]]
+    shown["seeds"] = [_number(value, ".0f") for value in found["seeds"]]
+    shown["p"] = [_number(value, ".3g") for value in found["p"]]
+    shown["p (Holm)"] = [_number(value, ".3g") for value in found["p_holm"]]
+    shown["outcome"] = found["outcome"]
+    shown["with Holm"] = found["verdict_holm"].mask(again)
     return shown.fillna("")
 
 
@@ -143,10 +143,10 @@ def difference(row: Mapping[Any, Any]) -> str:
     return f"{text} {row['unit']}".rstrip()
 
 
-def claim_lines(judged: pd.DataFrame) -> list[str]:
+def claim_lines(found: pd.DataFrame) -> list[str]:
     """The same in lines of text: a list item for each claim with its verdict, and below it one for each contrast."""
     lines = []
-    for _, rows in judged.groupby("claim", sort=False):
+    for _, rows in found.groupby("claim", sort=False):
         first = rows.iloc[0]
         source = f" ({first['source']})" if first["source"] else ""
         lines.append(f"- **{first['verdict']}**: {first['claim']}{source}")

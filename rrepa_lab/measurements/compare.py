@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from rrepa_lab.errors import LabError
+from rrepa_lab.measurements.spread import mean_and_spread, spread_text
 from rrepa_lab.runs.config import RunConfig
 
 UNSET = "-"  # in a column of settings: the source has no such setting
 # settings of a configuration that say who a run is, not what it is
-_NAMES = ("name", "train.seed", "data.path", "train.report_every", "train.look_every", "train.save_every", "train.workers")
+_NAMES = ("name", "train.seed", "data.path", "train.log_every", "train.eval_every", "train.save_every", "train.num_workers")
 
 
 class Finding(NamedTuple):
@@ -51,8 +52,7 @@ def tabulate(found: Sequence[Finding], over_seeds: bool = True, apart: bool = Fa
         keys = ["source", *keys]
     cells = table.groupby([*keys, "metric"], sort=False, dropna=False)
     first = cells[["unit", "n", "protocol"]].first()
-    spread = cells["value"].agg(value="mean", sd="std", seeds="size")
-    return pd.concat([spread, first], axis=1).reset_index()
+    return pd.concat([mean_and_spread(table, [*keys, "metric"]), first], axis=1).reset_index()
 
 
 def _metrics(found: Sequence[Finding], apart: bool) -> list[str]:
@@ -62,9 +62,9 @@ def _metrics(found: Sequence[Finding], apart: bool) -> list[str]:
         protocols.setdefault(one.metric, {}).setdefault((one.protocol, one.n), []).append(one.source)
     for metric, under in protocols.items():
         if len(under) > 1 and not apart:
-            told = "; ".join(f"({place}) {protocol}, n = {n}: {_few(sources)}" for place, ((protocol, n), sources) in
+            listed = "; ".join(f"({place}) {protocol}, n = {n}: {_few(sources)}" for place, ((protocol, n), sources) in
                              enumerate(under.items(), start=1))  # fmt: skip
-            raise LabError(f"{metric} was measured under {len(under)} protocols, which do not share a column: {told}")
+            raise LabError(f"{metric} was measured under {len(under)} protocols, which do not share a column: {listed}")
     number = {metric: {how: place for place, how in enumerate(under, start=1)} for metric, under in protocols.items()}
     return [
         one.metric if len(number[one.metric]) == 1 else f"{one.metric} [{number[one.metric][one.protocol, one.n]}]"
@@ -130,5 +130,4 @@ def _short(keys: Sequence[str]) -> dict[str, str]:
 def _shown(value: float, sd: float) -> str:
     if pd.isna(value):
         return UNSET
-    form = ".4f" if abs(value) < 100 else ".5g"
-    return f"{value:{form}}" if pd.isna(sd) else f"{value:{form}} ± {sd:{form}}"
+    return spread_text(value, sd, ".4f" if abs(value) < 100 else ".5g")

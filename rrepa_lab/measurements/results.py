@@ -5,12 +5,13 @@ One schema for notebooks, batches, `rl.compare` and the page.
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rrepa_lab import __version__
 from rrepa_lab.config import Config
@@ -28,6 +29,11 @@ _IDENTITY = {"run", "strategy", "train_seed"}
 _FOUND = {"metric", "value", "unit", "n", "protocol", "standard_error", "device", "floor", "above_floor"}
 
 
+def present_protocol(text: str) -> str:
+    """A protocol with the present names of columns: version 0.1 wrote "draws 4" for "n_noise_samples 4"."""
+    return re.sub(r"(^|; )draws (?=\d)", r"\1n_noise_samples ", text)
+
+
 class Measurement(Config):
     """One number, with all that is needed to hold it against another."""
 
@@ -38,6 +44,11 @@ class Measurement(Config):
     unit: str = ""
     n: int | None = Field(None, description="images or samples it is taken over")
     protocol: str = Field("", description="split, noise, seeds, evaluator: all that must agree to be compared")
+
+    @field_validator("protocol")
+    @classmethod
+    def _present_columns(cls, text: str) -> str:
+        return present_protocol(text)
 
 
 class Result(Config):
@@ -76,6 +87,15 @@ def write_result(
         of a notebook.
 
     Raises: LabError if two of the runs share a name but not a configuration, or `by` names no column.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> import tempfile
+        >>> run = rl.load("digits-none")
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     table = rl.write_result(out, "my_notebook", rl.evaluate(run, samples=0, limit=20), [run])
+        >>> table.columns.tolist()
+        ['run', 'metric', 'value', 'unit', 'n']
     """
     tables = [table] if isinstance(table, pd.DataFrame) else list(table)
     known: dict[str, RunConfig] = {}
@@ -110,14 +130,14 @@ def read_result(path: Path | str) -> Result:
         raise LabError(f"{path} is not a result of an rrepa_lab notebook")
     if values["format"] != FORMAT:
         raise LabError(f"{path} has format {str(values['format'])[:40]}; this version reads format {FORMAT}")
-    return validate(Result, values, str(path))
+    return validate(Result, values, str(path), stored=True)
 
 
 def _measurement(row: dict[str, Any], by: Sequence[str]) -> Measurement:
     """A row of a tidy table; columns that are neither identity nor setting become part of the protocol."""
-    told = [str(row["protocol"])] if _there(row.get("protocol")) else []
+    parts = [str(row["protocol"])] if _there(row.get("protocol")) else []
     rest = [key for key in row if key not in _IDENTITY | _FOUND and key not in by]
-    told += [f"{key} {row[key]}" for key in rest if _there(row[key])]
+    parts += [f"{key} {row[key]}" for key in rest if _there(row[key])]
     value, n = float(row["value"]), row.get("n")
     return Measurement(
         run=str(row.get("run", "")),
@@ -126,7 +146,7 @@ def _measurement(row: dict[str, Any], by: Sequence[str]) -> Measurement:
         value=value if math.isfinite(value) else None,
         unit=str(row["unit"]) if _there(row.get("unit")) else "",
         n=int(n) if _there(n) else None,  # type: ignore[arg-type]
-        protocol="; ".join(told),
+        protocol="; ".join(parts),
     )
 
 

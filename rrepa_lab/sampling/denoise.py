@@ -10,26 +10,25 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.checks import real_number
-from rrepa_lab.data.pixels import from_dequantized
+from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.flow.finite import NotFiniteError, cause, check_rows, listed, rows_not_finite
 from rrepa_lab.flow.inputs import gradients, leaf, usable
-from rrepa_lab.flow.tarflow.model import TarFlow
-from rrepa_lab.runs.run import Run
+from rrepa_lab.runs.run import Run, flow_of
 
 
 class Finished(NamedTuple):
-    """Images after the last step of sampling, not clipped, and the words for what that step was."""
+    """Images after the last step of sampling, not clipped, and what that step was."""
 
     images: Tensor  # (B, C, H, W)
     how: str  # "denoised", "denoised, strength 0.5", "rounded down to 17 levels" or "as generated"
 
 
-def denoise_step(flow: TarFlow, x: Tensor, y: Tensor | None = None, strength: float = 1.0) -> Tensor:
+def denoise_step(flow: FlowModel, x: Tensor, y: Tensor | None = None, strength: float = 1.0) -> Tensor:
     """One step along the score: x + strength * sigma^2 * grad_x log p(x | y), the posterior mean under Gaussian noise.
 
     Args:
         x: (B, C, H, W), as generated.
-        y: the label that was asked for; guidance plays no part here.
+        y: the label of the sample; guidance plays no part here.
         strength: of the step, finite and >= 0; 0 changes nothing.
 
     A flow trained with uniform noise has no sigma to remove: x comes back as it is, see `finish`.
@@ -50,25 +49,26 @@ def denoise_step(flow: TarFlow, x: Tensor, y: Tensor | None = None, strength: fl
     return done
 
 
-def finish(run: Run | TarFlow, x: Tensor, y: Tensor | None = None, *, denoise: bool = True, strength: float = 1.0) -> Finished:
+def finish(
+    run: Run | FlowModel, x: Tensor, y: Tensor | None = None, *, denoise: bool = True, strength: float = 1.0
+) -> Finished:
     """The last step of sampling for images (B, C, H, W) as generated.
 
     Args:
         denoise: under Gaussian noise, `denoise_step` with this `strength`. Under uniform noise a run's images always go back
             to pixel values, since they lie on another scale before; a bare flow does not know its levels and leaves them.
     """
-    flow = run.flow if isinstance(run, Run) else run
+    flow = flow_of(run)
     if flow.config.noise == "uniform":
-        levels = levels_of(run)
-        if levels is None:
+        if not isinstance(run, Run):
             return Finished(x, "as generated, on the dequantization scale")
-        return Finished(from_dequantized(x, levels), f"rounded down to {levels} levels")
+        return Finished(run.space.decode(x), f"rounded down to {run.space.levels} levels")
     if not denoise:
         return Finished(x, "as generated")
     words = "denoised" if strength == 1.0 else f"denoised, strength {strength:g}"
     return Finished(denoise_step(flow, x, y, strength), words)
 
 
-def levels_of(run: Run | TarFlow) -> int | None:
+def levels_of(run: Run | FlowModel) -> int | None:
     """Integer values that a number of the run's images can take; None for a bare flow, which does not know them."""
     return run.config.data.levels if isinstance(run, Run) else None

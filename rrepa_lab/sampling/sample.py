@@ -3,28 +3,36 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rrepa_lab.checks import real_number, seed_list, seed_number, whole_number
+from rrepa_lab.checks import real_number, seed_list, seed_number
 from rrepa_lab.errors import LabWarning
-from rrepa_lab.flow.contract import InverseOutput
-from rrepa_lab.flow.decode.engine import Progress
+from rrepa_lab.flow.condition import Guidance
+from rrepa_lab.flow.contract import FlowModel, InverseOutput
+from rrepa_lab.flow.decode.plan import Decoding, Progress
 from rrepa_lab.flow.finite import NotFiniteError, cause, listed
 from rrepa_lab.flow.inputs import as_labels
 from rrepa_lab.flow.taps import Tap
-from rrepa_lab.flow.tarflow.model import TarFlow
-from rrepa_lab.runs.run import Run
+from rrepa_lab.runs.run import Run, flow_of
 from rrepa_lab.sampling.denoise import finish
 
+BATCH = 256  # images decoded at once, at most
 FAR = 10.0  # generated numbers beyond this are a warning: images lie in [-1, 1]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Generated images and how to make them again."""
+    """Generated images and how to make them again.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> made = rl.sample(rl.load("digits-reverse"), seeds=[17, 18], labels=3)
+        >>> made.images.shape, made.labels.tolist(), len(made.path), made.finish
+        (torch.Size([2, 1, 8, 8]), [3, 3], 6, 'denoised')
+    """
 
     images: Tensor  # (B, C, H, W), clipped to [-1, 1]
     labels: Tensor  # (B,) int64; -1 is no label
@@ -39,7 +47,7 @@ class SamplesNotFiniteError(NotFiniteError):
     """Some of the samples overflowed; `rows` are theirs, in the order of the seeds."""
 
 
-def noise(flow: TarFlow, seeds: Sequence[int] | int) -> Tensor:
+def noise(flow: FlowModel, seeds: Sequence[int] | int) -> Tensor:
     """Noise of the flow's prior (B, T, P), on the CPU, image i from seeds[i] alone, so that company changes nothing.
 
     Raises: LabError for no seeds, or seeds that are not integers in 0..2^63 - 1.
@@ -49,20 +57,28 @@ def noise(flow: TarFlow, seeds: Sequence[int] | int) -> Tensor:
     return draws if flow.prior_var is None else draws * flow.prior_var.sqrt().to(draws)
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """What all images of a call are drawn with."""
+
+    run: Run | FlowModel
+    guidance: Guidance
+    decoding: Decoding
+    denoise: bool
+    strength: float
+    progress: Progress | None
+
+
 @torch.no_grad()
 def sample(
-    run: Run | TarFlow,
+    run: Run | FlowModel,
     seeds: Sequence[int] | int,
     labels: Any = None,
-    guidance: float = 0.0,
+    guidance: float | Guidance = 0.0,
     *,
-    annealed: bool = False,
-    temperature: float = 1.0,
     denoise: bool = True,
     strength: float = 1.0,
-    method: str = "auto",
-    batch: int = 256,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    method: str | Decoding = "auto",
     progress: Progress | None = None,
 ) -> Samples:
     """Draw images.
@@ -71,12 +87,13 @@ def sample(
         run: a run or its flow.
         seeds: one per image, each in 0..2^63 - 1; an integer is one seed.
         labels: a class for all, one for each seed, or None: ids or class names, see `flow.inputs.as_labels`; -1 is no label.
-        guidance, annealed, temperature, method, precision, progress: as in `TarFlow.inverse`. Guidance has an effect on images
-            with a label only, and temperature with guidance only.
+        guidance: classifier-free guidance weight, or `Guidance(scale, annealed, temperature)`. It has an effect on images
+            with a label only, and its temperature with a scale only.
         denoise: finish with one step along the score, which removes the noise the flow was trained with. The images of a run
             trained under uniform noise always go back to pixel values; `Samples.finish` says what was done.
         strength: of the denoising step.
-        batch: images decoded at once, at most.
+        method: of decoding, or all its settings: see `Decoding`. At most 256 images are decoded at once unless it says so.
+        progress: called after each block, with a `BlockReport`.
 
     Raises: LabError for no seeds, a seed out of range, labels that do not match the seeds or are out of range, a number out
         of range; SamplesNotFiniteError, naming seeds, labels and block, where samples overflow. Warns of samples far outside
@@ -84,48 +101,42 @@ def sample(
 
     Example:
         >>> import rrepa_lab as rl
-        >>> rl.sample(rl.load("digits-reverse"), seeds=[17, 18], labels=3).images.shape
+        >>> rl.sample(rl.load("digits-reverse"), seeds=[17, 18], labels=3, guidance=2.0).images.shape
         torch.Size([2, 1, 8, 8])
     """
-    flow = run.flow if isinstance(run, Run) else run
+    flow = flow_of(run)
     seeds = seed_list(seeds)
     y = as_labels(flow, labels, len(seeds), run.classes if isinstance(run, Run) else None)
-    real_number("guidance", guidance)
-    real_number("temperature", temperature, above=True)
-    real_number("strength", strength)
-    batch = whole_number("batch", batch, 1)
-    check_guided(guidance, temperature, y)
+    rule, decoding = Guidance.of(guidance), Decoding.of(method, run.plan if isinstance(run, Run) else None)
+    settings = _Settings(run, rule, decoding, denoise, real_number("strength", strength), progress)
+    check_guided(rule, y)
     like = next(flow.parameters())
     z = noise(flow, seeds).to(like)
-    y_used = y.to(like.device) if flow.config.classes else None
-    settings: dict[str, Any] = {
-        "guidance": guidance, "annealed": annealed, "temperature": temperature, "method": method, "precision": precision,
-        "progress": progress,
-    }  # fmt: skip
-    parts, bad = list[_Part](), list[tuple[int, int | None]]()
+    labels_used = y.to(like.device) if flow.config.classes else None
+    parts, bad, batch = list[_Part](), list[tuple[int, int | None]](), decoding.batch or BATCH
     for start in range(0, len(seeds), batch):
         rows = slice(start, start + batch)
-        part, lost = _decode(run, z[rows], None if y_used is None else y_used[rows], denoise, strength, settings)
-        bad += [(start + row, block) for row, block in lost]
+        part, failed = _decode(settings, z[rows], None if labels_used is None else labels_used[rows])
+        bad += [(start + row, block) for row, block in failed]
         parts += [] if part is None else [part]
     if bad:
-        raise _overflow(flow, sorted(bad), seeds, y, guidance, temperature)
+        raise _overflow(flow, sorted(bad), seeds, y, rule)
     path = [torch.cat(stages) for stages in zip(*(part.path for part in parts), strict=True)]
     images = torch.cat([part.images for part in parts])
-    _warn_far(path[flow.config.blocks], images, guidance)
+    _warn_far(path[flow.config.blocks], images, rule.scale)
     errors = [part.out.error for part in parts if part.out.error is not None]
     made = Samples(images.clamp(-1, 1), y, seeds, path, parts[0].out.method, max(errors, default=None))
     return replace(made, finish=parts[0].how)
 
 
-def check_guided(guidance: float, temperature: float, y: Tensor | None) -> None:
+def check_guided(guidance: Guidance, y: Tensor | None) -> None:
     """Warn of settings without effect: guidance where no image has a label, and a temperature without guidance."""
-    if guidance and (y is None or (not y.is_floating_point() and bool((y == -1).all()))):
-        text = f"guidance {guidance:g} has no effect without a label: give labels, or leave guidance out"
+    if guidance.scale and (y is None or (not y.is_floating_point() and bool((y == -1).all()))):
+        text = f"guidance {guidance.scale:g} has no effect without a label: give labels, or leave guidance out"
         warnings.warn(text, LabWarning, stacklevel=3)
-    if temperature != 1.0 and not guidance:
-        text = f"temperature {temperature:g} has no effect without guidance: it is that of the unconditional branch"
-        warnings.warn(text, LabWarning, stacklevel=3)
+    if guidance.temperature != 1.0 and not guidance.scale:
+        what = f"temperature {guidance.temperature:g} has no effect without guidance"
+        warnings.warn(f"{what}: it is that of the unconditional branch", LabWarning, stacklevel=3)
 
 
 class _Part(NamedTuple):
@@ -135,38 +146,37 @@ class _Part(NamedTuple):
     out: InverseOutput
 
 
-def _decode(
-    run: Run | TarFlow, z: Tensor, y: Tensor | None, denoise: bool, strength: float, settings: dict[str, Any]
-) -> tuple[_Part | None, list[tuple[int, int | None]]]:
+def _decode(settings: _Settings, z: Tensor, y: Tensor | None) -> tuple[_Part | None, list[tuple[int, int | None]]]:
     """A batch, and the rows that overflow with the block where they do: they are taken out, and the others tried again."""
-    flow = run.flow if isinstance(run, Run) else run
+    flow, denoise = flow_of(settings.run), settings.denoise
     sides = [Tap(number, "in").name for number in range(flow.config.blocks, 0, -1)]
-    left, lost = torch.arange(len(z), device=z.device), list[tuple[int, int | None]]()
+    left, failed = torch.arange(len(z), device=z.device), list[tuple[int, int | None]]()
     while len(left):
         y_left = None if y is None else y[left]
+        condition = flow.condition(y_left, len(left), settings.guidance)
         try:
-            out = flow.inverse(z[left], y_left, taps=sides, **settings)
-            path = [flow.images(z[left]), *(flow.images(out.states[name]) for name in sides)]
-            done = finish(run, path[-1], y_left, denoise=denoise, strength=strength)
+            out = flow.inverse(z[left], condition, method=settings.decoding, taps=sides, progress=settings.progress)
+            path = [flow.untokenize(z[left]), *(flow.untokenize(out.states[name]) for name in sides)]
+            done = finish(settings.run, path[-1], y_left, denoise=denoise, strength=settings.strength)
         except NotFiniteError as error:
-            lost += [(int(left[row]), error.block) for row in error.rows]
+            failed += [(int(left[row]), error.block) for row in error.rows]
             kept = torch.ones(len(left), dtype=torch.bool, device=z.device)
             kept[error.rows] = False
             left = left[kept]
             continue
-        return _Part([*path, done.images] if denoise else path, done.images, done.how, out), lost
-    return None, lost
+        return _Part([*path, done.images] if denoise else path, done.images, done.how, out), failed
+    return None, failed
 
 
 def _overflow(
-    flow: TarFlow, bad: list[tuple[int, int | None]], seeds: list[int], y: Tensor, guidance: float, temperature: float
+    flow: FlowModel, bad: list[tuple[int, int | None]], seeds: list[int], y: Tensor, guidance: Guidance
 ) -> SamplesNotFiniteError:
     rows = [row for row, _ in bad]
     at = [block for _, block in bad if block is not None]
     where = f"first in block {max(at)}" if at else "in the denoising step"
     which = [f"{seeds[row]}" if int(y[row]) < 0 else f"{seeds[row]} (label {int(y[row])})" for row in rows]
     text = f"{len(rows)} of {len(seeds)} samples are not finite, {where}, seeds {listed(which)}"
-    return SamplesNotFiniteError(f"{text}: {cause(flow, guidance, temperature)}", rows, max(at, default=None))
+    return SamplesNotFiniteError(f"{text}: {cause(flow, guidance)}", rows, max(at, default=None))
 
 
 def _warn_far(generated: Tensor, finished: Tensor, guidance: float) -> None:

@@ -17,8 +17,10 @@ from typing import Any
 import pandas as pd
 import torch
 
+from rrepa_lab.analysis.features import FeatureProtocol
 from rrepa_lab.analysis.probe import probe
 from rrepa_lab.analysis.similarity import similarity
+from rrepa_lab.analysis.trace import DIRECTIONS
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
 from rrepa_lab.measurements.compare import as_text, settings_of
@@ -46,7 +48,7 @@ _NEEDED = (
     "value",
     "train_seeds",
 )
-SEEN = (
+RECORDED = (
     "nats_per_dim", "held_out_nats_per_dim", "train_nats_per_dim", "held_out_accuracy", "train_accuracy", "similarity",
 )  # fmt: skip
 
@@ -66,7 +68,7 @@ def name_settings(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     """
     settings = [settings_of(config) for config in configs]
     keys = [*ALIGNED, *dict.fromkeys(key for row in settings for key in row if key not in ALIGNED)]
-    rows = [{key: _told(row.get(key, "-")) for key in keys} for row in settings]
+    rows = [{key: _text(row.get(key, "-")) for key in keys} for row in settings]
     kept = [key for key in keys if key in ALIGNED or len({row[key] for row in rows if row[key] != "-"}) > 1]
     return [{"run": setting_name({key: row[key] for key in kept}), **{key: row[key] for key in kept}} for row in rows]
 
@@ -82,7 +84,7 @@ def setting_name(setting: dict[str, str]) -> str:
     return ", ".join(words)
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     return str(as_text(list(value) if isinstance(value, tuple) else value))
 
 
@@ -96,7 +98,8 @@ def measure_layers(folder: Path, setting: dict[str, Any]) -> pd.DataFrame:
     """Probes and similarities of one run in both directions, with one thread."""
     torch.set_num_threads(1)
     run = load(folder)
-    tables = [reader(run, direction=direction) for direction in ("forward", "reverse") for reader in (probe, similarity)]
+    protocols = [FeatureProtocol(direction) for direction in DIRECTIONS]
+    tables = [table for how in protocols for table in (probe(run, protocol=how), similarity(run, protocol=how))]
     return pd.concat(tables, ignore_index=True).drop(columns=["device", "strategy", "run"]).assign(**setting)
 
 
@@ -121,8 +124,8 @@ def curves_of(folder: Path) -> pd.DataFrame:
             continue
         taps = [column for column in table.columns if column.startswith("similarity.")]
         wide = table.assign(similarity=table[taps].mean(axis=1) if taps else float("nan"))
-        seen = [name for name in SEEN if name in wide]
-        long = wide.melt(id_vars="step", value_vars=seen, var_name="metric").dropna(subset=["value"])
+        recorded = [name for name in RECORDED if name in wide]
+        long = wide.melt(id_vars="step", value_vars=recorded, var_name="metric").dropna(subset=["value"])
         rows.append(long.assign(**setting, train_seed=config.train.seed))
     if not rows:
         raise LabError(f"no run in {folder} has a metrics.jsonl: it must be the folder of a batch that trained some")

@@ -4,7 +4,7 @@
     python -m rrepa_lab.studies.digits shifts --out runs/shifts     random shifts of the training images, on a validation split
     python -m rrepa_lab.studies.digits study  --out runs/digits     four strategies x five seeds, on the train and test splits
     python -m rrepa_lab.studies.digits bundle --out runs/digits     seed 0 becomes assets/runs; tables to assets/studies
-    python -m rrepa_lab.studies.digits evaluator                    the judge of samples, assets/evaluators/digits
+    python -m rrepa_lab.studies.digits evaluator                    the evaluator of samples, assets/evaluators/digits
 
 The encoder they all align with comes from `rrepa-lab encoder train`. Searches and studies can be interrupted and started
 again: finished runs are recognised, the others go on from their checkpoint. The settings of the presets were chosen on
@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 
-from rrepa_lab.align.strategies import Strategy
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.evaluation.evaluate import evaluate
 from rrepa_lab.evaluation.evaluator import EvaluatorConfig, accuracy, load_evaluator, train_evaluator
@@ -30,6 +29,7 @@ from rrepa_lab.evaluation.train import train
 from rrepa_lab.files import sha256, write_text
 from rrepa_lab.measurements.claims import Claim, Contrast, verdict_table, verdicts
 from rrepa_lab.measurements.compare import Finding
+from rrepa_lab.measurements.spread import mean_and_spread, spread_text
 from rrepa_lab.paths import assets
 from rrepa_lab.runs.card import save_scores
 from rrepa_lab.runs.config import RunConfig
@@ -49,7 +49,7 @@ CENTRE: dict[str, Any] = {
     "align.weight": 0.5, "align.blocks": [3, 4], "align.layers": [2],
     "data.shift": 0, "train.keep": "last", "train.patience": 0,
 }  # fmt: skip
-VARIANTS: dict[str, tuple[dict[str, Any], Sequence[Strategy]]] = {
+VARIANTS: dict[str, tuple[dict[str, Any], Sequence[str]]] = {
     "centre": ({}, ("none", "reverse")),
     "sigma-0.1": ({"flow.noise_std": 0.1}, ("none", "reverse")),
     "sigma-0.3": ({"flow.noise_std": 0.3}, ("none", "reverse")),
@@ -77,7 +77,7 @@ def run_one(config: RunConfig, directory: Path, splits: Sequence[str], draws: in
     scores = directory / "scores.csv"
     if not scores.exists():
         run = load(train_one(config, directory))
-        save_scores(run, evaluate(run, splits, draws=draws))
+        save_scores(run, evaluate(run, splits, n_noise_samples=draws))
     return pd.read_csv(scores).assign(run=config.name)  # the runs of all seeds
 
 
@@ -165,11 +165,11 @@ def strategy_verdicts(table: pd.DataFrame) -> pd.DataFrame:
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over seeds, one row a run name and split, one column a metric."""
-    cells = table.groupby(["run", "split", "metric"], sort=False)["value"].agg(["mean", "std", "count"]).reset_index()
-    cells["shown"] = [f"{row['mean']:.4f} ± {row['std']:.4f}" for _, row in cells.iterrows()]
+    cells = mean_and_spread(table, ["run", "split", "metric"]).reset_index()
+    cells["shown"] = [spread_text(value, sd) for value, sd in zip(cells["value"], cells["sd"], strict=True)]
     wide = cells.pivot(index=["run", "split"], columns="metric", values="shown").fillna("")
     wide = wide.loc[list(dict.fromkeys(zip(table["run"], table["split"], strict=True))), table["metric"].drop_duplicates()]
-    wide.insert(0, "seeds", cells.groupby(["run", "split"])["count"].first())
+    wide.insert(0, "seeds", cells.groupby(["run", "split"])["seeds"].first())
     return wide.reset_index()
 
 
@@ -181,7 +181,7 @@ def bundle(out: Path) -> list[Path]:
         load(source).save(target, torch.bfloat16)
         write_text(target / "metrics.jsonl", (source / "metrics.jsonl").read_text(encoding="utf-8"))
         run = load(target)
-        save_scores(run, evaluate(run, ["train", "test"], draws=DRAWS))
+        save_scores(run, evaluate(run, ["train", "test"], n_noise_samples=DRAWS))
         folders.append(target)
     return folders
 
@@ -228,10 +228,10 @@ def main() -> None:
     else:
         table = study(given.out, given.workers)
         keep_table("digits-strategies", table)
-        judged = strategy_verdicts(table)
-        keep_table("digits-strategies-verdicts", judged)
+        found = strategy_verdicts(table)
+        keep_table("digits-strategies-verdicts", found)
         print(summary(table).to_markdown(index=False))
-        print(verdict_table(judged).to_markdown(index=False))
+        print(verdict_table(found).to_markdown(index=False))
 
 
 if __name__ == "__main__":

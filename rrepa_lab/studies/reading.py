@@ -1,4 +1,4 @@
-"""What can be read off the digits runs: every block and layer in both directions, and classes without a classifier.
+"""Measurements of the digits runs: every block and layer in both directions, and classification without a classifier.
 
     python -m rrepa_lab.studies.reading bundled                      the four bundled runs
     python -m rrepa_lab.studies.reading seeds --runs runs/digits     the runs of `studies.digits study`: mean and standard
@@ -22,6 +22,7 @@ from typing import TypeVar
 import pandas as pd
 import torch
 
+from rrepa_lab.analysis.features import POOLS, FeatureProtocol
 from rrepa_lab.analysis.probe import best_layer, probe
 from rrepa_lab.analysis.report import classification_report
 from rrepa_lab.analysis.similarity import similarity
@@ -30,6 +31,7 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
 from rrepa_lab.measurements.claims import Claim, Contrast, verdict_table, verdicts
 from rrepa_lab.measurements.compare import Finding
+from rrepa_lab.measurements.spread import mean_and_spread
 from rrepa_lab.paths import assets
 from rrepa_lab.readers import read_table
 from rrepa_lab.runs.presets import ALIGNED
@@ -63,24 +65,24 @@ def read_layers(source: str | Path) -> pd.DataFrame:
     torch.set_num_threads(1)
     run = load(source)
     tables = [
-        probe(run, pool="both", classifiers=CLASSIFIERS),
-        probe(run, direction="reverse"),
-        probe(run, direction="reverse", guidance=2.0),
+        probe(run, protocol=[FeatureProtocol(pool=pool) for pool in POOLS], classifiers=CLASSIFIERS),
+        probe(run, protocol=FeatureProtocol("reverse")),
+        probe(run, protocol=FeatureProtocol("reverse", guidance=2.0)),
         similarity(run),
-        similarity(run, direction="reverse"),
-        similarity(run, direction="reverse", feed_label=True),
+        similarity(run, protocol=FeatureProtocol("reverse")),
+        similarity(run, protocol=FeatureProtocol("reverse", feed_label=True)),
     ]
     print(f"layers of {source}", file=sys.stderr, flush=True)
     return pd.concat(tables, ignore_index=True).drop(columns="device").assign(run=run.config.name)  # the same for all seeds
 
 
 def read_classes(source: str | Path) -> pd.DataFrame:
-    """Accuracy and calibration of one run by every method, by block, and averaged over noise draws; one thread."""
+    """Accuracy and calibration of one run by every method, by block, and averaged over noise samples; one thread."""
     torch.set_num_threads(1)
     run = load(source)
     blocks = range(1, run.flow.config.blocks + 1)
     reports = [classification_report(run, method) for method in CLASSIFIERS]
-    reports += [classification_report(run, draws=draws) for draws in (1, 4, 16)]
+    reports += [classification_report(run, noise=count) for count in (1, 4, 16)]
     reports += [classification_report(run, method, blocks=[t]) for method in ("gradient", "bayes") for t in blocks]
     print(f"classes of {source}", file=sys.stderr, flush=True)
     return pd.concat([report.summary for report in reports], ignore_index=True).assign(run=run.config.name)
@@ -106,9 +108,9 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """Mean (`value`), standard deviation (`sd`) and number of training seeds of every cell; floors are means too."""
     beside = [name for name in ("floor", "above_floor") if name in table]
     keys = [name for name in table.columns if name not in ("train_seed", "value", "standard_error", *beside)]
-    groups = table.groupby(keys, sort=False, dropna=False)
-    cells = groups["value"].agg(["mean", "std", "count"]).rename(columns={"mean": "value", "std": "sd", "count": "train_seeds"})
-    return cells.join(groups[beside].mean()).reset_index() if beside else cells.reset_index()
+    cells = mean_and_spread(table, keys).rename(columns={"seeds": "train_seeds"})
+    floors = table.groupby(keys, sort=False, dropna=False)[beside].mean() if beside else None
+    return (cells if floors is None else cells.join(floors)).reset_index()
 
 
 def _readings(layers: pd.DataFrame) -> list[Finding]:
@@ -180,7 +182,7 @@ def load_table(name: str = LAYERS) -> pd.DataFrame:
 
 def read_layer_table(path: Path) -> pd.DataFrame:
     """A table of measurements by layer as it was written: names stay text, also where they look like numbers."""
-    table = read_table(path, dtype=_TEXTS)
+    table = read_table(path, dtype=_TEXTS).rename(columns={"draws": "n_noise_samples"})  # its name in version 0.1
     texts = table.columns.intersection(list(_TEXTS))
     return table.assign(**{text: table[text].fillna("") for text in texts})
 
@@ -216,7 +218,7 @@ def evidence(classes: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of each run by method, blocks that see the label, and noise draws."""
     rows = classes[classes["metric"].str.endswith("_accuracy")].copy()
     rows["value"] = _shown(rows)
-    draws = rows["draws"].map(lambda count: f", {count} draws" if count else "")
+    draws = rows["n_noise_samples"].map(lambda count: f", {count} draws" if count else "")
     rows["how"] = rows["method"] + rows["blocks"].map(lambda text: "" if text == "all" else f", block {text} only") + draws
     return rows.pivot(index="how", columns="run", values="value").loc[list(dict.fromkeys(rows["how"]))].reset_index()
 
@@ -244,9 +246,9 @@ def main() -> None:
         table = pd.concat(read_runs(read, sources, given.workers), ignore_index=True)
         over = given.what == "seeds"
         if over and name == LAYERS:
-            judged = reading_verdicts(table)
-            write_text(assets() / "studies" / f"{name}-verdicts.csv", judged.to_csv(index=False, float_format="%.6g"))
-            print(verdict_table(judged).to_markdown(index=False, disable_numparse=True))
+            found = reading_verdicts(table)
+            write_text(assets() / "studies" / f"{name}-verdicts.csv", found.to_csv(index=False, float_format="%.6g"))
+            print(verdict_table(found).to_markdown(index=False, disable_numparse=True))
         path = assets() / "studies" / f"{name}{'-seeds' if over else ''}.csv"
         write_text(path, (over_seeds(table) if over else table).to_csv(index=False, float_format="%.5g"))
         write_sums()

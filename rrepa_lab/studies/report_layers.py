@@ -47,7 +47,7 @@ def classification() -> str:
     table = table[table["metric"].str.endswith("_accuracy")]
     words = {"gradient": "one step", "iterated": "twenty steps", "bayes": "Bayes' rule"}
     rows = []
-    for (method, draws, blocks), part in table.groupby(["method", "draws", "blocks"], sort=False):
+    for (method, draws, blocks), part in table.groupby(["method", "n_noise_samples", "blocks"], sort=False):
         how = words[str(method)] + ("" if blocks == "all" else f", label given to block {blocks} alone")
         how += f", mean of {draws} draw{'s' if draws != 1 else ''} of noise" if draws else ""
         rows.append([how, *(cell(part[part["strategy"] == strategy].iloc[0], 3) for strategy in ALIGNED)])

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from rrepa_lab.errors import LabError
+from rrepa_lab.measurements.spread import mean_and_spread
 from rrepa_lab.viz.theme import COLOURS, INK, SYMBOLS, styled
 
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -65,7 +66,7 @@ def sweep(
     of its standard_error, where the table has one.
 
     Args:
-        dash: column whose values are told apart by the kind of line; `by` by colour and symbol.
+        dash: column whose values differ in the kind of line; `by` by colour and symbol.
         levels: named values drawn across the figure.
 
     Raises: LabError for an empty table, or one of several metrics.
@@ -78,16 +79,16 @@ def sweep(
     keys = [name for name in (by, dash) if name is not None]
     colours, dashes = (list(dict.fromkeys(table[name])) if name else [] for name in (by, dash))
     for key, rows in table.groupby(keys, sort=False) if keys else [((), table)]:
-        told = dict(zip(keys, key, strict=True))
+        values = dict(zip(keys, key, strict=True))
         name = ", ".join(map(str, dict.fromkeys(key)))
-        cells = rows.groupby(over)["value"].agg(["mean", "std", "size"])
-        spread = cells["std"]
+        cells = mean_and_spread(rows, [over]).sort_index()
+        spread = cells["sd"]
         if "standard_error" in rows:
-            spread = spread.where(cells["size"] > 1, rows.groupby(over)["standard_error"].mean())
-        place = colours.index(told[by]) if by else 0
-        line = dashes.index(told[dash]) if dash else 0
+            spread = spread.where(cells["seeds"] > 1, rows.groupby(over)["standard_error"].mean())
+        place = colours.index(values[by]) if by else 0
+        line = dashes.index(values[dash]) if dash else 0
         figure.add_scatter(
-            x=cells.index.tolist(), y=cells["mean"].tolist(), name=name or unit, mode="lines+markers", showlegend=bool(keys),
+            x=cells.index.tolist(), y=cells["value"].tolist(), name=name or unit, mode="lines+markers", showlegend=bool(keys),
             line={"color": COLOURS[place % len(COLOURS)], "dash": DASHES[line % len(DASHES)]},
             marker={"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8},
             hovertemplate=f"{name or unit}<br>{axis} %{{x:g}}: %{{y:.4g}}<extra></extra>",

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from rrepa_lab.analysis.classify import Classification
 from rrepa_lab.analysis.report import ClassificationReport
-from rrepa_lab.viz.theme import COLOURS, INK, METHOD_NAMES, SCALE, SYMBOLS, one_of, styled
+from rrepa_lab.measurements.metrics import metric_of
+from rrepa_lab.viz.theme import COLOURS, INK, SCALE, SYMBOLS, one_of, styled
 
 _UNITS = {"gradient": "d log p / d logit, nats", "bayes": "log posterior, nats", "iterated": "logit of the soft label"}
 
@@ -24,9 +25,7 @@ def class_scores(
         figure.add_bar(name=name, x=list(classes), y=scores, marker={"color": colour, "line": {"width": lines, "color": INK}})
     figure.update_xaxes(title="class", type="category")
     figure.update_yaxes(title=_UNITS.get(method, "score"))
-    return styled(
-        figure, f"Class scores by {METHOD_NAMES.get(method, method)}", f"{what}; outlined: the run's prediction", height=340
-    )
+    return styled(figure, f"Class scores by {_method(method)}", f"{what}; outlined: the run's prediction", height=340)
 
 
 def class_race(
@@ -64,7 +63,7 @@ def class_race(
         figure.update_xaxes(range=[steps[0] - 0.5, steps[-1] + 0.5])
         figure.update_yaxes(range=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
     winner = classes[max(range(len(classes)), key=lambda k: shown[-1][k])]
-    title = f"Which class {'wins' if len(shown) == len(path) else 'leads'}? {winner}, by {METHOD_NAMES[result.method]}"
+    title = f"Which class {'wins' if len(shown) == len(path) else 'leads'}? {winner}, by {_method(result.method)}"
     return styled(figure, title, caption, height=350, legend=2)
 
 
@@ -138,3 +137,8 @@ def calibration(report: ClassificationReport) -> go.Figure:
 def _who(report: ClassificationReport) -> str:
     about = report.summary.iloc[0]
     return f"{about['run']} (training seed {about['train_seed']}), {about['method']}, {about['split']} split"
+
+
+def _method(name: str) -> str:
+    """How a classification method is called in a title."""
+    return metric_of(f"{name}_accuracy").label

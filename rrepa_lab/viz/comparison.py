@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from rrepa_lab import __version__
 from rrepa_lab.errors import LabError, unknown
-from rrepa_lab.measurements.claims import JUDGED, verdict_table
+from rrepa_lab.measurements.claims import VERDICT_RULE, verdict_table
 from rrepa_lab.measurements.compare import protocols, settings_in, wide
 from rrepa_lab.viz.theme import COLOURS, SYMBOLS, styled
 
@@ -76,8 +76,8 @@ def report(
     for name, other in (beside or {}).items():
         parts += [f"<h2>{html.escape(name)}</h2>", _html_table(other)]
     if verdicts is not None and len(verdicts):
-        told = f"<p>{html.escape(JUDGED)}</p>"
-        parts += ["<h2>What becomes of the paper's claims</h2>", told, _html_table(verdict_table(verdicts))]
+        rule = f"<p>{html.escape(VERDICT_RULE)}</p>"
+        parts += ["<h2>Verdicts on the paper's claims</h2>", rule, _html_table(verdict_table(verdicts))]
     scripts: bool | str = True
     for metric in dict.fromkeys(table.dropna(subset=["value"])["metric"]):
         figure = spread(table, metric)

@@ -1,4 +1,4 @@
-"""Pictures in a table as HTML: small, quick to make, legible in light and dark, and told to those who cannot see them."""
+"""Pictures in a table as HTML: small, quick to make, legible in light and dark, and described by alternative text."""
 
 import base64
 from collections.abc import Collection, Mapping

@@ -8,14 +8,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rrepa_lab.errors import LabError
+from rrepa_lab.measurements.metrics import title_of
+from rrepa_lab.measurements.spread import mean_and_spread
 from rrepa_lab.viz.charts import band
-from rrepa_lab.viz.theme import COLOURS, INK, METHOD_NAMES, SCALE, SYMBOLS, one_of, styled
-
-_NAMES = {
-    "linear_accuracy": "accuracy of a linear probe", "knn_accuracy": "accuracy of a k-NN probe", "cknna": "CKNNA",
-    "cka": "linear CKA", "mutual_knn": "mutual k-NN", "teacher_cosine": "cosine to the teacher",
-    **{f"{method}_accuracy": name for method, name in METHOD_NAMES.items()},
-}  # fmt: skip
+from rrepa_lab.viz.theme import COLOURS, INK, SCALE, SYMBOLS, one_of, styled
 
 
 def layer_map(
@@ -73,7 +69,7 @@ def layer_map(
     height = 120 + down * (40 + tall)
     marks = "★ best layer; outlined where it was aligned" if outlined else "★ best layer"
     caption = f"blocks and layers count from 1 at the image; {marks}; {_caption(rows)}"
-    title, caption = _headed(title, f"{_name(metric)}, block by layer", metric, caption)
+    title, caption = _headed(title, f"{title_of(metric)}, block by layer", metric, caption)
     return styled(figure, title, caption, height, legend=max(name.count("<br>") for name in names))
 
 
@@ -103,7 +99,7 @@ def layer_curves(
         shown = table[(table["run"] == run) & (table["tap"] == "") & accuracies].groupby("metric")["value"].mean()
         for name, dash in zip(levels, ("dash", "dashdot", "longdash"), strict=False):
             if name in shown:
-                _level(figure, x, shown[name], f"{run}: {_name(name)}", colour, dash)
+                _level(figure, x, shown[name], f"{run}: {title_of(name)}", colour, dash)
                 values.setdefault(name, []).append(f"{run} {shown[name]:.3f}")
     for text, value in _floors(rows).items():
         _level(figure, x, value, f"floor: {text}", INK, "dot", f"floor, {text} {value:.3f}", left=True)
@@ -111,14 +107,14 @@ def layer_curves(
     for baseline, value in baselines.groupby("tap")["value"].mean().items():
         pixels = baseline == "pixels"  # named at the left end, the encoder at the right: the two may be close
         _level(figure, x, value, str(baseline), INK, "dot" if pixels else "solid", f"{baseline} {value:.3f}", left=pixels)
-    notes = [f"{_name(name).lower()} without a probe, dashed: {', '.join(parts)}" for name, parts in values.items()]
+    notes = [f"{title_of(name).lower()} without a probe, dashed: {', '.join(parts)}" for name, parts in values.items()]
     caption = "; ".join([*notes, _caption(rows)])
     order = [f"{block}.{layer}" for block, layer in sorted(set(zip(rows["block"], rows["layer"], strict=True)))]
     figure.update_xaxes(
         title="block.layer, from the image to the noise", type="category", categoryorder="array", categoryarray=order
     )
-    figure.update_yaxes(title=_name(metric))
-    title, caption = _headed(title, f"{_name(metric)}, layer by layer", metric, caption)
+    figure.update_yaxes(title=title_of(metric))
+    title, caption = _headed(title, f"{title_of(metric)}, layer by layer", metric, caption)
     # on a phone two short names share a line
     lines = len(runs) if max(map(len, runs)) > 16 else min(len(runs), 1 - (-len(runs) // 2))
     # and the names of the layers stand upright
@@ -141,7 +137,7 @@ def pair_map(table: pd.DataFrame, metric: str = "cka") -> go.Figure:
     figure.update_xaxes(title=one_of(rows["other"]), type="category", tickangle=-60)
     figure.update_yaxes(title=one_of(rows["run"]), type="category", autorange="reversed")
     # the names of the taps stand upright under the axis
-    styled(figure, f"{_name(metric)} between two runs", _caption(rows), height=540, legend=0, below=140)
+    styled(figure, f"{title_of(metric)} between two runs", _caption(rows), height=540, legend=0, below=140)
     return figure.update_layout(margin={"l": 130})
 
 
@@ -150,7 +146,12 @@ def _cells(rows: pd.DataFrame) -> pd.DataFrame:
     keys = ["block", "layer", "module_path"]
     if "sd" in rows:
         return rows[[*keys, "value", "sd"]].rename(columns={"value": "mean"}).reset_index(drop=True)
-    return rows.groupby(keys)["value"].agg(["mean", "std"]).rename(columns={"std": "sd"}).reset_index()
+    return (
+        mean_and_spread(rows, keys)
+        .rename(columns={"value": "mean"})
+        .reset_index()
+        .sort_values(["block", "layer"], ignore_index=True)
+    )
 
 
 def _layers(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -166,12 +167,7 @@ def _layers(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def _headed(title: str, otherwise: str, metric: str, caption: str) -> tuple[str, str]:
     """Title and caption: a title of one's own leaves the name of the metric to the caption."""
-    return (title, f"{_name(metric)}; {caption}") if title else (otherwise, caption)
-
-
-def _name(metric: str) -> str:
-    name = _NAMES.get(metric, metric)
-    return name[0].upper() + name[1:]
+    return (title, f"{title_of(metric)}; {caption}") if title else (otherwise, caption)
 
 
 def _level(

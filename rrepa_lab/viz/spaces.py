@@ -80,8 +80,8 @@ def neighbour_strips(
         rows = table[table["query"] == query].sort_values("rank")["image"].tolist()
         strips[name] = {"image": images[query], **{f"{rank}.": images[row] for rank, row in enumerate(rows, start=1)}}
         counts.append(f"{name} {int((labels[rows] == labels[query]).sum())} of {len(rows)}")
-    told = f"neighbours of its class: {', '.join(counts)}"
-    return tiles(strips, f"Nearest neighbours of image {query}, by cosine", "; ".join(filter(None, [told, caption])))
+    share = f"neighbours of its class: {', '.join(counts)}"
+    return tiles(strips, f"Nearest neighbours of image {query}, by cosine", "; ".join(filter(None, [share, caption])))
 
 
 def embedding(table: pd.DataFrame, highlight: int | None = None) -> go.Figure:

@@ -11,7 +11,6 @@ GRID = "rgba(128,128,128,0.25)"
 # Okabe and Ito's palette without black, safe for the common kinds of colour blindness; shapes tell apart what colours repeat
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "triangle-down", "hexagon", "bowtie", "pentagon")
-METHOD_NAMES = {"gradient": "one gradient step", "bayes": "Bayes' rule", "iterated": "gradient ascent"}
 SCALE = "Cividis"  # even in lightness, and the same to colour-blind eyes
 
 

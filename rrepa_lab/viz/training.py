@@ -14,7 +14,7 @@ from rrepa_lab.viz.charts import band
 from rrepa_lab.viz.theme import COLOURS, INK, SYMBOLS, one_of, styled
 
 # what curves may be drawn against, by the column of the table that holds it
-AXES = {"step": "step", "images": "training images seen", "seconds": "seconds of training"}
+AXES = {"step": "step", "images": "training images", "seconds": "seconds of training"}
 
 
 def loss_curves(
@@ -116,7 +116,7 @@ def accuracy_curves(metrics: Mapping[str, pd.DataFrame], caption: str = "", x: s
         )  # fmt: skip
     figure.update_xaxes(title=AXES[x])
     figure.update_yaxes(title="one-step accuracy, held-out images", range=[0, 1], tickformat=".0%")
-    return styled(figure, "When can the class be read off?", caption, legend=len(figure.data))
+    return styled(figure, "One-step accuracy while training", caption, legend=len(figure.data))
 
 
 def _known(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -126,7 +126,7 @@ def _known(table: pd.DataFrame, column: str) -> pd.DataFrame:
 _CURVES = {
     "nats_per_dim": ("How likely are training images?", "nats/dim under the training noise"),
     "held_out_nats_per_dim": ("How likely are held-out images?", "nats/dim under the training noise"),
-    "held_out_accuracy": ("When can the class be read off?", "one-step accuracy on held-out images"),
+    "held_out_accuracy": ("One-step accuracy while training", "one-step accuracy on held-out images"),
     "similarity": ("How near to the encoder?", "cosine with the encoder, aligned taps"),
 }
 

@@ -86,7 +86,7 @@ def _control(name: str, values: list[Any], first: Any) -> Any:
 
 
 def _widget(draw: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    """What `draw` made, as a widget; a mistake in the values is told in its place."""
+    """What `draw` made, as a widget; a mistake in the values is shown in its place."""
     import ipywidgets
 
     try:
