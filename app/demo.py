@@ -1,6 +1,6 @@
 """The page: `python app/demo.py` opens it on this machine only, filled with a real picture.
 
-Each tab is a file beside this one that can also be launched alone, `python app/samples.py`.
+Each tab is a file of this folder that can also be launched alone, `python app/samples.py`.
 """
 
 from types import ModuleType
@@ -13,6 +13,7 @@ import gradio as gr
 import layers
 import reverse_path
 import samples
+import serving
 import training
 
 TABS: list[ModuleType] = [reverse_path, layers, classify, samples, feature_map, training]
@@ -25,7 +26,7 @@ def build_demo() -> gr.Blocks:
 
 def main() -> None:
     """Command line of the page."""
-    frame.serve(TABS, endpoints.build)
+    serving.serve(TABS, endpoints.build)
 
 
 if __name__ == "__main__":

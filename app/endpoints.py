@@ -1,6 +1,6 @@
 """Endpoints for programs: `gradio_client.Client(address).predict(..., api_name="/sample")`; with --mcp they are tools as well.
 
-Their arguments are typed by components nobody sees, so that what comes in is checked as on the page.
+Their arguments are typed by hidden components, so that they are checked as on the page.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 import torch
 from PIL import Image
-from shell import FIRST, LARGEST_SEED, MODEL, computes, get_run, picture_field, told
+from shell import DEFAULT_RUN, LARGEST_SEED, MODEL_QUEUE, get_run, picture_field, show_errors, with_model_lock
 
 import rrepa_lab as rl
 from rrepa_lab.data.prepare import prepare
@@ -18,9 +18,9 @@ from rrepa_lab.sampling.sample import noise
 from rrepa_lab.viz.images import grid, picture
 
 
-@told
+@show_errors
 def runs() -> list[dict[str, str]]:
-    """List the runs that the other endpoints know.
+    """List the runs that the other endpoints accept.
 
     Returns:
         for each its name, alignment strategy, data set and a summary
@@ -28,7 +28,7 @@ def runs() -> list[dict[str, str]]:
     return [{"name": i.name, "strategy": i.strategy, "data": i.data, "summary": i.summary} for i in rl.available()]
 
 
-@computes
+@with_model_lock
 def sample(run: str, label: int, seed: int, guidance: float) -> tuple[Image.Image, dict[str, Any]]:
     """Draw one denoised image from a flow; the same arguments give the same image.
 
@@ -47,9 +47,9 @@ def sample(run: str, label: int, seed: int, guidance: float) -> tuple[Image.Imag
     return picture(made.images[0], scale=8), facts
 
 
-@computes
+@with_model_lock
 def classify(run: str, image: Image.Image | None, method: str) -> dict[str, Any]:
-    """Read the class of a picture off a flow, without a classifier.
+    """Predict the class of a picture with a flow, without a classifier.
 
     Args:
         run: name of a run, see /runs
@@ -69,9 +69,9 @@ def classify(run: str, image: Image.Image | None, method: str) -> dict[str, Any]
     return {"run": run, "method": method, "label": label, "scores": scores, "prepared": how}
 
 
-@computes
+@with_model_lock
 def trace(run: str, seed: int, label: int, tap: str) -> tuple[Image.Image, dict[str, Any]]:
-    """Follow one image from noise through the blocks, and read an inner state on the way.
+    """Decode noise to an image block by block, and return an inner state.
 
     Args:
         run: name of a run, see /runs
@@ -104,7 +104,7 @@ def _whole(what: str, number: float | None) -> int:
 def build() -> None:
     """Add the endpoints to the page that is being composed."""
     with gr.Column(visible=False):
-        run = gr.Textbox(FIRST, label="run", max_length=200)
+        run = gr.Textbox(DEFAULT_RUN, label="run", max_length=200)
         label = gr.Number(3, minimum=-1, label="label")
         seed = gr.Number(0, minimum=0, maximum=LARGEST_SEED, label="seed")
         guidance = gr.Number(0.0, minimum=0, maximum=100, label="guidance")
@@ -112,9 +112,9 @@ def build() -> None:
         method = gr.Textbox("gradient", label="method", max_length=20)
         tap = gr.Textbox("block.3.layer.2", label="tap", max_length=40)
         drawn, stages = (gr.Image(format="png", label="image") for _ in range(2))
-        facts, scores, states, known = (gr.JSON(label=name) for name in ("facts", "scores", "facts", "runs"))
-        serve: dict[str, Any] = {"concurrency_id": MODEL}
-        gr.Button().click(runs, None, known, api_name="runs", **serve)
+        facts, scores, states, listed = (gr.JSON(label=name) for name in ("facts", "scores", "facts", "runs"))
+        serve: dict[str, Any] = {"concurrency_id": MODEL_QUEUE}
+        gr.Button().click(runs, None, listed, api_name="runs", **serve)
         gr.Button().click(sample, [run, label, seed, guidance], [drawn, facts], api_name="sample", **serve)
         gr.Button().click(classify, [run, image, method], scores, api_name="classify", **serve)
         gr.Button().click(trace, [run, seed, label, tap], [stages, states], api_name="trace", **serve)

@@ -18,7 +18,7 @@ def trusted_hosts(host: str, share: bool, allowed: Sequence[str]) -> list[str]:
     """The names under which the page may be called, "*" for any.
 
     A page of this machine alone answers to the names of the loopback: another site's name may be made to point there, and
-    the browser then takes the page for part of that site. A page for others is called by names that are not known here.
+    the browser then takes the page for part of that site. A page for others is called by names that it cannot know.
 
     Args:
         host: the address the page listens on.

@@ -6,8 +6,8 @@ Needs the `dev` extra and a Chromium (its path in $CHROMIUM, /usr/bin/chromium b
 import os
 
 from demo import build_demo
-from frame import launch
 from playwright.sync_api import sync_playwright
+from serving import launch
 
 from rrepa_lab.paths import bundled
 from rrepa_lab.studies.reading import LAYERS, load_table

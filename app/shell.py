@@ -1,4 +1,4 @@
-"""What the tabs of the page share: the runs a visitor may use, the one model lock, notices, pictures of states, and files."""
+"""What the tabs of the page share: the runs a visitor may use, the model lock, notices, uploads, and downloads."""
 
 import inspect
 import tempfile
@@ -21,26 +21,26 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.paths import assets, runs_root
 from rrepa_lab.runs.card import read_scores
 
-MODEL = "model"  # concurrency group of the events that compute: they wait in one queue, and the lock lets in one at a time
-FIRST, SECOND = "digits-reverse", "digits-none"
-NOTHING = ""  # the run to compare with, when there is none
+MODEL_QUEUE = "model"  # concurrency group of the events that compute; the model lock admits one of them at a time
+DEFAULT_RUN, DEFAULT_OTHER = "digits-reverse", "digits-none"
+NO_RUN = ""  # in place of the second run, where one is shown alone
 LARGEST_SEED = 2**31 - 1
-TESTED = 1000
+N_TEST_IMAGES = 1000
 # of events that belong to the page alone, and of those among them that compute
-HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-QUIET: dict[str, Any] = {"concurrency_id": MODEL, **HIDDEN}
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+PRIVATE_MODEL: dict[str, Any] = {"concurrency_id": MODEL_QUEUE, **PRIVATE}
 
-lock = RLock()
+model_lock = RLock()
 
 
-class Desk:
+class ServerSettings:
     """What the page was started with."""
 
     device = "cpu"
     may_train = True  # off where strangers could reach the page
 
 
-desk = Desk()
+server_settings = ServerSettings()
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -62,8 +62,8 @@ def run_folder(name: str) -> Path:
 def get_run(name: str) -> rl.Run:
     """The run of this name: the same object until its weights on disk change, so that results can be kept by run."""
     folder = run_folder(name)
-    with lock:
-        return _loaded(folder, stamp(folder / "model.safetensors"), desk.device)
+    with model_lock:
+        return _loaded(folder, stamp(folder / "model.safetensors"), server_settings.device)
 
 
 def stamp(*paths: Path) -> tuple[int, ...]:
@@ -78,18 +78,18 @@ def _loaded(folder: Path, _written: tuple[int, ...], device: str) -> rl.Run:
 
 def pair(first: str, second: str) -> dict[str, rl.Run]:
     """The runs to show, by name: one if the second is nothing or the same."""
-    return {name: get_run(name) for name in dict.fromkeys((first, second)) if name != NOTHING}
+    return {name: get_run(name) for name in dict.fromkeys((first, second)) if name != NO_RUN}
 
 
 @lru_cache(maxsize=8)
 def test_images(run: rl.Run) -> Batch:
-    """TESTED images of the run's test split, class-balanced, with their labels: those that can be picked by number."""
-    return run.data("test", TESTED)
+    """N_TEST_IMAGES images of the run's test split, class-balanced, with their labels: those that can be picked by number."""
+    return run.data("test", N_TEST_IMAGES)
 
 
 def test_code(name: str) -> str:
     """The Python expression whose rows are the numbers of `test_images`."""
-    return 'run.data("test")' if len(get_run(name).images("test")) <= TESTED else f'run.data("test", {TESTED})'
+    return 'run.data("test")' if len(get_run(name).images("test")) <= N_TEST_IMAGES else f'run.data("test", {N_TEST_IMAGES})'
 
 
 def parameters(run: rl.Run) -> str:
@@ -98,12 +98,12 @@ def parameters(run: rl.Run) -> str:
 
 
 def class_choices(run: rl.Run) -> list[str]:
-    """What can be asked of a run: no label, then its classes; choice k stands for label k - 1."""
+    """The labels that can be fed to a run: none, then its classes; choice k stands for label k - 1."""
     return ["any (no label)", *(run.classes if run.flow.config.classes else [])]
 
 
 def label_of(choice: str, run: rl.Run) -> int:
-    """The label of a choice; -1, no label, for a class that this run does not know."""
+    """The label of a choice; -1, no label, for a class that this run does not have."""
     choices = class_choices(run)
     return choices.index(choice) - 1 if choice in choices else -1
 
@@ -128,15 +128,20 @@ def notices() -> Iterator[None]:
         raise gr.Error(without_folders(error), title="That did not work", print_exception=False) from None
 
 
+def report_error(error: LabError) -> None:
+    """Show an error as a notice, from a handler that goes on; `notices` is for handlers that end with it."""
+    gr.Warning(without_folders(error), title="That did not work")
+
+
 def without_folders(error: LabError | str) -> str:
-    """A message with runs by name: where they lie on this machine is nobody else's business."""
+    """A message with runs by name: visitors do not learn where they are on this machine."""
     text = str(error)
     for root in (runs_root().resolve(), assets() / "runs", assets()):
         text = text.replace(f"{root}/", "")
     return text
 
 
-def told(handler: Callable[..., Any]) -> Callable[..., Any]:
+def show_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
     """Show a LabError of a handler as a notice; generators too."""
     if not inspect.isgeneratorfunction(handler):
         return notices()(handler)
@@ -149,12 +154,12 @@ def told(handler: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def computes(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """`told`, under the model lock; a generator holds it from one value to the next, not while a value is shown."""
+def with_model_lock(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """`show_errors`, under the model lock; a generator holds it from one value to the next, not while a value is shown."""
 
     @wraps(handler)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with lock:
+        with model_lock:
             return handler(*args, **kwargs)
 
     @wraps(handler)
@@ -163,7 +168,7 @@ def computes(handler: Callable[..., Any]) -> Callable[..., Any]:
         end = object()
         try:
             while True:
-                with lock:
+                with model_lock:
                     value = next(values, end)
                 if value is end:
                     return
@@ -171,14 +176,14 @@ def computes(handler: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             values.close()
 
-    return told(generator if inspect.isgeneratorfunction(handler) else wrapper)
+    return show_errors(generator if inspect.isgeneratorfunction(handler) else wrapper)
 
 
 # --- pictures from outside ---------------------------------------------------------------------------------------------
 
 
 def picture_field(**settings: Any) -> gr.Image:
-    """A field for an uploaded picture, whose files are read by `read_picture`: what is wrong with one is told in a line."""
+    """A field for an uploaded picture, whose files are read by `read_picture`: an error of one is a line."""
     field = gr.Image(type="pil", **settings)
     inherited = field.preprocess
 

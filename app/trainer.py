@@ -9,14 +9,14 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Literal
 
-from shell import lock
+from shell import model_lock
 from torch import Tensor
 
 import rrepa_lab as rl
 from rrepa_lab.errors import LabError
 
-BREATH = 0.01  # seconds between two reports in which others may take the model lock
-SKETCH = 5.0  # seconds between two looks at samples
+LOCK_PAUSE_SECONDS = 0.01  # seconds between two reports in which others may take the model lock
+SAMPLE_EVERY_SECONDS = 5.0  # between two sets of samples
 SEEDS = (0, 1)
 
 
@@ -31,7 +31,7 @@ class Training:
     report: rl.StepReport | None = None  # the last one
     message: str = ""  # why it failed
     samples: tuple[int, Tensor] | None = None  # step, and images of every class with SEEDS, (classes * seeds, C, H, W)
-    halt: Event = field(default_factory=Event)
+    stop_requested: Event = field(default_factory=Event)
 
     @property
     def name(self) -> str:
@@ -65,14 +65,14 @@ class Trainer:
                 steps = now.config.train.steps
                 raise LabError(f"{now.name} is being trained (step {now.step} of {steps}): wait for its end, or stop it")
             self.training = training = Training(config, folder, device)
-            self._thread = Thread(target=_work, args=(training,), name=f"training {config.name}", daemon=True)
+            self._thread = Thread(target=_run_training, args=(training,), name=f"training {config.name}", daemon=True)
             self._thread.start()
         return training
 
     def stop(self) -> None:
         """End after the step report that is being made, and save."""
         if self.training is not None:
-            self.training.halt.set()
+            self.training.stop_requested.set()
 
     def wait(self, seconds: float | None = None) -> None:
         """Until the training that was begun last has ended, at most so long."""
@@ -80,18 +80,18 @@ class Trainer:
             self._thread.join(seconds)
 
 
-def _work(training: Training) -> None:
-    """Train until the end, a wish to stop or an error; whatever happens, the state tells it."""
+def _run_training(training: Training) -> None:
+    """Train until the end, a requested stop or an error; sets the state in every case."""
     end: Literal["done", "stopped", "failed"] = "failed"
     try:
         reports = rl.train(training.config, training.folder, device=training.device)
         try:
-            end = _follow(training, reports)
+            end = _consume(training, reports)
         finally:
-            with lock:
+            with model_lock:
                 reports.close()  # saves a run that was stopped
-        with lock:
-            _sketch(training)
+        with model_lock:
+            _draw_samples(training)
     except LabError as error:
         end, training.message = "failed", str(error)
     except Exception as error:
@@ -101,23 +101,23 @@ def _work(training: Training) -> None:
         training.state = end
 
 
-def _follow(training: Training, reports: Iterator[rl.StepReport]) -> Literal["done", "stopped"]:
+def _consume(training: Training, reports: Iterator[rl.StepReport]) -> Literal["done", "stopped"]:
     drawn = time.monotonic()
     while True:
-        with lock:
+        with model_lock:
             report = next(reports, None)
             if report is None:
                 return "done"
             training.report = report
-            if time.monotonic() - drawn > SKETCH:
-                _sketch(training)
+            if time.monotonic() - drawn > SAMPLE_EVERY_SECONDS:
+                _draw_samples(training)
                 drawn = time.monotonic()
-        if training.halt.is_set() and report.step < report.steps:
+        if training.stop_requested.is_set() and report.step < report.steps:
             return "stopped"
-        time.sleep(BREATH)
+        time.sleep(LOCK_PAUSE_SECONDS)
 
 
-def _sketch(training: Training) -> None:
+def _draw_samples(training: Training) -> None:
     """Samples of every class from the last checkpoint, unless they are there."""
     run = rl.load(training.folder, training.device)
     if training.samples is not None and training.samples[0] == run.step:
