@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import rrepa_lab as rl
+from rrepa_lab.align.strategy import STRATEGIES, Features
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.splits import load_split
 from rrepa_lab.data.subset import whole
+from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.flow.perturb import perturb
+from rrepa_lab.flow.taps import Tap
 from rrepa_lab.paths import bundled
 
 # under pytest-xdist the workers share the cores, with the kernels and commands they start
@@ -46,6 +49,19 @@ def make_flow(config: rl.FlowConfig, seed: int = 0) -> rl.TarFlow:
     if flow.prior_var is not None:
         flow.prior_var.uniform_(0.5, 2.0)
     return flow
+
+
+def features(
+    flow: FlowModel,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    strategy: str,
+    taps: list[Tap],
+    refinements: int = 0,
+    plain: bool = False,
+) -> Features:
+    """The encoding pass and the aligned features of a strategy."""
+    return STRATEGIES[strategy].features(flow, x, flow.condition(y, len(x)), taps, refinements, plain)
 
 
 @pytest.fixture(params=CONFIGS, scope="module")
@@ -76,8 +92,8 @@ def tiny() -> rl.RunConfig:
     """digits-reverse made small enough to train within a second or two."""
     return rl.preset("digits-reverse").override(PLAIN | {
         "name": "tiny", "flow.width": 16, "flow.head_width": 16, "flow.blocks": 2, "flow.layers": 2, "align.blocks": [1, 2],
-        "align.projector_width": 16, "train.steps": 12, "train.batch": 32, "train.warmup": 2, "train.report_every": 2,
-        "train.look_every": 6, "train.save_every": 4,
+        "align.projector_width": 16, "train.steps": 12, "train.batch": 32, "train.warmup": 2, "train.log_every": 2,
+        "train.eval_every": 6, "train.save_every": 4,
     })  # fmt: skip
 
 
@@ -160,7 +176,7 @@ def page(page_server: tuple[str, int]) -> str:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """Of a browser test that failed, print what the page showed: a machine without a screen has nothing else to tell."""
     report = yield
     view = getattr(item, "funcargs", {}).get("view")

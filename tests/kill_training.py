@@ -20,13 +20,15 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file
 
 import rrepa_lab as rl
-from rrepa_lab.runs.run import records
+from rrepa_lab.runs.records import Records
 
+Resume = bool | Literal["auto"]
 STEPS = 6
 SECONDS = 30  # that one training may take
 
@@ -35,7 +37,7 @@ def configuration() -> rl.RunConfig:
     """A run of a few milliseconds a step that uses everything a checkpoint holds."""
     return rl.preset("digits-reverse").override({
         "flow.width": 16, "flow.head_width": 16, "flow.blocks": 2, "flow.layers": 1, "align.blocks": [2], "align.layers": [1],
-        "align.projector_width": 8, "train.steps": STEPS, "train.batch": 16, "train.report_every": 2, "train.look_every": 2,
+        "align.projector_width": 8, "train.steps": STEPS, "train.batch": 16, "train.log_every": 2, "train.eval_every": 2,
         "train.save_every": 2, "train.keep": "nats_per_dim", "data.holdout": 0.2,
     })  # fmt: skip
 
@@ -74,14 +76,14 @@ def operations(fatal: int | None = None) -> Iterator[list[int]]:
         if count[0] == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    replace, append = os.replace, records.Records.append
+    replace, append = os.replace, Records.append
 
     def counted_replace(source: Path, target: Path) -> None:
         tick()  # written, and not yet in its place
         replace(source, target)
         tick()
 
-    def counted_append(self: records.Records, row: dict[str, object]) -> None:
+    def counted_append(self: Records, row: dict[str, object]) -> None:
         line = json.dumps(row) + "\n"
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(line[: len(line) // 2])
@@ -90,14 +92,14 @@ def operations(fatal: int | None = None) -> Iterator[list[int]]:
             stream.write(line[len(line) // 2 :])
         tick()
 
-    os.replace, records.Records.append = counted_replace, counted_append  # type: ignore[assignment]
+    os.replace, Records.append = counted_replace, counted_append  # type: ignore[assignment]
     try:
         yield count
     finally:
-        os.replace, records.Records.append = replace, append  # type: ignore[method-assign]
+        os.replace, Records.append = replace, append  # type: ignore[method-assign]
 
 
-def train(out: Path, resume: bool | str = "auto", operation: int | None = None) -> int:
+def train(out: Path, resume: Resume = "auto", operation: int | None = None) -> int:
     """Train to the end, unless the process dies at its n-th operation; the number of operations."""
     with operations(operation) as count:
         for _ in rl.train(configuration(), out, resume=resume, device="cpu"):
@@ -122,7 +124,7 @@ def _rows(out: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "remaining")} for line in lines]
 
 
-def survive(out: Path, reference: Path, resume: bool | str, operation: int | None, delay: float | None) -> str:
+def survive(out: Path, reference: Path, resume: Resume, operation: int | None, delay: float | None) -> str:
     """Kill a training, start it again, and compare; "" if it ended as one that was never interrupted."""
     status = in_child(lambda: train(out, "auto", operation), delay)
     if status not in (0, -signal.SIGKILL):
@@ -153,7 +155,7 @@ def kills(folder: Path, count: int, seed: int = 0) -> Counter[str]:
         at_operation = number % 2 == 0
         operation = 1 + (number // 2) % places if at_operation else None
         delay = None if at_operation else draw.uniform(0, seconds)
-        resume = True if number % 4 < 2 else "auto"
+        resume: Resume = True if number % 4 < 2 else "auto"
         outcome = survive(out, reference, resume, operation, delay)
         found[outcome] += 1
         if outcome:

@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, make_flow
+from conftest import CONFIGS, features, make_flow
 from torch.testing import assert_close
 
 import rrepa_lab as rl
-from rrepa_lab.align.encoder import Encoder, EncoderConfig
-from rrepa_lab.align.projector import Projectors, alignment_loss, similarity
-from rrepa_lab.align.strategies import STRATEGIES, features, pseudo_reverse
+from rrepa_lab.align.aligner import Aligner, alignment_loss, patch_cosine
+from rrepa_lab.align.config import AlignConfig
+from rrepa_lab.align.encoder import Encoder
+from rrepa_lab.align.projector import Projectors
+from rrepa_lab.align.strategies.reverse import pseudo_reverse
+from rrepa_lab.align.strategy import strategy_names
 from rrepa_lab.align.target import match_grid
-from rrepa_lab.analysis.routing import parameter_groups
+from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.taps import Tap
 
@@ -28,8 +31,8 @@ def setting(taps, seed=0):
     projectors = Projectors(taps, CONFIG.width, 16, 8).double()
 
     def loss(strategy, refinements=0):
-        _, aligned = features(flow, x, y, strategy, [Tap.parse(tap) for tap in taps], refinements)
-        return alignment_loss({tap: similarity(projectors.project(tap, states), target) for tap, states in aligned.items()})
+        aligner = Aligner(AlignConfig(strategy=strategy, refinements=refinements), projectors)
+        return aligner(flow, x, y, target, taps).loss
 
     return flow, x, y, loss
 
@@ -48,7 +51,7 @@ def flat(grads, prefix):
     return torch.cat([grad.flatten() for name, grad in grads.items() if name.startswith(prefix) and grad is not None])
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+@pytest.mark.parametrize("strategy", strategy_names()[1:])
 def test_all_strategies_see_the_same_features(strategy):
     flow, x, y, _ = setting([])
     taps = flow.resolve("block.[234].layer.*")
@@ -64,7 +67,7 @@ def test_rebuilt_tokens_equal_the_cached_ones():
     encoded = flow(x, y, [f"block.{t}.in" for t in (1, 2, 3, 4)])
     cache = {t: encoded.states[f"block.{t}.in"].detach() for t in (1, 2, 3, 4)}
     for refinements in (0, 1, 3):
-        rebuilt = pseudo_reverse(flow, encoded.z.detach(), cache, flow.label_weights(y, 4), {}, refinements).rebuilt
+        rebuilt = pseudo_reverse(flow, encoded.z.detach(), cache, flow.condition(y, 4), {}, refinements).rebuilt
         for t, tokens in rebuilt.items():
             assert_close(tokens, cache[t], atol=1e-10, rtol=0)
             assert tokens.requires_grad
@@ -109,12 +112,14 @@ def test_a_feature_on_the_cached_tokens_would_be_detach():
     flow, x, y, loss = setting(taps)
     encoded = flow(x, y, [f"block.{t}.in" for t in (2, 3, 4)])
     cache = {t: encoded.states[f"block.{t}.in"].detach() for t in (2, 3, 4)}
-    label = flow.label_weights(y, 4)
-    wrong = {f"block.{t}.layer.2": flow.block(t).features(cache[t], label, {2})[2] for t in (2, 3)}
+    wrong = {}
+    for t in (2, 3):
+        block = flow.block(t)
+        wrong[f"block.{t}.layer.2"] = block(block.features, cache[t], flow.condition(y, 4).of_block(t), {2})[2]
     torch.manual_seed(0)
     projectors = Projectors(taps, CONFIG.width, 16, 8).double()
     target = torch.randn(4, 16, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    mistaken = alignment_loss({tap: similarity(projectors.project(tap, states), target) for tap, states in wrong.items()})
+    mistaken = alignment_loss({tap: patch_cosine(projectors.project(tap, states), target) for tap, states in wrong.items()})
     grads, detach, reverse = gradients(flow, mistaken), gradients(flow, loss("detach")), gradients(flow, loss("reverse"))
     assert reached(grads) == reached(detach) < reached(reverse)
     for name, grad in detach.items():
@@ -169,7 +174,7 @@ def test_routing_table_agrees_with_the_strategies():
 
 def test_parameter_groups_cover_the_flow_once():
     run = rl.load("digits-reverse")
-    grouped = [id(p) for _, _, group in parameter_groups(run) for p in group]
+    grouped = [id(p) for group in run.flow.parameter_groups() for p in group.parameters]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in run.flow.parameters()}
 

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import rrepa_lab as rl
-from rrepa_lab.analysis.classify import label_gain
+from rrepa_lab.analysis.label_gain import label_gain
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.images import Batch
 from rrepa_lab.data.splits import load_split
 from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.evaluator import accuracy, frechet_distance, load_evaluator
-from rrepa_lab.flow.decode.engine import METHODS
+from rrepa_lab.flow.decode.plan import METHODS
 from rrepa_lab.sampling.denoise import denoise_step
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.viz.images import grid
@@ -36,7 +36,7 @@ def test_a_seed_draws_the_same_image_alone_and_in_company():
     alone = rl.sample(flow, [17], labels=3, guidance=1.0)
     company = rl.sample(flow, [3, 17, 5], labels=[1, 3, 2], guidance=1.0)
     assert_close(company.images[1], alone.images[0], atol=1e-10, rtol=0)
-    split = rl.sample(flow, [3, 17, 5], labels=[1, 3, 2], guidance=1.0, batch=2)
+    split = rl.sample(flow, [3, 17, 5], labels=[1, 3, 2], guidance=1.0, method=rl.Decoding(batch=2))
     assert_close(split.images, company.images, atol=1e-10, rtol=0)
 
 
@@ -44,14 +44,14 @@ def test_path_goes_from_the_noise_to_the_image():
     flow = make_flow(CONFIGS["plain"])
     made = rl.sample(flow, [0, 1], labels=3)
     assert len(made.path) == 1 + flow.config.blocks + 1
-    assert torch.equal(made.path[0], flow.images(noise(flow, [0, 1]).double()))
+    assert torch.equal(made.path[0], flow.untokenize(noise(flow, [0, 1]).double()))
     assert torch.equal(made.images, made.path[-1].clamp(-1, 1))
     plain = rl.sample(flow, [0, 1], labels=3, denoise=False)
     assert torch.equal(plain.path[-1], made.path[-2])
     # each stage is the encoding of the next: walking there gives the path backwards
     encoded = flow(plain.path[-1], torch.tensor([3, 3]), "block.*.out").states
     for t in (1, 2, 3):
-        assert_close(flow.images(encoded[f"block.{t}.out"]), plain.path[3 - t], atol=1e-8, rtol=0)
+        assert_close(flow.untokenize(encoded[f"block.{t}.out"]), plain.path[3 - t], atol=1e-8, rtol=0)
 
 
 def test_denoising_is_the_posterior_mean_of_a_gaussian():
@@ -124,7 +124,7 @@ def test_batch_size_changes_nothing(method):
     flow = make_flow(CONFIGS["plain"])
     x = torch.randn(5, 1, 8, 8, dtype=torch.float64)
     assert_close(
-        rl.classify(flow, x, method, batch=3, draws=2).scores, rl.classify(flow, x, method, draws=2).scores, atol=1e-9, rtol=0
+        rl.classify(flow, x, method, batch=3, noise=2).scores, rl.classify(flow, x, method, noise=2).scores, atol=1e-9, rtol=0
     )
 
 
@@ -184,27 +184,29 @@ def test_bayes_with_some_blocks_labelled():
     assert (rl.classify(flow, x, "bayes").scores - expected).abs().max() > 1e-3
 
 
-def test_draws_average_the_likelihood_over_noise():
+def test_noise_samples_average_the_likelihood():
     from rrepa_lab.data.loaders import generator
 
     flow = make_flow(CONFIGS["plain"])
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
     views = [x + 0.1 * torch.randn(x.shape, dtype=x.dtype, generator=generator(4, draw)) for draw in range(3)]
     joint = torch.stack([log_likelihoods(flow, view) for view in views])
-    result = rl.classify(flow, x, "bayes", draws=3, seed=4)
+    result = rl.classify(flow, x, "bayes", noise=rl.NoiseSamples(3, seed=4))
     assert_close(result.scores, joint.mean(dim=0).log_softmax(dim=1), atol=1e-9, rtol=0)
     assert_close(result.path[1], joint[:2].mean(dim=0).log_softmax(dim=1), atol=1e-9, rtol=0)
     steep = torch.stack([rl.classify(flow, view).scores for view in views]).mean(dim=0)
-    assert_close(rl.classify(flow, x, draws=3, seed=4).scores, steep, atol=1e-10, rtol=0)
-    assert_close(rl.classify(flow, x, draws=3, seed=4, noise_std=0.0).scores, rl.classify(flow, x).scores, atol=1e-10, rtol=0)
+    assert_close(rl.classify(flow, x, noise=rl.NoiseSamples(3, seed=4)).scores, steep, atol=1e-10, rtol=0)
+    without = rl.classify(flow, x, noise=rl.NoiseSamples(3, 0.0, seed=4)).scores
+    assert_close(without, rl.classify(flow, x).scores, atol=1e-10, rtol=0)
 
 
 def test_iterated_is_gradient_ascent_and_can_be_watched():
     flow = make_flow(CONFIGS["plain"])
     x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
-    watched = list(rl.classify_steps(flow, x, steps=4, step_size=0.05, tolerance=0))
+    ascent = rl.Ascent(steps=4, step_size=0.05, tolerance=0)
+    watched = list(rl.classify_steps(flow, x, ascent=ascent))
     assert len(watched) == 5
-    logits, values = torch.zeros(3, 10, dtype=torch.float64), []
+    logits, values = torch.zeros(3, 10, dtype=torch.float64), list[torch.Tensor]()
     for number, taken in enumerate(watched):
         assert_close(taken.scores, logits, atol=1e-10, rtol=0)
         leaf = logits.clone().requires_grad_()
@@ -215,7 +217,7 @@ def test_iterated_is_gradient_ascent_and_can_be_watched():
         (slope,) = torch.autograd.grad(value.sum(), leaf)
         logits = logits + 0.05 * slope
     assert_close(watched[1].scores, 0.05 * rl.classify(flow, x).scores, atol=1e-10, rtol=0)
-    result = rl.classify(flow, x, "iterated", steps=4, step_size=0.05, tolerance=0)
+    result = rl.classify(flow, x, "iterated", ascent=ascent)
     assert_close(result.path, torch.stack([taken.scores for taken in watched]), atol=0, rtol=0)
     assert torch.equal(result.label, result.scores.argmax(1))
 
@@ -223,7 +225,8 @@ def test_iterated_is_gradient_ascent_and_can_be_watched():
 def test_iterated_stops_early_and_alone():
     run = rl.load("digits-reverse")
     x = run.data("test").x[:12]
-    result = rl.classify(run, x, "iterated", steps=60, tolerance=0.01)
+    ascent = rl.Ascent(steps=60, tolerance=0.01)
+    result = rl.classify(run, x, "iterated", ascent=ascent)
     assert 2 < len(result.path) < 61
     moved = (result.path[1:] != result.path[:-1]).any(dim=2)
     last = [int(moved[:, row].nonzero().max()) for row in range(12)]
@@ -232,7 +235,7 @@ def test_iterated_stops_early_and_alone():
         assert moved[: last[row] + 1, row].all(), "and do not move again"
         step = result.path[last[row] : last[row] + 2, row].softmax(dim=1)
         assert (step[1] - step[0]).abs().max() <= 0.01 or len(result.path) == 61
-    alone = rl.classify(run, x[3:4], "iterated", steps=60, tolerance=0.01)
+    alone = rl.classify(run, x[3:4], "iterated", ascent=ascent)
     assert_close(alone.scores[0], result.scores[3], atol=1e-3, rtol=1e-3)
 
 
@@ -275,7 +278,7 @@ def test_report_counts_what_happened(digits):
     from sklearn.metrics import confusion_matrix
 
     run, x, y = rl.load("digits-reverse"), digits[0][:150], digits[1][:150]
-    report = rl.classification_report(run, "gradient", data=Batch(x, y), bins=5)
+    report = rl.classification_report(run, "gradient", images=rl.Images(data=Batch(x, y)), bins=5)
     answer = rl.classify(run, x).label
     summary = report.summary.set_index("metric")["value"]
     assert summary["gradient_accuracy"] == pytest.approx(float((answer == y).double().mean()))
@@ -356,8 +359,8 @@ def test_decoding_is_held_against_the_plain_reference(trained, monkeypatch):
     # in what other methods draw, an error shows
     inverse = rl.TarFlow.inverse
 
-    def wrong(self, *rest, method="auto"):
-        out = inverse(self, *rest, method=method)
+    def wrong(self, z, y, guidance, *, method="auto"):
+        out = inverse(self, z, y, guidance, method=method)
         return out._replace(x=out.x + 0.5) if method == "cached" else out
 
     monkeypatch.setattr(rl.TarFlow, "inverse", wrong)
@@ -390,8 +393,7 @@ def test_benchmark_table(monkeypatch):
         ({"x": torch.zeros(1, 3, 8, 8)}, "images must be"),
         ({"blocks": [4]}, r"blocks \[4\] must be some of 1\.\.3"),
         ({"blocks": []}, r"blocks \[\] must be some of 1\.\.3"),
-        ({"draws": -1}, "draws must be >= 0, not -1"),
-        ({"method": "iterated", "steps": 0}, "steps must be >= 1 and step_size > 0, not 0"),
+        ({"noise": -1}, "noise samples must be >= 0, not -1"),
     ],
 )
 def test_classify_errors(settings, message):
@@ -399,12 +401,24 @@ def test_classify_errors(settings, message):
         rl.classify(rl.TarFlow(CONFIGS["plain"]), **{"x": torch.zeros(1, 1, 8, 8), **settings})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps must be >= 1 and step_size > 0, not 0"),
+        ({"step_size": 0.0}, "steps must be >= 1 and step_size > 0, not 20 and 0.0"),
+    ],
+)
+def test_an_ascent_takes_steps(settings, message):
+    with pytest.raises(LabError, match=message):
+        rl.classify(rl.TarFlow(CONFIGS["plain"]), torch.zeros(1, 1, 8, 8), "iterated", ascent=rl.Ascent(**settings))
+
+
 def test_flows_that_cannot_classify():
     with pytest.raises(LabError, match="trained without classes"):
         rl.classify(make_flow(CONFIGS["unconditional"]), torch.zeros(1, 1, 8, 8))
     uniform = rl.TarFlow(rl.FlowConfig(classes=3, noise="uniform"))
     with pytest.raises(LabError, match="trained with uniform noise: say noise_std"):
-        rl.classify(uniform, torch.zeros(1, 1, 8, 8), draws=2)
+        rl.classify(uniform, torch.zeros(1, 1, 8, 8), noise=2)
 
 
 # --- bundled runs and scores ------------------------------------------------------------------------------------------
@@ -416,8 +430,9 @@ def test_stored_scores_are_what_the_bundled_weights_give(name):
     import pandas as pd
 
     run = rl.load(name)
+    assert run.directory is not None
     stored = pd.read_csv(run.directory / "scores.csv").set_index(["split", "metric"])["value"]
-    fresh = rl.evaluate(run, ["train", "test"], samples=0, draws=16).set_index(["split", "metric"])["value"]
+    fresh = rl.evaluate(run, ["train", "test"], samples=0, n_noise_samples=16).set_index(["split", "metric"])["value"]
     for key in fresh.index:
         assert fresh[key] == pytest.approx(stored[key], abs=0.003), key
     read = {"nats_per_dim", "gradient_accuracy", "bayes_accuracy"}
@@ -428,7 +443,9 @@ def test_stored_scores_are_what_the_bundled_weights_give(name):
 def test_bundled_reverse_reaches_what_is_asked_of_it():
     import pandas as pd
 
-    scores = pd.read_csv(rl.load("digits-reverse").directory / "scores.csv").set_index(["split", "metric"])["value"]
+    run = rl.load("digits-reverse")
+    assert run.directory is not None
+    scores = pd.read_csv(run.directory / "scores.csv").set_index(["split", "metric"])["value"]
     assert scores["test", "gradient_accuracy"] >= 0.80
     assert scores["test", "bayes_accuracy"] >= 0.95
 
@@ -512,7 +529,7 @@ def test_damaged_run_directories_are_told_in_one_line(trained, tmp_path):
         (pickled, "is damaged or no safetensors file"),
         (unknown_key, "unknown setting 'flow.colour'"),
         (not_json, "config.json is not JSON: "),
-        (from_the_future, "has format 99; this version reads format 1"),
+        (from_the_future, "has format 99; this version reads formats 1 to 2"),
     ):
         folder = broken(trained, tmp_path / change.__name__, change)
         with pytest.raises(LabError, match=message) as caught:
@@ -578,6 +595,15 @@ def test_evaluate_table_names_its_protocol(trained):
     assert "unguided, denoised, labels in turn, seeds 0..99, against 360 real images" in row.protocol
 
 
+def test_a_float64_run_has_the_scores_of_float32():
+    run = rl.load("digits-none")
+    expected = rl.evaluate(run, samples=70, limit=40)
+    run.flow.double()
+    found = rl.evaluate(run, samples=70, limit=40)
+    assert found.drop(columns="value").equals(expected.drop(columns="value"))
+    assert found["value"].tolist() == pytest.approx(expected["value"].tolist(), rel=1e-3)
+
+
 def test_samples_are_scored_under_the_settings_asked_for(trained):
     run = rl.load(trained)
     whole_table = rl.evaluate(run, samples=100, seed=7)
@@ -586,12 +612,13 @@ def test_samples_are_scored_under_the_settings_asked_for(trained):
     assert plain["value"].tolist() == told["value"].tolist(), "evaluate says the same, bit for bit"
     protocol = "100 samples, unguided, denoised, labels in turn, seeds 7..106"
     assert told["protocol"].tolist() == [f"{protocol}, against 360 real images", protocol]
+    guidance = rl.Guidance(2.0, annealed=True, temperature=0.5)
     settings = {"guidance": 2.0, "annealed": True, "temperature": 0.5, "denoise": False}
-    other = rl.evaluate_samples(run, 100, **settings, seed=7).set_index("metric")
+    other = rl.evaluate_samples(run, 100, guidance=guidance, denoise=False, seed=7).set_index("metric")
     assert all((other[name] == value).all() for name, value in settings.items())
     assert other["protocol"].tolist() == plain["protocol"].tolist(), "settings are columns: a table can be compared by them"
     # the distance by hand
-    made = rl.sample(run, range(7, 107), [k % 10 for k in range(100)], 2.0, annealed=True, temperature=0.5, denoise=False)
+    made = rl.sample(run, range(7, 107), [k % 10 for k in range(100)], guidance, denoise=False)
     evaluator = load_evaluator(DataConfig())
     expected = frechet_distance(evaluator.features(made.images), evaluator.features(run.data("test").x))
     assert other.loc["frechet_distance", "value"] == pytest.approx(expected)
@@ -608,7 +635,7 @@ def test_samples_are_scored_under_the_settings_asked_for(trained):
 def test_bayes_reads_blocks_below_the_first_labelled_one_once():
     flow = make_flow(CONFIGS["plain"])
     x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
-    rows = {}
+    rows = dict[int, int]()
     for number in (1, 2, 3):
         flow.block(number).transformer.register_forward_hook(
             lambda _module, given, _out, number=number: rows.__setitem__(number, rows.get(number, 0) + len(given[0]))

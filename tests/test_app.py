@@ -1,11 +1,13 @@
 """The page without a browser: handlers as plain functions, the frame, and what is read from outside."""
 
+import gc
 import io
 import json
 import re
 import shlex
 import sys
 import urllib.request
+import warnings
 import zipfile
 from importlib import import_module
 
@@ -18,6 +20,7 @@ from PIL import Image
 import rrepa_lab as rl
 from rrepa_lab.cli import main
 from rrepa_lab.data.pictures import from_picture, read_picture
+from rrepa_lab.flow.taps import Tap
 from rrepa_lab.paths import bundled
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.viz.html import picture_table
@@ -25,6 +28,8 @@ from rrepa_lab.viz.images import picture
 
 gr = pytest.importorskip("gradio")
 PAIR = ("digits-reverse", "digits-none")
+BOTH = {"run": PAIR[0], "other": PAIR[1]}
+ALONE = {"run": PAIR[1], "other": ""}
 
 
 def run_code(code):
@@ -36,20 +41,22 @@ def run_code(code):
 
 # --- reverse path -----------------------------------------------------------------------------------------------------
 
-START = ("fresh noise", "3", 0, 1.5, 0.8, 3)
+START = {"choice": "3", "guidance": 1.5, "temperature": 0.8, "block": 3}
 
 
 def test_the_way_is_the_trace_of_the_library():
     import reverse_path
 
     run = rl.load("digits-reverse")
-    way = reverse_path.way_of(run, "fresh noise", 17, 0, "3", 1.5, 0.8, "block.3.layer.2")
-    expected = rl.trace(run, noise(run.flow, range(17, 23)), 3, "reverse", "block.*.layer.*", guidance=1.5, temperature=0.8)
-    assert torch.equal(way.trace.states["block.3.layer.2"], expected.states["block.3.layer.2"])
-    assert torch.equal(way.trace.error, expected.error)
-    made = rl.sample(run, range(17, 23), 3, 1.5, temperature=0.8)
-    assert torch.allclose(way.finished, made.images, atol=1e-5)
-    stages = reverse_path.strip(way)
+    trajectory = reverse_path.trajectory_of(run, reverse_path.ReversePathView(seed=17, **START), "block.3.layer.2")
+    expected = rl.trace(
+        run, noise(run.flow, range(17, 23)), 3, "reverse", "block.*.layer.*", guidance=rl.Guidance(1.5, temperature=0.8)
+    )
+    assert torch.equal(trajectory.trace.states["block.3.layer.2"], expected.states["block.3.layer.2"])
+    assert torch.equal(trajectory.trace.error, expected.error)
+    made = rl.sample(run, range(17, 23), 3, rl.Guidance(1.5, temperature=0.8))
+    assert torch.allclose(trajectory.finished, made.images, atol=1e-5)
+    stages = reverse_path.strip(trajectory)
     assert list(stages) == ["noise", "after block 4", "after block 3", "after block 2", "after block 1", "finished"]
     assert torch.equal(stages["after block 1"], expected.images["block.1.in"][0])
 
@@ -57,16 +64,18 @@ def test_the_way_is_the_trace_of_the_library():
 def test_the_strip_shows_both_runs_and_marks_the_block():
     import reverse_path
 
-    strips = reverse_path.draw_way(*PAIR, 0, *START)
-    left, right, said = reverse_path.draw_features(*PAIR, 0, 2, *START)
+    view = reverse_path.ReversePathView(**BOTH, **START, layer=2)
+    strips = reverse_path.draw_trajectory(view)
+    left, right, note = reverse_path.draw_features(view)
     assert strips.count("<img") == 12
     assert strips.count('class="marked"') == 2
     assert 'alt="from noise to image, digits-none, seed 0, after block 3"' in strips
     assert "features through the projector" in left
     assert "features through the projector" not in right["value"], "digits-none is not aligned"
-    assert "blocks.2.transformer.layers.1" in said
-    assert reverse_path.draw_way("digits-none", "", 0, *START).count("<img") == 6
-    _, nothing, _ = reverse_path.draw_features("digits-none", "", 0, 2, *START)
+    assert "blocks.2.transformer.layers.1" in note
+    alone = reverse_path.ReversePathView(**ALONE, **START)
+    assert reverse_path.draw_trajectory(alone).count("<img") == 6
+    _, nothing, _ = reverse_path.draw_features(alone)
     assert nothing == gr.update(visible=False)
 
 
@@ -76,10 +85,11 @@ def test_the_cosine_of_the_way_is_that_of_the_alignment():
 
     run = rl.load("digits-reverse")
     tap = "block.3.layer.2"
-    way = reverse_path.way_of(run, reverse_path.IMAGE, 0, 40, "any (no label)", 0.0, 1.0, tap)
+    view = reverse_path.ReversePathView(start=reverse_path.IMAGE, image=40, choice="any (no label)")
+    trajectory = reverse_path.trajectory_of(run, view, tap)
     x = run.data("test").x[40:46]
     expected = rl.alignment(run, x, None, "forward", [tap]).similarity[tap]
-    said = reverse_path.facts("digits-reverse", run, way, reverse_path.Tap.parse(tap))
+    said = reverse_path.facts("digits-reverse", run, trajectory, Tap.parse(tap))
     assert f"projector {expected:.3f}" in said
 
 
@@ -88,37 +98,39 @@ def test_other_blocks_and_classes_than_the_sliders_know_are_brought_into_range(t
 
     run = rl.load(trained)  # 2 blocks x 2 layers
     assert reverse_path.tap_in(run, 4, 4).name == "block.2.layer.2"
-    updates = reverse_path.fit(run, "fresh noise", "eleven", 999, 0.0, 1.0, 4, 4)
+    updates = reverse_path.fit(run, reverse_path.ReversePathView(choice="eleven", image=999, block=4, layer=4))
     assert updates["layer"].value == 2
     assert (updates["block"].maximum, updates["block"].value) == (2, 2)
-    assert updates["class"].value == "any (no label)"
+    assert updates["choice"].value == "any (no label)"
     assert updates["image"].value == 359
 
 
 def test_the_film_goes_from_the_noise_to_the_image(monkeypatch):
     import reverse_path
 
-    monkeypatch.setattr(reverse_path, "PACE", 0)
-    assert list(reverse_path.film("digits-none")) == [4, 3, 2, 1]
-    assert reverse_path.step_back(4, "digits-none") == 4
-    assert reverse_path.step_forth(2) == 1
+    monkeypatch.setattr(reverse_path, "SECONDS_PER_BLOCK", 0)
+    assert list(reverse_path.play_blocks("digits-none")) == [4, 3, 2, 1]
+    assert reverse_path.previous_block(4, "digits-none") == 4
+    assert reverse_path.next_block(2) == 1
 
 
 @pytest.mark.parametrize("start", ["fresh noise", "test image"])
 def test_code_of_the_way_gives_its_numbers(start, tmp_path, monkeypatch):
     import reverse_path
 
-    values = (*PAIR, 5, start, "3", 2, 1.0, 0.9, 4, 1)
-    code = reverse_path.code(*values)
-    way = reverse_path.way_of(rl.load("digits-reverse"), start, 5, 2, "3", 1.0, 0.9, "block.4.layer.1")
+    view = reverse_path.ReversePathView(
+        **BOTH, seed=5, start=start, choice="3", image=2, guidance=1.0, temperature=0.9, block=4, layer=1
+    )
+    code = reverse_path.code(view)
+    trajectory = reverse_path.trajectory_of(rl.load("digits-reverse"), view, "block.4.layer.1")
     made = run_code(code)["t"]
-    assert torch.equal(made.states["block.4.layer.1"], way.trace.states["block.4.layer.1"])
+    assert torch.equal(made.states["block.4.layer.1"], trajectory.trace.states["block.4.layer.1"])
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(code.shell)[1:]) == 0
     from safetensors.torch import load_file
 
     stored = load_file("states.safetensors")["block.4.layer.1"]
-    assert torch.equal(stored, way.trace.states["block.4.layer.1"])
+    assert torch.equal(stored, trajectory.trace.states["block.4.layer.1"])
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------
@@ -127,10 +139,10 @@ def test_code_of_the_way_gives_its_numbers(start, tmp_path, monkeypatch):
 def test_sheets_show_the_samples_of_the_library():
     import samples
 
-    *_, last = samples.draw(*PAIR, 7, "3", 4, 2.0, 1.0, True, "auto")
+    *_, last = samples.draw(samples.SamplesView(**BOTH, seed=7, choice="3", count=4, guidance=2.0))
     made = rl.sample(rl.load("digits-reverse"), range(7, 11), 3, 2.0)
     heading, sheet, other, _, caption = last
-    scale = samples.SHEET // 32
+    scale = samples.GRID_PIXELS // 32
     shown = from_picture(sheet["value"].crop((scale, scale, 9 * scale, 9 * scale)), 1, 8)
     assert (shown[0] - made.images[0]).abs().max() < 0.01
     assert heading == "**digits-reverse**"
@@ -143,8 +155,8 @@ def test_sheets_show_the_samples_of_the_library():
 def test_sheets_fill_row_by_row(monkeypatch):
     import samples
 
-    monkeypatch.setattr(samples, "BREATH", 0)
-    views = list(samples.draw(*PAIR, 3, samples.EVERY, 2, 0.0, 1.0, True, "cached"))
+    monkeypatch.setattr(samples, "POLL_SECONDS", 0)
+    views = list(samples.draw(samples.SamplesView(**BOTH, seed=3, count=2, method="cached")))
     assert len(views) == 10
     assert "2 samples" in views[0][1]["alt_text"]
     assert "20 samples" in views[-1][1]["alt_text"]
@@ -156,19 +168,19 @@ def test_the_decoding_error_is_measured():
 
     run = rl.load("digits-none")
     for method in ("cached", "sequential"):
-        drawn = samples.row(run, 3, 0, 4, 1.0, 1.0, True, method)
-        assert 0 < drawn.error < 1e-4
-        assert torch.allclose(drawn.images, rl.sample(run, range(4), 3, 1.0, method=method).images)
+        row = samples.row_of(run, 3, samples.SamplesView(count=4, guidance=1.0, method=method))
+        assert 0 < row.error < 1e-4
+        assert torch.allclose(row.images, rl.sample(run, range(4), 3, 1.0, method=method).images)
 
 
 def test_code_of_the_samples_gives_their_images(tmp_path, monkeypatch):
     import samples
 
-    controls = (samples.EVERY, 2, 1.0, 0.9, True, "auto")
-    code = samples.code(*PAIR, 3, *controls)
+    view = samples.SamplesView(**BOTH, seed=3, count=2, guidance=1.0, temperature=0.9)
+    code = samples.code(view)
     made = run_code(code)["s"]
     run = rl.load("digits-reverse")
-    rows = torch.cat([samples.row(run, label, 3, *controls[1:]).images for label in range(10)])
+    rows = torch.cat([samples.row_of(run, label, view).images for label in range(10)])
     assert torch.allclose(made.images, rows, atol=1e-5)
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(code.shell)[1:]) == 0
@@ -181,7 +193,7 @@ def test_code_of_the_samples_gives_their_images(tmp_path, monkeypatch):
 def test_the_zip_holds_every_image_and_says_how_it_was_made():
     import samples
 
-    path = samples.pack(*PAIR, 5, "7", 3, 0.0, 1.0, False, "auto")
+    path = samples.pack(samples.SamplesView(**BOTH, seed=5, choice="7", count=3, denoise=False))
     with zipfile.ZipFile(path) as archive:
         about = json.loads(archive.read("metadata.json"))
         assert [entry["seed"] for entry in about["images"] if entry["run"] == "digits-none"] == [5, 6, 7]
@@ -197,14 +209,15 @@ def test_the_zip_holds_every_image_and_says_how_it_was_made():
 # --- classify ---------------------------------------------------------------------------------------------------------
 
 
-def test_judge_says_what_the_library_says():
+def test_verdicts_and_charts_are_those_of_the_library():
     import classify
 
     runs = {name: rl.load(name) for name in PAIR}
     x, y = runs["digits-none"].data("test")
-    _, verdict = classify.judge(*PAIR, 0, 5, None)
-    by_step = classify.weigh(*PAIR, 0, 5, None)
-    by_bayes, evidence, sure = classify.weigh_exactly(*PAIR, 0, 5, None)
+    view = classify.ClassifyView(**BOTH, index=5)
+    _, verdict = classify.draw_verdict(view)
+    by_step = classify.draw_gradient(view)
+    by_bayes, evidence, sure = classify.draw_bayes(view)
     expected = {name: rl.classify(run, x[5:6]) for name, run in runs.items()}
     for trace in by_step.data:
         assert np.allclose(trace.y, expected[trace.name].scores[0].tolist())
@@ -218,16 +231,16 @@ def test_judge_says_what_the_library_says():
         assert np.allclose(trace.z, rl.evidence(runs[trace.name], x[5:6])[0])
 
 
-def test_the_race_stops_at_the_step_on_the_axes_of_the_whole():
+def test_the_ascent_stops_at_the_step_on_the_axes_of_the_whole():
     import classify
 
     x = rl.load("digits-none").data("test").x[8:9]
     path = rl.classify(rl.load("digits-none"), x, "iterated").path
-    _, figure = classify.race(*PAIR, 0, 6, 8, None)
+    _, figure = classify.draw_ascent(classify.ClassifyView(**BOTH, index=8, step=6))
     assert len(figure.data[0].y) == 7
     best = next(trace for trace in figure.data if trace.name == str(int(path[-1].argmax())))
     assert np.allclose(best.y, path[:7, 0, int(path[-1].argmax())])
-    _, whole = classify.race(*PAIR, 0, 20, 8, None)
+    _, whole = classify.draw_ascent(classify.ClassifyView(**BOTH, index=8))
     assert figure.layout.xaxis.range[1] == len(whole.data[0].y) - 0.5
 
 
@@ -237,36 +250,36 @@ def test_mistakes_are_those_of_the_report():
     run = rl.load("digits-none")
     report = rl.classification_report(run)
     wrong = {int(row) for row in report.images.loc[~report.images["right"].astype(bool), "image"]}
-    first, second, gallery, note = classify.browse("digits-none", "digits-reverse", 0, "one gradient step", "any", "any", True)
-    assert set(classify.chosen(report, "any", "any", True)) == wrong
+    first, second, gallery, note = classify.draw_answers(classify.ClassifyView(run="digits-none", other="digits-reverse"))
+    assert set(classify.matching_rows(report, "any", "any", True)) == wrong
     assert len(gallery["value"]) == len(wrong)
     assert f"**{len(wrong)} of 360**" in note
     assert first.layout.title.text.startswith("digits-none:")
     assert np.array(first.data[0].text).sum() == np.array(second.data[0].text).sum() == 360
-    eights = classify.chosen(report, "8", "any", False)
+    eights = classify.matching_rows(report, "8", "any", False)
     assert len(eights) == int((run.data("test").y == 8).sum())
-    event = gr.SelectData(None, {"index": 2, "value": None})
-    assert classify.pick("digits-none", "one gradient step", "8", "any", False, event)[0] == eights[2]
+    assert classify.pick(classify.ClassifyView(run="digits-none", of="8", mistakes=False), 2) == (eights[2], None)
 
 
 def test_code_of_the_classification_gives_its_scores(capsys):
     import classify
+    from classify_input import OwnPicture
 
-    code = classify.code(*PAIR, 0, 11, None)
+    code = classify.code(classify.ClassifyView(**BOTH, index=11))
     left = run_code(code)
     assert torch.equal(left["c"].scores, rl.classify(rl.load("digits-reverse"), left["x"], "bayes").scores)
-    drawn = classify.code(*PAIR, 0, 11, ([[[0.5] * 8] * 8], "your drawing", 11))
+    drawn = classify.code(classify.ClassifyView(**BOTH, index=11, picture=OwnPicture([[[0.5] * 8] * 8], "your drawing", 11)))
     assert run_code(drawn)["x"].shape == (1, 1, 8, 8)
     assert main(shlex.split(code.shell)[1:]) == 0
     assert "gradient_accuracy" in capsys.readouterr().out
 
 
 def test_uploads_are_turned_to_light_on_dark():
-    import classify
+    from classify_input import from_upload
 
     x = rl.load("digits-none").data("test").x[0]
-    light_on_dark = classify.upload("digits-none", 0, picture(x, scale=10))
-    dark_on_light = classify.upload("digits-none", 0, picture(-x, scale=10))
+    light_on_dark = from_upload("digits-none", 0, picture(x, scale=10))
+    dark_on_light = from_upload("digits-none", 0, picture(-x, scale=10))
     assert np.allclose(light_on_dark[0], dark_on_light[0], atol=0.02)
     assert "inverted" in dark_on_light[1]
 
@@ -293,46 +306,48 @@ def few_classes(tmp_path_factory):
 def test_runs_of_one_class_and_of_none_are_drawn(few_classes, monkeypatch, name):
     import classify
     import reverse_path
+    from classify_input import subject_of
     from shell import class_choices, get_run
 
     monkeypatch.setenv("RREPA_RUNS", str(few_classes))
     run = get_run(name)
-    assert "frog" in classify.look_at(name, 0, None)[1]
+    view = classify.ClassifyView(run=name, other="", index=0, picture=None)
+    assert "frog" in subject_of(name, 0, None).name
     if name == "one":
-        assert "says **frog** ✓, its only class" in classify.judge(name, "", 0, 0, None)[1]
-        assert classify.weigh(name, "", 0, 0, None).data
-        assert "**one** by Bayes' rule: frog, 100.0% sure" in classify.weigh_exactly(name, "", 0, 0, None)[2]
-        assert classify.race(name, "", 0, 20, 0, None)[0].data
-        assert "**0 of 8**" in classify.browse(name, "", 0, "one gradient step", "any", "any", True)[3]
+        assert "says **frog** ✓, its only class" in classify.draw_verdict(view)[1]
+        assert classify.draw_gradient(view).data
+        assert "**one** by Bayes' rule: frog, 100.0% sure" in classify.draw_bayes(view)[2]
+        assert classify.draw_ascent(view)[0].data
+        assert "**0 of 8**" in classify.draw_answers(view)[3]
     else:
         with pytest.raises(rl.LabError, match="trained without classes: there is nothing to classify"):
-            classify.judge(name, "", 0, 0, None)
-        assert classify.weigh(name, "", 0, 0, None) is None
-        assert classify.weigh_exactly(name, "", 0, 0, None) == (None, None, "")
-        assert classify.race(name, "", 0, 20, 0, None) == (None, None)
-        assert classify.browse(name, "", 0, "one gradient step", "any", "any", True)[3] == ""
+            classify.draw_verdict(view)
+        assert classify.draw_gradient(view) is None
+        assert classify.draw_bayes(view) == (None, None, "")
+        assert classify.draw_ascent(view) == (None, None)
+        assert classify.draw_answers(view)[3] == ""
     choice = class_choices(run)[-1]
-    assert "after block 1" in reverse_path.draw_way(name, "", 0, reverse_path.NOISE, choice, 0, 0.0, 1.0, 1)
+    assert "after block 1" in reverse_path.draw_trajectory(reverse_path.ReversePathView(run=name, other="", choice=choice))
 
 
-# --- shell and frame --------------------------------------------------------------------------------------------------
+# --- handlers, views and links ------------------------------------------------------------------------------------------
 
 
 def test_mistakes_become_notices(page_runs, monkeypatch):
-    import classify
-    from shell import computes, get_run, told
+    from classify_input import from_pad, from_upload
+    from shell import get_run, show_errors, with_model_lock
 
     monkeypatch.setenv("RREPA_RUNS", str(page_runs))
-    assert told(classify.drawing)("digits-none", 0, {"layers": [np.zeros((280, 280, 4), np.uint8)]}) is None
+    assert show_errors(from_pad)("digits-none", 0, {"layers": [np.zeros((280, 280, 4), np.uint8)]}) is None
     with pytest.raises(gr.Error, match="no picture yet"):
-        told(classify.upload)("digits-none", 0, None)
+        show_errors(from_upload)("digits-none", 0, None)
     for name in ("../../etc", "/etc", "", str(bundled("assets") / "runs" / "digits-none")):
         with pytest.raises(gr.Error, match="no run"):
-            computes(get_run)(name)
+            with_model_lock(get_run)(name)
     with pytest.raises(gr.Error, match="^'damaged/model.safetensors is damaged"):  # by name: no folder of this machine
-        computes(get_run)("damaged")
+        with_model_lock(get_run)("damaged")
 
-    @computes
+    @with_model_lock
     def slowly():
         yield 1
         raise rl.LabError("half way")
@@ -361,9 +376,9 @@ def test_a_run_is_kept_until_its_weights_change(trained, tmp_path, monkeypatch):
 def test_the_lock_is_free_while_a_value_is_shown():
     import threading
 
-    from shell import computes, lock
+    from shell import model_lock, with_model_lock
 
-    @computes
+    @with_model_lock
     def values():
         yield "first"
         yield "second"
@@ -373,8 +388,8 @@ def test_the_lock_is_free_while_a_value_is_shown():
     taken = []
 
     def take():
-        if lock.acquire(timeout=5):
-            lock.release()
+        if model_lock.acquire(timeout=5):
+            model_lock.release()
             taken.append(True)
 
     other = threading.Thread(target=take)
@@ -384,24 +399,175 @@ def test_the_lock_is_free_while_a_value_is_shown():
 
 
 def test_controls_are_read_back_from_a_link():
-    from frame import _from_text, _to_text
+    from views import check, from_text, to_text
 
     slider, box = gr.Slider(0, 5, 1, step=0.1), gr.Checkbox()
     choice, several = gr.Dropdown(["a b", "c"]), gr.CheckboxGroup(["x", "y"])
     for control, value in ((slider, 2.5), (slider, 3), (box, True), (box, False), (choice, "a b"), (several, ["x", "y"])):
-        assert _from_text(control, _to_text(value)) == value
-    for control, text in ((slider, "9"), (slider, "much"), (box, "on"), (choice, "../d"), (several, "x|z")):
+        assert from_text(control, to_text(value)) == value
+        check(control, value)
+    for control, text in ((slider, "much"), (slider, "nan"), (slider, "1e999"), (box, "on")):
+        with pytest.raises(ValueError, match=text):
+            from_text(control, text)
+    for control, text in ((slider, "9"), (choice, "../d"), (several, "x|z")):
         with pytest.raises((ValueError, gr.Error)):
-            _from_text(control, text)
+            check(control, from_text(control, text))
+
+
+TAB_FILES = ["reverse_path", "layers", "classify", "samples", "feature_map", "training"]
+# the parameters of links since the first version: links that visitors have kept must go on working
+PARAMETERS = {
+    "reverse-path": "start class image guidance temperature block layer",
+    "layers": "metric read source strategies study a-strategy a-blocks a-layer a-rest b-strategy b-blocks b-layer b-rest",
+    "classify": "image step by of said mistakes",
+    "samples": "class count guidance temperature denoise method",
+    "map": "read method block layer image neighbours distance",
+    "training": "name preset blocks layer lambda steps more show along tap",
+}
+
+
+@pytest.fixture(scope="module")
+def built():
+    """The tabs of the page by name, as `build` returns them."""
+    from sidebar import build_sidebar
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # gradio leaves event loops unclosed
+        with gr.Blocks(analytics_enabled=False):
+            sidebar, _ = build_sidebar()
+            tabs = {module.NAME: module.build(sidebar) for module in map(import_module, TAB_FILES)}
+        gc.collect()
+    return tabs
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_fields_of_a_view_are_its_controls_and_its_link(built, name):
+    from urllib.parse import parse_qs
+
+    from views import from_text, make_view, query_of
+
+    tab = built[name]
+    assert list(tab.linked) == PARAMETERS[name].split()
+    view = tab.view(**ALONE, seed=3)
+    query = {key: text for key, (text,) in parse_qs(query_of(name, view)[1:], keep_blank_values=True).items()}
+    assert [query.pop(key) for key in ("tab", "run", "compare", "seed")] == [name, "digits-none", "nothing", "3"]
+    assert list(query) == PARAMETERS[name].split()
+    names = {control: field for field, control in tab.controls.items()}
+    restored = {names[control]: from_text(control, query[parameter]) for parameter, control in tab.linked.items()}
+    assert make_view(tab.view, {"run": view.run, "other": None, "seed": 3.0} | restored) == view
+    for field, control in tab.controls.items():  # the defaults of the page are those of the view
+        value = tuple(control.value) if isinstance(control.value, list) else control.value
+        assert value == getattr(tab.view(), field) or (name, field) == ("training", "tap")
+
+
+def test_a_tab_names_its_controls_by_the_fields_of_its_view(built):
+    from dataclasses import replace
+
+    from panels import Panel
+
+    tab = built["samples"]
+    with pytest.raises(ValueError, match="SamplesView"):
+        replace(tab, controls={"amount": tab.controls["count"]})
+    with pytest.raises(ValueError, match="redraw_on"):
+        replace(tab, panels=[Panel([], tab.panels[0].draw, ["amount"])])
+
+
+def test_emptied_controls_have_their_default():
+    from samples import SamplesView
+    from views import make_view
+
+    view = make_view(SamplesView, {"count": None, "guidance": 2, "other": None, "seed": 4})
+    assert view == SamplesView(other="", seed=4, guidance=2.0)
+    assert type(view.guidance) is float
 
 
 @pytest.mark.parametrize("seed", [None, -5, 2**31])
-def test_a_seed_out_of_range_is_told(seed):
-    from frame import checked_seed
+def test_a_seed_out_of_range_is_reported(seed):
+    from samples import SamplesView
+    from views import SeedError, checked_seed, make_view
 
     assert checked_seed(2**31 - 1) == 2**31 - 1
-    with pytest.raises(rl.LabError, match="the seed"):
-        checked_seed(seed)
+    with pytest.raises(SeedError, match="the seed"):
+        make_view(SamplesView, {"seed": seed})
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_seed_out_of_range_is_reported_once_for_a_tab(built, name, monkeypatch):
+    from panels import describing, drawing
+
+    reported, tab = [], built[name]
+    monkeypatch.setattr(gr, "Warning", lambda message, **more: reported.append(message))
+    values = {component: component.value for component in tab.components.values()} | {tab.sidebar.seed: -5}
+    for panel in tab.panels:
+        drawn = drawing(tab, panel, lambda _: True)(values)
+        drawn = drawn if isinstance(drawn, dict | tuple) else list(drawn)[-1]
+        for output, update in zip(panel.outputs, drawn if isinstance(drawn, tuple) else [drawn], strict=True):
+            assert "value" not in update or update["value"] is None, output
+    assert reported == []
+    assert describing(name, tab, lambda _: True, lambda _: True)(values) == gr.skip()
+    (message,) = reported
+    assert message == "the seed must be a whole number from 0 to 2147483647, not -5"
+
+
+class Request:
+    """A request of a browser, with what the page reads of it."""
+
+    def __init__(self, **query):
+        self.query_params = query
+
+
+@pytest.fixture
+def restored(built, monkeypatch):
+    """Restore a link: (updates by tab and name of the control, updates of the page, warnings)."""
+    import links
+    from panels import Page
+
+    warnings = []
+    monkeypatch.setattr(gr, "Warning", lambda message, **more: warnings.append(message))
+    sidebar = next(iter(built.values())).sidebar
+    redraw = {name: f"redraw {name}" for name in built}
+    page = Page(built, sidebar, "about", "status", "tab bar", "active", redraw, "fitted run")
+
+    def restore(**query):
+        warnings.clear()
+        updates = links.restoring(page, lambda: 1)("reverse-path", Request(**query))
+        controls = {control: (name, field) for name, tab in built.items() for field, control in tab.controls.items()}
+        own = {controls[one]: update for one, update in updates.items() if one in controls}
+        return own, {one: update for one, update in updates.items() if one not in controls}, list(warnings)
+
+    return restore
+
+
+def test_a_link_fits_each_tab_once_and_restores_its_controls(built, restored, monkeypatch):
+    calls = []
+    for name, tab in built.items():
+        if tab.fit:
+            fit = tab.fit
+            monkeypatch.setitem(tab.__dict__, "fit", lambda *args, fit=fit, name=name: calls.append(name) or fit(*args))
+    query = {"tab": "samples", "run": "digits-none", "compare": "nothing", "seed": "7", "class": "3", "guidance": "1.5"}
+    own, page, warnings = restored(**query, denoise="no")
+    assert sorted(calls) == sorted(name for name, tab in built.items() if tab.fit)
+    assert warnings == []
+    assert (own["samples", "guidance"], own["samples", "denoise"]) == (1.5, False)
+    assert own["samples", "choice"].value == "3"
+    assert page["tab bar"].selected == "samples"
+    assert "redraw reverse-path" not in page, "the tab of the link is drawn once it has opened"
+    sidebar = built["samples"].sidebar
+    assert (page[sidebar.run].value, page[sidebar.other].value, page[sidebar.seed]) == ("digits-none", "", 7)
+
+
+def test_what_a_link_cannot_restore_is_reported_in_one_notice(restored):
+    own, page, (warning,) = restored(
+        tab="map", run="nobody", compare="nobody", seed="-1", read="imagined", block="nan", layer="99", neighbours="80"
+    )  # fmt: skip
+    for part in ("no run 'nobody'", "seed cannot be '-1'", "read cannot be 'imagined'", "neighbours cannot be '80'"):
+        assert part in warning
+    assert "block cannot be 'nan'" in warning
+    assert own["map", "layer"]["value"] == 4, "a layer is brought into the range of the run"
+    assert ("map", "images") not in own
+    _, page, (warning,) = restored(tab="nowhere")
+    assert warning == "Not in this page: no tab 'nowhere'."
+    assert page["redraw reverse-path"] == 1
 
 
 def test_pictures_in_a_table_are_described_and_escaped():
@@ -415,7 +581,7 @@ def test_pictures_in_a_table_are_described_and_escaped():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tab", ["reverse_path", "layers", "classify", "samples", "feature_map", "training"])
+@pytest.mark.parametrize("tab", TAB_FILES)
 def test_every_tab_launches_alone(tab, tmp_path):
     port = free_port()
     command = [sys.executable, str(bundled("app") / f"{tab}.py"), "--port", str(port)]
@@ -438,13 +604,13 @@ def test_every_tab_launches_alone(tab, tmp_path):
     ],
 )
 def test_flags_that_cannot_be_are_refused(flags, message, monkeypatch, capsys):
-    import frame
     import samples
+    import serving
 
     monkeypatch.setattr(sys, "argv", ["samples.py", *flags])
     monkeypatch.setitem(sys.modules, "mcp", None)  # as where it is not installed
     with pytest.raises(SystemExit) as ended:
-        frame.serve([samples])
+        serving.serve([samples])
     assert ended.value.code == 2
     assert re.search(message, capsys.readouterr().err)
 

@@ -320,7 +320,8 @@ def test_a_killed_batch_goes_on_with_one_result_per_cell(tmp_path, tiny):
     _until(lambda: not _alive(out))  # workers and kernels end with their driver
     records = [read_record(folder) for folder in sorted((out / "cells").iterdir())]
     assert any(record is None or record.state == "running" for record in records), "it was cut off in the middle"
-    before = {path: path.read_bytes() for path in out.rglob("result.json") if read_record(path.parent).state == "done"}
+    results = [(path, read_record(path.parent)) for path in out.rglob("result.json")]
+    before = {path: path.read_bytes() for path, record in results if record is not None and record.state == "done"}
     assert before
 
     again = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -139,6 +139,19 @@ def test_a_change_makes_requests_for_the_open_tab_alone(view):
     quiet(view)
 
 
+def test_a_seed_out_of_range_is_reported_once(view):
+    open_tab(view, "Classify")
+    view.wait_for_selector("#confusion-2 .heatmaplayer image, #confusion-2 .heatmaplayer path", state="attached")
+    view.get_by_label("Seed", exact=True).fill("-5")
+    view.get_by_text("the seed must be a whole number from 0 to").first.wait_for()
+    view.wait_for_selector("#by-step .bars path", state="detached")
+    view.wait_for_timeout(1500)
+    assert view.get_by_test_id("toast-body").count() == 1
+    view.get_by_label("Seed", exact=True).fill("5")
+    view.wait_for_selector("#by-step .bars path", state="attached")
+    quiet(view)
+
+
 def test_uploads_are_classified_or_explained(view, digits, tmp_path):
     open_tab(view, "Classify")
     view.get_by_role("tab", name="Upload").click()
@@ -197,7 +210,7 @@ def test_a_link_brings_the_view_back(view, page):
     view.wait_for_function("(document.querySelector('#samples-note') || {innerText: ''}).innerText.includes('guidance 0.3')")
     view.wait_for_selector("img[alt='80 samples of every class from digits-detach']")
     reopen(view, f"{page}/?tab=samples&run=nobody&guidance=99&count=4")
-    view.get_by_text("The link asks for what is not there: no run 'nobody'").first.wait_for()
+    view.get_by_text("Not in this page: no run 'nobody'").first.wait_for()
     view.get_by_text("guidance cannot be '99'").first.wait_for()
     view.wait_for_selector("img[alt='40 samples of every class from digits-reverse']")
     quiet(view)

@@ -42,7 +42,7 @@ def test_train_then_sample_then_classify(capsys, tmp_path):
         "align.projector_width=16",
     ]
     flags = [
-        word for setting in [*small, "train.steps=4", "train.batch=16", "train.report_every=2"] for word in ("--set", setting)
+        word for setting in [*small, "train.steps=4", "train.batch=16", "train.log_every=2"] for word in ("--set", setting)
     ]
     status, text, err = run(capsys, "train", "digits-reverse", "--out", out, "--device", "cpu", "--seed", 5, *flags)
     assert status == 0
@@ -79,7 +79,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
         "--device",
         "cpu",
         "--set",
-        "train.report_every=1",
+        "train.log_every=1",
         "--set",
         "train.steps=400",
     ]
@@ -97,7 +97,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
     step = rl.load(tmp_path / "run").step
     assert 2 <= step < 400
     reports = rl.train(
-        "digits-none", tmp_path / "run", settings={"train.report_every": 1, "train.steps": 400}, resume=True, device="cpu"
+        "digits-none", tmp_path / "run", settings={"train.log_every": 1, "train.steps": 400}, resume=True, device="cpu"
     )
     assert next(reports).step == step + 1
     reports.close()
@@ -215,20 +215,35 @@ def test_classify_a_split(capsys, tmp_path):
     assert answer["summary"][1]["standard_error"] is None
 
 
-def test_classify_options_reach_the_library(capsys, tmp_path):
+@pytest.mark.parametrize("flag", ["--noise-samples", "--draws"])
+def test_classify_options_reach_the_library(capsys, tmp_path, flag):
     loaded = rl.load("digits-none")
     x, _ = loaded.data("test", 1)
     picture(x[0], scale=1).save(tmp_path / "digit.png")
-    words = ["classify", "digits-none", tmp_path / "digit.png", "--json", "--draws", 2, "--blocks", "3..4", "--seed", 5]
+    words = ["classify", "digits-none", tmp_path / "digit.png", "--json", flag, 2, "--blocks", "3..4", "--seed", 5]
     status, text, _ = run(capsys, *words)
     with Image.open(tmp_path / "digit.png") as opened:
         seen = from_picture(opened, 1, 8)
-    expected = rl.classify(loaded, seen, draws=2, blocks=[3, 4], seed=5)
+    expected = rl.classify(loaded, seen, noise=rl.NoiseSamples(2, seed=5), blocks=[3, 4])
     assert status == 0
     assert list(json.loads(text)[0]["scores"].values()) == pytest.approx(expected.scores[0].tolist(), abs=1e-4)
     status, text, _ = run(capsys, *words[:4], "--method", "iterated", "--steps", 3, "--step-size", 0.1)
-    expected = rl.classify(loaded, seen, "iterated", steps=3, step_size=0.1)
+    expected = rl.classify(loaded, seen, "iterated", ascent=rl.Ascent(3, step_size=0.1))
     assert list(json.loads(text)[0]["scores"].values()) == pytest.approx(expected.scores[0].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("flag", ["--noise-samples", "--draws"])
+def test_evaluate_averages_over_the_noise_samples_of_its_flag(capsys, monkeypatch, flag):
+    given = list[object]()
+
+    def evaluate(run, split, samples, n_noise_samples):
+        given.extend([run.name, split, samples, n_noise_samples])
+        return pd.DataFrame([{"metric": "nats_per_dim", "value": 0.2}])
+
+    monkeypatch.setattr("rrepa_lab.evaluation.evaluate.evaluate", evaluate)
+    status, text, _ = run(capsys, "evaluate", "digits-none", "--samples", 0, flag, 2, "--json")
+    assert (status, given) == (0, ["digits-none", ["test"], 0, 2])
+    assert json.loads(text)[0]["metric"] == "nats_per_dim"
 
 
 def test_probe(capsys, tmp_path):
@@ -282,6 +297,7 @@ def test_bench(capsys, tmp_path, monkeypatch):
         (["classify", "digits-none", "--split", "test", "--blocks", "5"], "blocks [5] must be some of 1..4"),
         (["classify", "digits-none", "--split", "test", "--method", "guess"], "unknown classification method 'guess'"),
         (["trace", "digits-none", "--taps", "block.1.layer.7"], "did you mean 'block.1.layer.4' or"),
+        (["trace", "digits-none", "--rows", "0", "--taps", ""], "--taps is empty: give names or patterns of states"),
         (["trace", "digits-none", "--rows", "0..360"], "the test split has rows 0..359"),
         (["trace", "digits-none", "--seeds", "1", "--label", "own"], "--label own needs rows of a split"),
         (["trace", "digits-none", "--seeds", "1", "--direction", "forward"], "noise cannot be encoded"),

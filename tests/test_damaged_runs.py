@@ -15,7 +15,7 @@ def damage(folder, kind, good):
     path = folder / "config.json"
     config = good["config"]
     texts = {
-        "null": "null", "list": "[]", "number": "1e999", "empty": "", "cut off": json.dumps(good)[:80], "not text": None,
+        "null": "null", "list": "[]", "number": "1e999", "empty": "", "cut off": json.dumps(good)[:80], "not text": "",
         "classes null": json.dumps(good | {"classes": None}),
         "classes of numbers": json.dumps(good | {"classes": list(range(10))}),
         "fewer classes": json.dumps(good | {"classes": ["0", "1"]}),
@@ -29,7 +29,7 @@ def damage(folder, kind, good):
         "of another program": '{"model_type": "bert"}',
     }  # fmt: skip
     if kind in texts:
-        path.write_bytes(b"\xff\xfe\x00" if texts[kind] is None else texts[kind].encode())
+        path.write_bytes(b"\xff\xfe\x00" if kind == "not text" else texts[kind].encode())
     elif kind == "a folder":
         path.mkdir()
     elif kind == "a pipe":

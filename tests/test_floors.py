@@ -46,7 +46,7 @@ def targets(n=12, patches=3, dim=5, seed=0):
 
 def by_hand(features, labels, own):
     """Each image against the mean direction of the others: of all, and of those of its class."""
-    unit, found = F.normalize(features, dim=-1), ([], [])
+    unit, found = F.normalize(features, dim=-1), (list[float](), list[float]())
     for i, label in enumerate(labels):
         others = [j for j in range(len(unit)) if not (own and i == j)]
         alike = [j for j in others if labels[j] == label] or others
@@ -117,7 +117,7 @@ def test_floors_of_the_bundled_digits(reverse):
 
 def test_floors_against_their_definition(reverse):
     train, test = (reverse.data(split, limit) for split, limit in (("train", 200), ("test", 60)))
-    found = values(teacher_floors(reverse, taps=TAP, train=train, data=test, noise_std=0))
+    found = values(teacher_floors(reverse, rl.Images(data=test), taps=TAP, train=train, noise_std=0))
     encoder = reverse.encoder()
     fitted, scored = (F.normalize(match_grid(encoder(x), encoder.grid, 4), dim=-1) for x, _ in (train, test))
     position = F.normalize(fitted.mean(dim=0), dim=-1)
@@ -135,16 +135,17 @@ def test_a_layer_that_reads_nothing_is_not_above_its_floor():
     with torch.no_grad():
         for parameter in run.projectors.parameters():
             parameter.zero_()
-        last = list(run.projectors["block_3_layer_2"])[-1]
+        *_, last = run.projectors["block_3_layer_2"].children()
+        assert isinstance(last, torch.nn.Linear)
         last.bias.copy_(F.normalize(encoder(x), dim=-1).mean(dim=(0, 1)))
-    found = values(teacher_floors(run, taps=TAP, limit=300))
+    found = values(teacher_floors(run, rl.Images(limit=300), taps=TAP))
     assert found["cosine"] > 0.3, "a constant looks like a similarity"
     assert found["above_floor_without_label"] < 0
     assert found["above_floor"] < 0
 
 
 def test_the_training_split_is_compared_with_other_images(reverse):
-    own = values(teacher_floors(reverse, "train", 80, taps=TAP))
+    own = values(teacher_floors(reverse, rl.Images("train", limit=80), taps=TAP))
     x, y = reverse.data("train", 80)
     encoder = reverse.encoder()
     expected = position_floor(match_grid(encoder(x), encoder.grid, 4), y)
@@ -154,7 +155,7 @@ def test_the_training_split_is_compared_with_other_images(reverse):
 
 def test_a_flow_without_classes_has_the_position_alone():
     config = rl.preset("digits-reverse").override({"flow.classes": 0, "align.projector_width": 16})
-    found = values(teacher_floors(build(config, []), limit=60))
+    found = values(teacher_floors(build(config, []), rl.Images(limit=60)))
     assert set(found.index) == {"floor_position", "cosine", "above_floor"}
     assert found["above_floor"] == pytest.approx(found["cosine"] - found["floor_position"])
 
@@ -164,7 +165,7 @@ def test_a_flow_without_classes_has_the_position_alone():
     [
         ("digits-none", {}, "no projector for any layer .it has: none"),
         ("digits-reverse", {"taps": "block.1.layer.1"}, "no projector for block.1.layer.1 .it has: block.3.layer.2"),
-        ("digits-reverse", {"split": "valid"}, "unknown split"),
+        ("digits-reverse", {"images": rl.Images("valid")}, "unknown split"),
     ],
 )
 def test_floors_that_cannot_be_measured(name, settings, match):
@@ -178,9 +179,10 @@ def test_floors_that_cannot_be_measured(name, settings, match):
 @pytest.mark.parametrize(("fed", "floor", "of"), [(False, "floor_position", "position"),
                                                   (True, "floor_label_position", "label and position")])  # fmt: skip
 def test_a_cosine_with_the_teacher_has_its_floor_beside_it(reverse, fed, floor, of):
-    table = rl.similarity(reverse, taps=TAP, metrics=["cka", "teacher_cosine"], feed_label=fed, limit=150)
+    how, some = rl.FeatureProtocol(feed_label=fed), rl.Images(limit=150)
+    table = rl.similarity(reverse, taps=TAP, metrics=["cka", "teacher_cosine"], protocol=how, images=some)
     row = table[table["metric"] == "teacher_cosine"].iloc[0]
-    expected = values(teacher_floors(reverse, taps=TAP, limit=150, noise_std=0))
+    expected = values(teacher_floors(reverse, some, taps=TAP, noise_std=0))
     assert row["floor"] == pytest.approx(expected[floor], abs=1e-5)
     assert row["value"] == pytest.approx(expected["cosine" if fed else "cosine_without_label"], abs=1e-5)
     assert row["above_floor"] == pytest.approx(row["value"] - row["floor"])
@@ -191,7 +193,8 @@ def test_a_cosine_with_the_teacher_has_its_floor_beside_it(reverse, fed, floor, 
 
 
 def test_generated_images_have_a_floor_too(reverse):
-    table = rl.similarity(reverse, taps=TAP, metrics=["teacher_cosine"], direction="reverse", feed_label=True, samples=40)
+    how = rl.FeatureProtocol("reverse", feed_label=True, samples=40)
+    table = rl.similarity(reverse, taps=TAP, metrics=["teacher_cosine"], protocol=how)
     assert 0.85 < table["floor"][0] < 0.95
     assert 0 < table["above_floor"][0] < 0.1
 
@@ -199,14 +202,15 @@ def test_generated_images_have_a_floor_too(reverse):
 def test_a_floor_needs_the_training_split_and_the_cosine_does_not(reverse):
     far = rl.load("digits-reverse")
     far.config = far.config.override({"data.name": "folder", "data.path": "nowhere"})
-    row = rl.similarity(far, taps=TAP, metrics=["teacher_cosine"], data=reverse.data("test", 40)).iloc[0]
+    some = rl.Images(data=reverse.data("test", 40))
+    row = rl.similarity(far, taps=TAP, metrics=["teacher_cosine"], images=some).iloc[0]
     assert 0.9 < row["value"] < 1
     assert pd.isna(row["floor"])
     assert pd.isna(row["above_floor"])
 
 
 def test_floors_pass_through_results_and_means_over_seeds(reverse):
-    table = rl.similarity(reverse, taps=TAP, metrics=["teacher_cosine"], limit=60)
+    table = rl.similarity(reverse, taps=TAP, metrics=["teacher_cosine"], images=rl.Images(limit=60))
     (row,) = measurements(table)
     assert f"{table['floor'][0]}" not in row.protocol, "a measured number is no protocol: seeds would not stand in one column"
     assert "floor_of position" in row.protocol
@@ -219,7 +223,7 @@ def test_floors_pass_through_results_and_means_over_seeds(reverse):
 
 
 def test_figures_show_the_floor(reverse):
-    table = rl.similarity(reverse, taps=TAP, metrics=["cka", "teacher_cosine"], limit=60)
+    table = rl.similarity(reverse, taps=TAP, metrics=["cka", "teacher_cosine"], images=rl.Images(limit=60))
     floor = table["floor"].dropna().iloc[0]
     for figure in (layer_map(table, "teacher_cosine"), layer_curves(table, "teacher_cosine")):
         caption = " ".join(note.text for note in figure.layout.annotations).replace("<br>", " ")
@@ -279,7 +283,7 @@ def by_objective(run, strategy, rows, seed, batch):
     target = match_grid(encoder(x), encoder.grid, config.side).double()
     flow, projectors = deepcopy(run.flow).double().requires_grad_(), deepcopy(run.projectors).double()
     names = [name for name, _ in flow.named_parameters()]
-    found = []
+    found = list[tuple[torch.Tensor, ...]]()
     for used in ("none", strategy):
         align = run.config.align.override({"strategy": used})
         total = Objective(flow, projectors, align)(noised, y, target if used != "none" else None).total

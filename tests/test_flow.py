@@ -1,8 +1,11 @@
 """The map itself, in float64 on perturbed weights."""
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import CONFIGS, make_flow
+from torch.nn.functional import one_hot
 from torch.testing import assert_close
 
 import rrepa_lab as rl
@@ -11,6 +14,8 @@ from rrepa_lab.flow.likelihood import bits_per_dim, flow_loss, nats_per_dim
 from rrepa_lab.flow.patches import patchify, unpatchify
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow.transformer import axial_angles, rotate
+
+GUIDED: list[dict[str, Any]] = [{"guidance": 1.5}, {"guidance": 1.5, "annealed": True}, {"guidance": 0.7, "temperature": 0.6}]
 
 
 def shut(a, b, atol):
@@ -61,12 +66,12 @@ def test_log_prob_is_prior_plus_logdet_and_agrees_with_the_training_loss(flow, b
 def test_each_block_is_causal_in_its_own_order(flow, batch, number):
     x, y = batch
     block, tokens = flow.block(number), flow.tokenize(x)
-    label = flow.label_weights(y, 3)
+    condition = flow.condition(y, 3).of_block(number)
     count = flow.config.tokens
     for token in range(count):
         moved = tokens.clone()
         moved[:, token] += 1.0
-        before, after = block.affine(tokens, label), block.affine(moved, label)
+        before, after = (block(block.affine, given, condition) for given in (tokens, moved))
         changed = ((before.mu != after.mu) | (before.alpha != after.alpha)).any(dim=2).any(dim=0)
         # a reversed block reads from the last token to the first
         later = torch.arange(count) < token if number % 2 == 0 else torch.arange(count) > token
@@ -100,7 +105,7 @@ def test_states_are_in_image_order():
     flow = make_flow(CONFIGS["plain"])
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
     block, tokens = flow.block(2), flow.tokenize(x)
-    affine = block.affine(tokens, flow.label_weights(None, 2), keep={2})
+    affine = block(block.affine, tokens, flow.condition(None, 2).of_block(2), keep={2})
     alpha, mu = block.proj_out(affine.states[2]).chunk(2, dim=-1)
     shut(mu[:, 1:], affine.mu[:, :-1], 1e-12)
     shut(alpha[:, 1:], affine.alpha[:, :-1], 1e-12)
@@ -109,7 +114,7 @@ def test_states_are_in_image_order():
 def test_class_weights_one_hot_equal_ids():
     flow = make_flow(CONFIGS["plain"])
     x, y = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 3, 9, 5])
-    weights = torch.nn.functional.one_hot(y, 10).double()
+    weights = one_hot(y, 10).double()
     assert torch.equal(flow.log_prob(x, weights), flow.log_prob(x, y))
     assert not torch.allclose(flow.log_prob(x, y), flow.log_prob(x, y.flip(0))), "labels do nothing"
 
@@ -123,7 +128,8 @@ def test_unconditional_is_the_mean_of_the_table_and_the_same_both_ways():
         shut(flow(x, y).z, z, 1e-12)
         shut(flow.inverse(z, y).x, x, 1e-9)
     # by hand: with the table replaced by its mean, a label changes nothing
-    for block in flow.blocks:
+    for block in map(flow.block, (1, 2, 3)):
+        assert block.class_embed is not None
         block.class_embed.data[:] = block.class_embed.mean(dim=0)
     shut(flow(x, torch.tensor([3, 7])).z, z, 1e-12)
 
@@ -133,7 +139,7 @@ def test_guidance_zero_is_none_and_methods_agree():
     z, y = torch.randn(2, 16, 4, dtype=torch.float64), torch.tensor([2, 8])
     plain = flow.inverse(z, y).x
     assert torch.equal(flow.inverse(z, y, guidance=0.0, annealed=True, temperature=0.5).x, plain)
-    for settings in ({"guidance": 1.5}, {"guidance": 1.5, "annealed": True}, {"guidance": 0.7, "temperature": 0.6}):
+    for settings in GUIDED:
         cached, sequential = (flow.inverse(z, y, method=method, **settings).x for method in ("cached", "sequential"))
         shut(cached, sequential, 1e-10)
         assert (cached - plain).abs().max() > 1e-3
@@ -144,7 +150,7 @@ def test_guidance_formula_at_the_second_token():
     flow = make_flow(rl.FlowConfig(classes=4, width=16, head_width=16, blocks=1, layers=1))
     z, w = torch.randn(1, 16, 4, dtype=torch.float64), 1.7
     block, y = flow.block(1), torch.tensor([2])
-    conditional, unconditional = (block.affine(z, flow.label_weights(label, 1)) for label in (y, None))
+    conditional, unconditional = (block(block.affine, z, flow.condition(label, 1)) for label in (y, None))
     for annealed, weight in ((False, w), (True, w * 1 / 15)):
         mu, alpha = (c[:, 1] + weight * (c[:, 1] - u[:, 1]) for c, u in zip(conditional[:2], unconditional[:2], strict=True))
         made = flow.tokenize(flow.inverse(z, y, guidance=w, annealed=annealed).x)
@@ -269,8 +275,6 @@ def test_errors_name_the_thing_and_the_values(call, message):
 
 # --- guidance when encoding, and labels for each block ----------------------------------------------------------------
 
-GUIDED = [{"guidance": 1.5}, {"guidance": 1.5, "annealed": True}, {"guidance": 0.7, "temperature": 0.6}]
-
 
 @pytest.mark.parametrize("settings", GUIDED, ids=str)
 def test_the_guided_map_is_inverted_exactly(flow, batch, settings):
@@ -296,7 +300,7 @@ def test_logdet_of_the_guided_map_is_that_of_autograd():
 def test_labels_for_each_block_reach_that_block_alone():
     flow = make_flow(CONFIGS["plain"])
     x, y = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([3, 7])
-    same = flow.label_weights(y, 2)[:, None].repeat(1, 3, 1)
+    same = one_hot(y, 10).double()[:, None].repeat(1, 3, 1)
     assert torch.equal(flow.log_prob(x, same), flow.log_prob(x, y))
     only_second = torch.full((2, 3, 10), 0.1, dtype=torch.float64)
     only_second[:, 1] = same[:, 1]
@@ -305,8 +309,8 @@ def test_labels_for_each_block_reach_that_block_alone():
     shut(mixed[taps[0]], none[taps[0]], 1e-12)
     assert (mixed[taps[1]] - none[taps[1]]).abs().max() > 1e-3
     # block 2 alone, on what an unlabelled block 1 gave it
-    tokens = flow(x, None, "block.2.in").states["block.2.in"]
-    shut(mixed[taps[1]], flow.block(2).features(tokens, flow.label_weights(y, 2), {2})[2], 1e-12)
+    tokens, block = flow(x, None, "block.2.in").states["block.2.in"], flow.block(2)
+    shut(mixed[taps[1]], block(block.features, tokens, flow.condition(y, 2).of_block(2), {2})[2], 1e-12)
     assert (mixed[taps[1]] - full[taps[1]]).abs().max() > 1e-6
     for guidance in (0.0, 1.5):
         shut(flow.inverse(flow(x, only_second, guidance=guidance).z, only_second, guidance=guidance).x, x, 1e-8)

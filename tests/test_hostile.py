@@ -148,7 +148,7 @@ def readers(folder: Path, run: Path) -> dict[str, Reader]:
     """Every reader of files that a user may have from elsewhere, with a good file of its kind."""
     shutil.copytree(run, folder, dirs_exist_ok=True)
     loaded = rl.load(folder)
-    table = rl.evaluate(loaded, samples=0, limit=20, draws=1)
+    table = rl.evaluate(loaded, samples=0, limit=20, n_noise_samples=1)
     write_result(folder, "book", table, [loaded], kept=1)
     cell = {"state": "done", "key": "k", "notebook": "n", "parameters": {"x": 1}, "failure": {"kind": "E", "message": "m"}}
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('x: int = 0  # x\nout_dir: str = ""  # out')])

@@ -151,7 +151,7 @@ def hangups() -> Iterator[None]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_ends_a_process_saves_after_the_step(tmp_path, number):
     out = tmp_path / "run"
-    words = ["train", "digits-none", "--out", str(out), "--device", "cpu", "--set", "train.report_every=1000000"]
+    words = ["train", "digits-none", "--out", str(out), "--device", "cpu", "--set", "train.log_every=1000000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "rrepa_lab.cli", *words, "--set", "train.save_every=1000000"],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -183,16 +183,16 @@ def test_a_signal_that_is_ignored_stays_ignored():
 
 
 def test_an_error_that_ends_a_training_saves_first(tiny, tmp_path, monkeypatch):
-    from rrepa_lab.training.session import Session
+    from rrepa_lab.training.inputs import StepInputs
 
-    inputs, count = Session._inputs, iter(range(100))
+    inputs, count = StepInputs.__call__, iter(range(100))
 
-    def broken(self, batch, rows):
+    def broken(self, batch, rows, step, process):
         if next(count) == 7:
             raise LabError("photos/cat/7.png is a picture that cannot be read")
-        return inputs(self, batch, rows)
+        return inputs(self, batch, rows, step, process)
 
-    monkeypatch.setattr(Session, "_inputs", broken)
+    monkeypatch.setattr(StepInputs, "__call__", broken)
     with pytest.raises(LabError, match=r"photos/cat/7.png"):
         list(rl.train(tiny, tmp_path / "run", device="cpu"))
     assert rl.load(tmp_path / "run").step == 7

@@ -16,6 +16,7 @@ from rrepa_lab.analysis.report import classification_report
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.facts import check_data
 from rrepa_lab.data.images import Batch, TensorImages
+from rrepa_lab.data.sets.folder import FolderImages
 from rrepa_lab.data.splits import class_names, load_split
 from rrepa_lab.data.subset import Subset, balanced_rows, limited, subset_words, whole
 from rrepa_lab.errors import LabError
@@ -24,7 +25,7 @@ from rrepa_lab.runs.run import build
 
 SMALL = {
     "data.image_size": 8, "flow.image_size": 8, "flow.patch_size": 4, "flow.width": 16, "flow.head_width": 16, "flow.blocks": 2,
-    "flow.layers": 1, "train.steps": 2, "train.batch": 4, "train.workers": 0, "train.precision": "float32",
+    "flow.layers": 1, "train.steps": 2, "train.batch": 4, "train.num_workers": 0, "train.precision": "float32",
 }  # fmt: skip
 SHADES = {"ant": 10, "bee": 90, "cat": 170, "dog": 250}
 
@@ -41,6 +42,12 @@ def photos(root, train=("ant", "bee", "cat"), test=("ant", "bee", "cat"), count=
         for name in names:
             fill(root / split / name, count)
     return DataConfig(name="folder", path=str(root), image_size=8, channels=3)
+
+
+def folder_split(data, split, classes=None) -> FolderImages:
+    images = load_split(data, split, classes)
+    assert isinstance(images, FolderImages)
+    return images
 
 
 def names_by_shade(x):
@@ -61,7 +68,7 @@ def agree(images):
 def test_a_split_without_some_classes_keeps_their_numbers(test, tmp_path):
     data = photos(tmp_path, test=test)
     for classes in (None, ["ant", "bee", "cat"]):
-        images = load_split(data, "test", classes)
+        images = folder_split(data, "test", classes)
         assert images.classes == ["ant", "bee", "cat"]
         assert images.missing == [name for name in images.classes if name not in test]
         agree(images)
@@ -70,7 +77,7 @@ def test_a_split_without_some_classes_keeps_their_numbers(test, tmp_path):
 
 def test_labels_follow_the_list_of_the_run_in_its_order(tmp_path):
     data = photos(tmp_path)
-    images = load_split(data, "train", ["cat", "dog", "ant", "bee"])
+    images = folder_split(data, "train", ["cat", "dog", "ant", "bee"])
     agree(images)
     assert sorted(images.labels.unique().tolist()) == [0, 2, 3]
     assert images.missing == ["dog"]
@@ -92,7 +99,7 @@ def test_names_are_compared_as_text_and_not_as_bytes(tmp_path):
     fill(tmp_path / "train" / composed, shade=10)
     fill(tmp_path / "train" / "bar", shade=200)
     fill(tmp_path / "test" / apart, shade=10)
-    images = load_split(DataConfig(name="folder", path=str(tmp_path), channels=3), "test")
+    images = folder_split(DataConfig(name="folder", path=str(tmp_path), channels=3), "test")
     assert (images.classes, images.missing) == (["bar", composed], ["bar"])
     assert images.labels.tolist() == [1] * 4
 
@@ -234,16 +241,16 @@ def test_every_limit_takes_all_classes(trained):
     for limit in (3, 6, 9):
         share = [limit // 3] * 3
         assert run.data("test", limit).y.bincount().tolist() == share
-        assert image_set(run, "test", None, limit).labels.bincount().tolist() == share
+        assert image_set(run, rl.Images(limit=limit)).labels.bincount().tolist() == share
         assert whole(load_split(run.config.data, "test"), limit).y.bincount().tolist() == share
-        report = classification_report(run, limit=limit)
+        report = classification_report(run, images=rl.Images(limit=limit))
         assert report.per_class.n.tolist() == share
         assert set(report.summary.split) == {f"test, {limit} of 15, class-balanced, seed 0"}
         table = rl.evaluate(run, samples=0, limit=limit)
         assert set(table.n) == {limit}
         assert all(f"{limit} of 15, class-balanced, seed 0" in words for words in table.protocol)
     given = Batch(torch.zeros(40, 3, 8, 8), torch.tensor([0] * 30 + [1] * 10))
-    assert image_set(run, "test", given, 10).labels.bincount().tolist() == [5, 5]
+    assert image_set(run, rl.Images(data=given, limit=10)).labels.bincount().tolist() == [5, 5]
 
 
 def test_the_training_watches_balanced_images(trained, monkeypatch):

@@ -9,12 +9,12 @@ import torch
 from torch.nn import functional as F
 
 import rrepa_lab as rl
-from rrepa_lab.align.projector import similarity as cosine
+from rrepa_lab.align.aligner import patch_cosine
 from rrepa_lab.align.target import match_grid
-from rrepa_lab.analysis.embed import pca, umap
-from rrepa_lab.analysis.features import Reading, together
-from rrepa_lab.analysis.probe import fit_knn, fit_linear
-from rrepa_lab.analysis.similarity import cka, cknna, hsic, mutual_knn
+from rrepa_lab.analysis.embed import fit_umap, pca
+from rrepa_lab.analysis.features import concatenate
+from rrepa_lab.analysis.kernels import cka, cknna, hsic, mutual_knn
+from rrepa_lab.analysis.probe_fit import fit_knn, fit_linear
 from rrepa_lab.data.images import Batch
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.perturb import perturb
@@ -36,14 +36,18 @@ def some(run):
 TAP = "block.4.layer.2"
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
+def splits(some):
+    return {"train": some[0], "test": some[1]}
+
+
+# --- features ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pool", ["mean", "all"])
 def test_features_are_the_states_pooled(run, some, pool):
     x, y = some[1]
     states = run.flow(x, None, TAP).states[TAP]
-    read = together(Reading(pool=pool, batch=32).batches(run, [TAP], data=some[1]))
+    read = concatenate(rl.FeatureProtocol(pool=pool, batch=32).batches(run, [TAP], rl.Images(data=some[1])))
     expected = states.mean(dim=1) if pool == "mean" else states.flatten(1)
     torch.testing.assert_close(read.features[TAP], expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(read.y, y)
@@ -52,18 +56,21 @@ def test_features_are_the_states_pooled(run, some, pool):
 
 def test_what_is_fed_is_what_was_said(run, some):
     x, y = some[1]
-    fed = together(Reading(feed_label=True).batches(run, [TAP], data=some[1])).features[TAP]
+    images = rl.Images(data=some[1])
+    fed = concatenate(rl.FeatureProtocol(feed_label=True).batches(run, [TAP], images)).features[TAP]
     torch.testing.assert_close(fed, run.flow(x, y, TAP).states[TAP].mean(dim=1), atol=1e-5, rtol=1e-5)
-    noisy, again, other = (
-        together(Reading(noise_std=0.2, seed=seed, batch=batch).batches(run, [TAP], data=some[1])).features[TAP]
+    protocols = (
+        rl.FeatureProtocol(noise=rl.NoiseSamples(std=0.2, seed=seed), batch=batch)
         for seed, batch in ((1, 256), (1, 7), (2, 256))
     )
+    noisy, again, other = (concatenate(how.batches(run, [TAP], images)).features[TAP] for how in protocols)
     torch.testing.assert_close(noisy, again, atol=1e-5, rtol=1e-5)  # the noise of an image does not depend on its company
     assert (noisy - other).abs().max() > 1e-2
 
 
 def test_generated_features_are_those_of_the_pass_that_made_the_sample(run):
-    read = together(Reading("reverse", feed_label=True, guidance=1.5, samples=12, seed=5).batches(run, [TAP]))
+    how = rl.FeatureProtocol("reverse", feed_label=True, guidance=1.5, samples=12, seed=5)
+    read = concatenate(how.batches(run, [TAP]))
     labels = torch.arange(12) % 10
     z = noise(run.flow, range(5, 17))
     states = run.flow.inverse(z, labels, 1.5, taps=TAP).states[TAP]
@@ -81,7 +88,7 @@ def test_probes_agree_with_probes_made_by_hand(run, some):
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.preprocessing import StandardScaler
 
-    table = rl.probe(run, ["block.2.layer.1", TAP], train=some[0], test=some[1]).set_index(["tap", "metric"])["value"]
+    table = rl.probe(run, ["block.2.layer.1", TAP], data=splits(some)).set_index(["tap", "metric"])["value"]
     (train, y_train), (test, y_test) = some
     for tap in ("block.2.layer.1", TAP):
         a, b = (run.flow(x, None, tap).states[tap].mean(dim=1).numpy() for x in (train, test))
@@ -99,12 +106,14 @@ def test_probes_agree_with_probes_made_by_hand(run, some):
 
 
 def test_every_choice_is_a_column(run, some):
-    table = rl.probe(run, TAP, probes=["knn"], train=some[0], test=some[1], pool="all", noise_std=0.1, seed=3, neighbours=7)
+    how = rl.FeatureProtocol(pool="all", noise=rl.NoiseSamples(std=0.1, seed=3), seed=3)
+    table = rl.probe(run, TAP, probes=["knn"], data=splits(some), protocol=how, fit=rl.ProbeFit(neighbours=7))
     row = table[table.tap == TAP].iloc[0].to_dict()
     expected = {
         "run": "digits-reverse", "strategy": "reverse", "train_seed": 0, "block": 4, "layer": 2, "n": 100, "n_train": 300,
         "module_path": "blocks.3.transformer.layers.1", "metric": "knn_accuracy", "direction": "forward", "label_fed": "none",
-        "guidance": 0.0, "noise_std": 0.1, "pool": "all", "probe": "7-NN, cosine", "seed": 3, "device": "cpu",
+        "guidance": 0.0, "n_noise_samples": 1, "noise_std": 0.1, "pool": "all", "probe": "7-NN, cosine", "seed": 3,
+        "device": "cpu",
     }  # fmt: skip
     assert {name: row[name] for name in expected} == expected
     assert row["standard_error"] == pytest.approx(np.sqrt(row["value"] * (1 - row["value"]) / 100))
@@ -112,26 +121,33 @@ def test_every_choice_is_a_column(run, some):
 
 def test_the_torch_solver_finds_what_scikit_learn_finds(run, some):
     taps = ["block.1.layer.1", TAP]
-    settings = {"probes": ["linear"], "train": some[0], "test": some[1], "batch": 50, "baselines": False}
-    exact = rl.probe(run, taps, solver="sklearn", **settings)
-    ours = rl.probe(run, taps, solver="torch", epochs=25, **settings)
+    settings = {"probes": ["linear"], "data": splits(some), "protocol": rl.FeatureProtocol(batch=50), "baselines": False}
+    exact = rl.probe(run, taps, fit=rl.ProbeFit(solver="sklearn"), **settings)
+    ours = rl.probe(run, taps, fit=rl.ProbeFit(solver="torch", epochs=25), **settings)
     assert list(ours.tap) == list(exact.tap)
     assert (ours.value - exact.value).abs().max() < 0.08
     assert ours.value.min() > 0.5
-    once, again = (rl.probe(run, TAP, solver="torch", epochs=2, **settings) for _ in range(2))
+    once, again = (rl.probe(run, TAP, fit=rl.ProbeFit(solver="torch", epochs=2), **settings) for _ in range(2))
     assert once.equals(again)
 
 
 def test_the_torch_solver_reads_each_batch_once_for_all_layers(run, some, monkeypatch):
-    read = []
+    read = list[int]()
     forward = type(run.flow).forward
-    monkeypatch.setattr(type(run.flow), "forward", lambda self, x, *rest: read.append(len(x)) or forward(self, x, *rest))
-    rl.probe(run, probes=["linear"], solver="torch", epochs=2, batch=100, train=some[0], test=some[1])
+
+    def counted(self, x, *rest):
+        read.append(len(x))
+        return forward(self, x, *rest)
+
+    monkeypatch.setattr(type(run.flow), "forward", counted)
+    fit, how = rl.ProbeFit(solver="torch", epochs=2), rl.FeatureProtocol(batch=100)
+    rl.probe(run, probes=["linear"], fit=fit, protocol=how, data=splits(some))
     assert read == [100] + [100] * 6, "the test images, then two epochs of three batches, for sixteen taps"
 
 
 def test_generated_images_are_scored_against_the_label_asked_for(run, some):
-    table = rl.probe(run, TAP, direction="reverse", probes=["linear"], samples=40, guidance=1.0, train=some[0])
+    how = rl.FeatureProtocol("reverse", samples=40, guidance=1.0)
+    table = rl.probe(run, TAP, protocol=how, probes=["linear"], data={"train": some[0]})
     row = table[table.tap == TAP].iloc[0]
     labels = torch.arange(40) % 10
     made = rl.sample(run, range(40), labels.tolist(), 1.0).images
@@ -144,18 +160,18 @@ def test_generated_images_are_scored_against_the_label_asked_for(run, some):
 
 def test_labels_that_would_leak_are_refused_unless_forced(run, some):
     with pytest.raises(LabError, match="features that were fed the label carry it.*force=True"):
-        rl.probe(run, TAP, feed_label=True)
-    settings = {"probes": ["linear"], "train": some[0], "test": some[1], "baselines": False}
-    forced = rl.probe(run, TAP, feed_label=True, force=True, **settings)
+        rl.probe(run, TAP, protocol=rl.FeatureProtocol(feed_label=True))
+    settings = {"probes": ["linear"], "data": splits(some), "baselines": False}
+    forced = rl.probe(run, TAP, protocol=rl.FeatureProtocol(feed_label=True), force=True, **settings)
     assert forced.value.iloc[0] == 1.0, "the label is read back, which is why it was refused"
     assert forced.label_fed.iloc[0] == "own"
-    made = rl.probe(run, TAP, direction="reverse", feed_label=True, force=True, samples=20, **settings)
+    made = rl.probe(run, TAP, protocol=rl.FeatureProtocol("reverse", feed_label=True, samples=20), force=True, **settings)
     assert made.label_fed.iloc[0] == "own"
 
 
 def test_figure_four_in_one_call(run, some):
     runs = [rl.load("digits-none"), run]
-    table = rl.probe(runs, probes=["linear"], classifiers=["gradient", "bayes"], train=some[0], test=some[1], baselines=False)
+    table = rl.probe(runs, probes=["linear"], classifiers=["gradient", "bayes"], data=splits(some), baselines=False)
     assert len(table) == 2 * (16 + 2)
     for one in runs:
         levels = table[(table.run == one.name) & (table.tap == "")].set_index("metric").value
@@ -165,6 +181,14 @@ def test_figure_four_in_one_call(run, some):
     best = rl.best_layer(table)
     assert list(best.run) == ["digits-none", "digits-reverse"]
     assert (best.value == table[table.layer > 0].groupby("run").value.max().loc[best.run].to_numpy()).all()
+
+
+KINDS = {"protocol": rl.FeatureProtocol, "fit": rl.ProbeFit, "images": rl.Images, "umap": rl.Umap}
+
+
+def grouped(settings):
+    """Settings in which a group is a dict -> with the group's class, made within the test, where it raises."""
+    return {name: KINDS[name](**value) if name in KINDS else value for name, value in settings.items()}
 
 
 def images(count, y):
@@ -180,37 +204,46 @@ BLANK = Batch(torch.zeros(6, 1, 8, 8), torch.arange(6))
         ({"taps": "block.5.layer.1"}, "unknown tap 'block.5.layer.1'; did you mean 'block.4.layer.1' or"),
         ({"probes": ["quadratic"]}, "unknown probe 'quadratic'"),
         ({"classifiers": ["guess"]}, "unknown classification method 'guess'"),
-        ({"direction": "sideways"}, "unknown direction 'sideways'"),
-        ({"pool": "max"}, "unknown pool 'max'; known: mean, all"),
-        ({"solver": "lbfgs"}, "unknown solver 'lbfgs'"),
-        ({"train": images(0, [])}, "there are no images to read"),
-        ({"test": images(0, [])}, "there are no images to read"),
-        ({"train": images(5, [3] * 5)}, "every label is 3: a probe needs at least two classes"),
-        ({"train": images(5, [3] * 5), "solver": "torch", "probes": ["linear"], "epochs": 1}, "every label is 3"),
+        ({"protocol": {"direction": "sideways"}}, "unknown direction 'sideways'"),
+        ({"protocol": {"pool": "max"}}, "unknown pool 'max'; known: mean, all"),
+        ({"fit": {"solver": "lbfgs"}}, "unknown solver 'lbfgs'"),
+        ({"data": {"train": images(0, [])}}, "there are no images to measure"),
+        ({"data": {"test": images(0, [])}}, "there are no images to measure"),
+        ({"data": {"train": images(5, [3] * 5)}}, "every label is 3: a probe needs at least two classes"),
         (
-            {"train": Batch(torch.zeros(6, 1, 8, 8), torch.arange(6)), "baselines": False},
-            "block.4.layer.2 over 6 training images are constant",
+            {"data": {"train": images(5, [3] * 5)}, "fit": {"solver": "torch", "epochs": 1}, "probes": ["linear"]},
+            "every label is 3",
         ),
-        ({"train": images(4, [0, 1, 2, 3]), "neighbours": 5, "probes": ["knn"]}, "5 neighbours asked for among 4 images"),
-        ({"train": images(1, [3]), "solver": "torch", "probes": ["linear"]}, "batches of at least two images"),
-        ({"test": BLANK, "solver": "torch", "probes": ["linear"], "baselines": False}, "over 6 images are constant"),
-        ({"train": images(4, [0, 1])}, "4 images but 2 labels"),
-        ({"guidance": 1.0}, "guidance belongs to generated samples"),
-        ({"direction": "reverse", "samples": 0}, "samples must be at least 1"),
-        ({"limit": 0}, "there are no images to read"),
+        ({"data": {"train": BLANK}, "baselines": False}, "block.4.layer.2 over 6 training images are constant"),
+        (
+            {"data": {"train": images(4, [0, 1, 2, 3])}, "fit": {"neighbours": 5}, "probes": ["knn"]},
+            "5 neighbours among 4 images",
+        ),
+        (
+            {"data": {"train": images(1, [3])}, "fit": {"solver": "torch"}, "probes": ["linear"]},
+            "batches of at least two images",
+        ),
+        (
+            {"data": {"test": BLANK}, "fit": {"solver": "torch"}, "probes": ["linear"], "baselines": False},
+            "over 6 images are constant",
+        ),
+        ({"data": {"train": images(4, [0, 1])}}, "4 images but 2 labels"),
+        ({"protocol": {"guidance": 1.0}}, "guidance belongs to generated samples"),
+        ({"protocol": {"direction": "reverse", "samples": 0}}, "samples must be at least 1"),
+        ({"limit": 0}, "there are no images to measure"),
     ],
 )
 def test_probe_mistakes(run, some, settings, message):
     with pytest.raises(LabError, match=message):
-        rl.probe(run, **{"taps": TAP, "test": some[1], "train": some[0], **settings})
+        rl.probe(run, **{"taps": TAP, **grouped(settings), "data": splits(some) | settings.get("data", {})})
 
 
-def test_a_flow_without_classes_has_no_label_to_ask_for(tiny):
+def test_a_flow_without_classes_has_no_label_to_condition_on(tiny):
     from rrepa_lab.runs.run import build
 
     plain = build(tiny.override({"align.strategy": "none", "flow.classes": 0}), [str(k) for k in range(10)])
-    with pytest.raises(LabError, match="no classes to ask for"):
-        rl.probe(plain, direction="reverse")
+    with pytest.raises(LabError, match="no classes to condition on"):
+        rl.probe(plain, protocol=rl.FeatureProtocol("reverse"))
 
 
 # --- similarity -------------------------------------------------------------------------------------------------------
@@ -248,7 +281,8 @@ def test_cknna_against_its_definition():
     a, b = (F.normalize(features(n, d, seed), dim=1) for d, seed in ((5, 0), (3, 1)))
 
     def near(x):
-        order = [sorted((j for j in range(n) if j != i), key=lambda j, i=i: -float(x[i] @ x[j])) for i in range(n)]
+        cosines = (x @ x.T).tolist()
+        order = [sorted((j for j in range(n) if j != i), key=lambda j: -cosines[i][j]) for i in range(n)]
         return [set(row[:k]) for row in order]
 
     def align(x, y):
@@ -278,8 +312,8 @@ def test_mutual_knn_against_its_definition():
         sets = []
         for x in (a, b):
             unit = F.normalize(x, dim=1)
-            order = sorted((j for j in range(30) if j != i), key=lambda j, unit=unit, i=i: -float(unit[i] @ unit[j]))
-            sets.append(set(order[:5]))
+            cosines = (unit @ unit[i]).tolist()
+            sets.append(set(sorted((j for j in range(30) if j != i), key=cosines.__getitem__)[-5:]))
         shared.append(len(sets[0] & sets[1]) / 5)
     assert mutual_knn(a, b, 5) == pytest.approx(np.mean(shared))
     chance = np.mean([mutual_knn(features(100, 9, 2 * s), features(100, 9, 2 * s + 1), 10) for s in range(20)])
@@ -287,7 +321,7 @@ def test_mutual_knn_against_its_definition():
 
 
 def test_similarity_table_of_a_run_and_its_encoder(run, some):
-    table = rl.similarity(run, data=some[1], neighbours=5).set_index(["tap", "metric"])
+    table = rl.similarity(run, images=rl.Images(data=some[1]), neighbours=5).set_index(["tap", "metric"])
     assert len(table) == 16 * 3 + 2
     x = some[1].x
     seen, flow = run.encoder()(x), run.flow(x, None, TAP).states[TAP]
@@ -296,13 +330,14 @@ def test_similarity_table_of_a_run_and_its_encoder(run, some):
     assert table.loc[(TAP, "cknna"), "value"] == pytest.approx(cknna(a, b, 5), abs=0.02)
     assert table.loc[(TAP, "mutual_knn"), "value"] == pytest.approx(mutual_knn(a, b, 5), abs=0.01)
     target = match_grid(seen, run.encoder().grid, 4)
-    near = float(cosine(run.projectors.project(TAP, flow), target).mean())
+    near = float(patch_cosine(run.projectors.project(TAP, flow), target).mean())
     assert table.loc[(TAP, "teacher_cosine"), "value"] == pytest.approx(near, abs=1e-4)
     assert set(table.other) == {"vit_tiny_patch16_224, bundled:digits"}
 
 
 def test_along_the_generating_pass_the_encoder_sees_the_finished_sample(run):
-    table = rl.similarity(run, direction="reverse", samples=60, taps=TAP, feed_label=True, guidance=1.0, seed=2)
+    how = rl.FeatureProtocol("reverse", samples=60, feed_label=True, guidance=1.0, seed=2)
+    table = rl.similarity(run, taps=TAP, protocol=how)
     labels = torch.arange(60) % 10
     states = run.flow.inverse(noise(run.flow, range(2, 62)), labels, 1.0, taps=TAP).states[TAP]
     sample = rl.sample(run, range(2, 62), labels.tolist(), 1.0).images
@@ -313,24 +348,24 @@ def test_along_the_generating_pass_the_encoder_sees_the_finished_sample(run):
 
 
 def test_the_generating_pass_needs_no_data_set(tiny):
-    """A run loaded without its images can still be read while it generates."""
+    """A run loaded without its images can still be measured while it generates."""
     from rrepa_lab.runs.run import build
 
     far = build(tiny.override({"data.name": "folder", "data.path": "nowhere"}), [str(k) for k in range(10)])
     perturb(far.flow, 0)
-    settings = {"taps": "block.1.layer.*", "direction": "reverse", "samples": 20}
-    assert rl.similarity(far, metrics=["cka"], **settings).value.notna().all()
-    assert len(rl.embed(far, **settings)) == 40
+    taps, how = "block.1.layer.*", rl.FeatureProtocol("reverse", samples=20)
+    assert rl.similarity(far, metrics=["cka"], taps=taps, protocol=how).value.notna().all()
+    assert len(rl.embed(far, taps, protocol=how)) == 40
     with pytest.raises(LabError, match=f"no image folder at {Path('nowhere').absolute()}"):
         rl.similarity(far)
 
 
 def test_similarity_between_two_runs(run, some):
-    none = rl.load("digits-none")
-    same = rl.similarity(run, run, data=some[1], metrics=["cka", "mutual_knn"])
+    none, given = rl.load("digits-none"), rl.Images(data=some[1])
+    same = rl.similarity(run, run, images=given, metrics=["cka", "mutual_knn"])
     assert (same.tap == same.other_tap).all()
     assert same.value.to_numpy() == pytest.approx(np.ones(len(same)))
-    square = rl.similarity(run, none, taps="block.4.*", other_taps="block.[34].layer.*", data=some[1], metrics=["cka"])
+    square = rl.similarity(run, none, taps="block.4.*", other_taps="block.[34].layer.*", images=given, metrics=["cka"])
     assert len(square) == 6 * 8
     x = some[1].x
     a, b = (one.flow(x, None, tap).states[tap].mean(1) for one, tap in ((run, "block.4.layer.1"), (none, "block.3.layer.2")))
@@ -343,14 +378,17 @@ def test_similarity_between_two_runs(run, some):
     [
         ({"taps": "block.1.layer.9"}, "unknown tap 'block.1.layer.9'"),
         ({"metrics": ["ckka"]}, "unknown metric 'ckka'; did you mean 'cka'"),
-        ({"neighbours": 20}, "20 neighbours asked for among 20 images: at most 19"),
-        ({"neighbours": 0}, "0 neighbours asked for"),
-        ({"data": images(0, [])}, "there are no images to read"),
-        ({"data": images(3, [0, 1, 2])}, "3 images are too few: a similarity needs at least 4"),
-        ({"data": Batch(torch.zeros(20, 1, 8, 8), torch.zeros(20))}, "block.4.layer.2 over 20 images are constant"),
-        ({"guidance": 2.0}, "guidance belongs to the generating pass"),
-        ({"guidance": 2.0, "direction": "reverse"}, "guidance needs a label that is fed"),
-        ({"noise_std": 0.1, "direction": "reverse"}, "noise_std belongs to real images"),
+        ({"neighbours": 20}, "20 neighbours among 20 images: at most 19"),
+        ({"neighbours": 0}, "0 neighbours among 20 images"),
+        ({"images": {"data": images(0, [])}}, "there are no images to measure"),
+        ({"images": {"data": images(3, [0, 1, 2])}}, "3 images are too few: a similarity needs at least 4"),
+        (
+            {"images": {"data": Batch(torch.zeros(20, 1, 8, 8), torch.zeros(20))}},
+            "block.4.layer.2 over 20 images are constant",
+        ),
+        ({"protocol": {"guidance": 2.0}}, "guidance belongs to the generating pass"),
+        ({"protocol": {"guidance": 2.0, "direction": "reverse"}}, "guidance needs a label that is fed"),
+        ({"protocol": {"noise": rl.NoiseSamples(std=0.1), "direction": "reverse"}}, "noise_std belongs to real images"),
         (
             {"taps": "block.1.layer.1", "metrics": ["teacher_cosine"]},
             "a tap with a projector .run .* has: block.3",
@@ -360,7 +398,7 @@ def test_similarity_between_two_runs(run, some):
 def test_similarity_mistakes(run, some, settings, message):
     twenty = Batch(some[1].x[:20], some[1].y[:20])
     with pytest.raises(LabError, match=message):
-        rl.similarity(run, **{"taps": TAP, "data": twenty, **settings})
+        rl.similarity(run, **{"taps": TAP, "images": rl.Images(data=twenty), **grouped(settings)})
 
 
 def test_metrics_refuse_what_they_cannot_measure():
@@ -377,7 +415,7 @@ def test_a_run_without_an_encoder(trained, some):
     run = rl.load(trained)
     run.config = run.config.override({"encoder": None, "align.strategy": "none"})
     with pytest.raises(LabError, match="has no encoder"):
-        rl.similarity(run, data=some[1])
+        rl.similarity(run, images=rl.Images(data=some[1]))
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------
@@ -395,14 +433,14 @@ def test_pca_holds_the_variance_it_says():
 
 
 def test_embedding_table(run, some):
-    table = rl.embed(run, ["block.1.layer.1", TAP], data=some[1], components=3)
+    table = rl.embed(run, ["block.1.layer.1", TAP], images=rl.Images(data=some[1]), components=3)
     assert len(table) == 200
     part = table[table.tap == TAP]
     assert list(part.image) == list(range(100))
     assert list(part.label) == [str(int(k)) for k in some[1].y]
     at, _ = pca(run.flow(some[1].x, None, TAP).states[TAP].mean(dim=1), 3)
     assert np.abs(part[["c1", "c2", "c3"]].to_numpy()) == pytest.approx(np.abs(at.numpy()), abs=1e-3)
-    made = rl.embed(run, TAP, direction="reverse", samples=12, seed=4)
+    made = rl.embed(run, TAP, protocol=rl.FeatureProtocol("reverse", samples=12, seed=4))
     assert list(made.image) == list(range(4, 16))
     assert set(made.label) == {""}
 
@@ -410,30 +448,30 @@ def test_embedding_table(run, some):
 @pytest.mark.filterwarnings("ignore")  # numba's own
 def test_umap_is_reproducible_and_keeps_neighbours_together(run, some):
     a = torch.cat([features(40, 6, 0) + 8, features(40, 6, 1) - 8])
-    first, second = umap(a, neighbours=8, seed=1), umap(a, neighbours=8, seed=1)
+    first, second = (fit_umap(a, settings=rl.Umap(neighbours=8), seed=1) for _ in range(2))
     assert torch.equal(first, second)
     within = (first[:40] - first[:40].mean(0)).norm(dim=1).mean()
     assert (first[:40].mean(0) - first[40:].mean(0)).norm() > 2 * within
-    table = rl.embed(run, TAP, "umap", data=some[1])
+    table = rl.embed(run, TAP, "umap", images=rl.Images(data=some[1]))
     assert table.explained.isna().all()
-    with pytest.raises(LabError, match="80 neighbours asked for among 80 images: between 2 and 79"):
-        umap(a, neighbours=80)
+    with pytest.raises(LabError, match="80 neighbours among 80 images: between 2 and 79"):
+        fit_umap(a, settings=rl.Umap(neighbours=80))
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("count", "components"), [(3, 2), (4, 3), (5, 3), (6, 2)])
 def test_umap_of_very_few_images_takes_every_number_of_neighbours_it_names(count, components):
     for near in (2, count - 1):
-        made = umap(features(count, 6, 0), components, neighbours=near)
+        made = fit_umap(features(count, 6, 0), components, rl.Umap(neighbours=near))
         assert made.shape == (count, components)
         assert made.isfinite().all()
     with pytest.raises(LabError, match=f"between 2 and {count - 1}"):
-        umap(features(count, 6, 0), components, neighbours=count)
+        fit_umap(features(count, 6, 0), components, rl.Umap(neighbours=count))
 
 
 def test_umap_of_fewer_than_three_images_is_one_line():
     with pytest.raises(LabError, match="at least 3 images, not 2"):
-        umap(features(2, 6, 0), neighbours=2)
+        fit_umap(features(2, 6, 0), settings=rl.Umap(neighbours=2))
 
 
 def test_neighbours_are_the_nearest_by_cosine():
@@ -442,13 +480,13 @@ def test_neighbours_are_the_nearest_by_cosine():
     unit = F.normalize(a, dim=1)
     for query, row in ((0, 3), (1, 7)):
         cosines = (unit @ unit[row]).tolist()
-        expected = sorted((j for j in range(20) if j != row), key=lambda j, cosines=cosines: -cosines[j])[:4]
+        expected = sorted((j for j in range(20) if j != row), key=cosines.__getitem__)[:-5:-1]
         part = table[table["query"] == query]
         assert list(part.image) == expected
         assert list(part["rank"]) == [1, 2, 3, 4]
         assert part.cosine.to_numpy() == pytest.approx([cosines[j] for j in expected])
     assert rl.neighbours(a, a[:1], k=1).image[0] == 0, "without exclude it finds itself"
-    with pytest.raises(LabError, match="20 neighbours asked for among 19 images"):
+    with pytest.raises(LabError, match="20 neighbours among 19 images"):
         rl.neighbours(a, a[:1], k=20, exclude=[0])
 
 
@@ -490,13 +528,13 @@ def test_patch_colour_mistakes(states, message):
     [
         ({"method": "tsne"}, "unknown embedding 'tsne'; known: pca, umap"),
         ({"components": 4}, "components must be 2 or 3"),
-        ({"method": "umap", "neighbours": 100}, "100 neighbours asked for among 100 images"),
+        ({"method": "umap", "umap": {"neighbours": 100}}, "100 neighbours among 100 images"),
         ({"taps": "block.9.layer.1"}, "unknown tap"),
     ],
 )
 def test_embed_mistakes(run, some, settings, message):
     with pytest.raises(LabError, match=message):
-        rl.embed(run, **{"taps": TAP, "data": some[1], **settings})
+        rl.embed(run, **{"taps": TAP, "images": rl.Images(data=some[1]), **grouped(settings)})
 
 
 def test_knn_by_hand():
@@ -506,7 +544,8 @@ def test_knn_by_hand():
 
 
 def test_tables_of_both_instruments_stand_together(run, some):
-    both = pd.concat([rl.probe(run, TAP, train=some[0], test=some[1]), rl.similarity(run, taps=TAP, data=some[1])])
+    probed, similar = rl.probe(run, TAP, data=splits(some)), rl.similarity(run, taps=TAP, images=rl.Images(data=some[1]))
+    both = pd.concat([probed, similar])
     assert both[["run", "tap", "block", "layer", "module_path", "metric", "value", "direction", "n"]].notna().all().all()
 
 
@@ -526,14 +565,16 @@ def test_shipped_tables_are_what_the_bundled_weights_give(name):
     for row in probes.itertuples():
         assert stored["forward", "none", row.metric] == pytest.approx(row.value, abs=0.01), row.metric
     for direction, fed in (("forward", False), ("reverse", False), ("reverse", True)):
-        fresh = rl.similarity(one, taps="block.3.layer.2", direction=direction, feed_label=fed)
+        fresh = rl.similarity(one, taps="block.3.layer.2", protocol=rl.FeatureProtocol(direction, feed_label=fed))
         for row in fresh.itertuples():
             assert stored[direction, row.label_fed, row.metric] == pytest.approx(row.value, abs=0.01), (direction, row.metric)
     classes = load_table(CLASSES)
     classes = classes[(classes.run == name) & (classes.method == "gradient") & (classes.metric == "gradient_accuracy")]
     for blocks, shown in ((None, "all"), ([4], "4")):
         fresh = rl.classification_report(one, blocks=blocks).summary.value[0]
-        assert classes[(classes.blocks == shown) & (classes.draws == 0)].value.iloc[0] == pytest.approx(fresh, abs=0.01)
+        assert classes[(classes.blocks == shown) & (classes.n_noise_samples == 0)].value.iloc[0] == pytest.approx(
+            fresh, abs=0.01
+        )
 
 
 def test_shipped_tables_are_whole():

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,23 +23,30 @@ from rrepa_lab.viz.layers import layer_curves, layer_map
 from rrepa_lab.viz.training import setting_curves
 
 gr = pytest.importorskip("gradio")
+import layer_tables  # noqa: E402
 import layers  # noqa: E402
+from layer_view import CHOICES, LayersView  # noqa: E402
 
-BARS = ("digits-reverse", "digits-none", 0)
-A, B = layers.START
+A, B = LayersView().choices
 PINS = (*A, *B)
 
 
-def words(metric="linear_accuracy", direction="forward", source="seeds", strategies=layers.STRATEGIES, study=None, pins=PINS):
-    return layers.draw_words(*BARS, metric, direction, source, strategies, study or layers.SHIPPED_STUDY, *pins, 0)
+def view_of(pins=PINS, **values):
+    return LayersView(**dict(zip(CHOICES, pins, strict=True)), **values)
 
 
-def known(metric="linear_accuracy", direction="forward", source="seeds", strategies=layers.STRATEGIES):
-    return [figure_of(plot) for plot in layers.draw_known(*BARS, metric, direction, source, strategies, 0)]
+def words(*args, **values):
+    return layers.draw_notes(view_of(**dict(zip(("metric", "direction", "source"), args, strict=False)), **values))
 
 
-def compared(metric="linear_accuracy", direction="forward", study=None, pins=PINS):
-    return [figure_of(plot) for plot in layers.draw_compared(*BARS, metric, direction, study or layers.SHIPPED_STUDY, *pins)]
+def known(*args, **values):
+    view = view_of(**dict(zip(("metric", "direction", "source"), args, strict=False)), **values)
+    return [figure_of(plot) for plot in layers.draw_known(view)]
+
+
+def compared(*args, **values):
+    view = view_of(**dict(zip(("metric", "direction"), args, strict=False)), **values)
+    return [figure_of(plot) for plot in layers.draw_compared(view)]
 
 
 def figure_of(plot):
@@ -69,7 +77,7 @@ def grid(rows):
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("metric", ["linear_accuracy", "knn_accuracy", "cknna", "cka", "mutual_knn"])
 def test_heat_maps_show_the_rows_of_the_table(metric, direction, source):
-    table = load_table(layers.TABLES[source])
+    table = load_table(layer_tables.TABLES[source])
     table = table[
         (table.metric == metric) & (table.direction == direction) & (table.guidance == 0) & (table.label_fed == "none")
     ]
@@ -87,11 +95,11 @@ def test_heat_maps_show_the_rows_of_the_table(metric, direction, source):
 
 
 def test_only_the_strategies_chosen_are_shown_and_taken_away():
-    figure, _ = known("cka", strategies=["reverse", "none"])
+    figure, _ = known("cka", strategies=("reverse", "none"))
     assert list(maps(figure)) == ["digits-none", "digits-reverse"]
-    file = words("cka", strategies=["reverse", "none"])[1].value["path"]
+    file = words("cka", strategies=("reverse", "none"))[1].value["path"]
     kept = pd.read_csv(file)
-    table = load_table(layers.TABLES["seeds"])
+    table = load_table(layer_tables.TABLES["seeds"])
     table = table[(table.metric == "cka") & (table.direction == "forward") & table.strategy.isin(["reverse", "none"])]
     assert np.allclose(kept["value"], table["value"])
     assert set(kept["run"]) == {"digits-none", "digits-reverse"}
@@ -104,9 +112,9 @@ def test_what_a_run_lacks_is_told():
         "**digits-none**: no cosine to the teacher, through the projector, because no layer was aligned"
         in (words("teacher_cosine")[0])
     )
-    assert known("teacher_cosine", strategies=["none"]) == [None, None]
-    assert known(strategies=[]) == [None, None]
-    note, download, *_ = words(strategies=[])
+    assert known("teacher_cosine", strategies=("none",)) == [None, None]
+    assert known(strategies=()) == [None, None]
+    note, download, *_ = words(strategies=())
     assert note == "Choose at least one strategy."
     assert not download.visible
 
@@ -150,7 +158,7 @@ def test_scores_of_two_settings_are_those_of_the_study():
 
 def test_choices_follow_what_the_study_has():
     def values(*pins):
-        updates = layers.narrow(layers.SHIPPED_STUDY, *pins)
+        updates = layers.narrow(view_of(pins))
         return [(update["choices"], update.get("value", text)) for update, text in zip(updates, pins, strict=True)]
 
     got = values("reverse", "1,2", "3", "", "none", "3,4", "2", "")
@@ -159,7 +167,7 @@ def test_choices_follow_what_the_study_has():
     assert got[2] == ([("2", "2")], "2")  # layer 3 exists for blocks 3,4 alone
     assert [value for _, value in got[4:]] == ["none", "-", "-", ""]
     assert [text for text, _ in values("reverse", "3,4", "3", "", *B)[2][0]] == ["1", "2", "3"]
-    assert not any("value" in update for update in layers.narrow(layers.SHIPPED_STUDY, *PINS))
+    assert not any("value" in update for update in layers.narrow(view_of()))
     # what does not exist falls back, also before the lists are narrowed
     assert "**A: detach, blocks 1,2,3,4, layer 2**" in words(pins=("detach", "nine", "", "", *B))[2]
     assert "A and B are the same setting" in words(pins=(*A, *A))[2]
@@ -226,7 +234,7 @@ def test_an_own_study_shows_its_layers(own):
     assert np.allclose(maps(pair)["B: forward, block 2, layer 2"], grid(unguided(table, "cka", "forward")))
     assert over is not None
     assert "best at block" in words("cka", study="mine", pins=MINE)[2]
-    code = layers.code(*BARS, "cka", "forward", "seeds", ["none"], "mine", *MINE, 0)
+    code = layers.code(view_of(MINE, metric="cka", strategies=("none",), study="mine"))
     got: dict = {}
     exec(code.python, got)
     assert np.allclose(
@@ -241,7 +249,7 @@ def test_a_broken_study_breaks_nothing(own):
     assert second.startswith("**This study cannot be shown:**")
     assert table == ""
     assert compared(study="broken") == [None] * 5
-    assert layers.narrow("broken", *PINS) == [gr.skip()] * 8
+    assert layers.narrow(view_of(study="broken")) == [gr.skip()] * 8
     (own / "layers.csv").write_text("tap\nblock.1\n")
     assert "layers.csv is damaged: write it again by python -m rrepa_lab.studies.alignment" in words(study="mine", pins=MINE)[2]
     shutil.rmtree(own / "cells")
@@ -264,7 +272,7 @@ def test_settings_that_differ_elsewhere_can_be_told_apart(own):
     about = json.loads((path / "config.json").read_text())
     about["config"]["train"]["lr"] = 0.25
     (path / "config.json").write_text(json.dumps(about))
-    rest = layers.narrow("mine", *MINE)[3]
+    rest = layers.narrow(view_of(MINE, study="mine"))[3]
     assert rest["visible"]
     assert "lr 0.25" in [text for text, _ in rest["choices"]]
     assert (
@@ -279,19 +287,23 @@ def test_settings_that_differ_elsewhere_can_be_told_apart(own):
 def local(trained: Path, tmp_path, monkeypatch):
     """A small local run, read in part, with nothing measured yet."""
     monkeypatch.setenv("RREPA_RUNS", str(tmp_path))
-    monkeypatch.setattr(layers, "limit_for", lambda _run: 60)
-    monkeypatch.setattr(layers, "_measured", {})
+    import layer_code
+
+    for module in (layer_tables, layer_code):
+        monkeypatch.setattr(module, "limit_for", lambda _run: 60)
+    monkeypatch.setattr(layer_tables, "_measured", {})
     shutil.copytree(trained, tmp_path / "small")
     return "small"
 
 
 def test_runs_of_the_sidebar_are_measured(local):
-    args = ("linear_accuracy", "forward", "measured", [])
-    rows, (told,) = layers.known_rows(layers.pair(local, ""), *args)
+    args = ("linear_accuracy", "forward", "measured", ())
+    view = LayersView(run=local, other="", source="measured", strategies=())
+    rows, (remark,) = layers.known_rows(layers.pair(local, ""), *args)
     assert rows.empty
-    assert "not measured on real images yet" in told
-    assert layers.draw_words(local, "", 0, *args, layers.SHIPPED_STUDY, *PINS, 0)[0] == told
-    steps = list(layers.measure(local, "", "forward", "seeds", 0))
+    assert "not measured on real images yet" in remark
+    assert layers.draw_notes(view)[0] == remark
+    steps = list(layers.measure(replace(view, source="seeds")))
     assert [said.split(": ")[-1] for said, _, _ in steps[:-1]] == [
         "linear probes …",
         "k-NN probes …",
@@ -303,42 +315,44 @@ def test_runs_of_the_sidebar_are_measured(local):
         "linear_accuracy": rl.probe(run, probes=["linear"], limit=60),
         "knn_accuracy": rl.probe(run, probes=["knn"], limit=60),
     }
-    expected |= {metric: rl.similarity(run, limit=60) for metric in ("cknna", "cka", "mutual_knn", "teacher_cosine")}
+    expected |= {
+        metric: rl.similarity(run, images=rl.Images(limit=60)) for metric in ("cknna", "cka", "mutual_knn", "teacher_cosine")
+    }
     for metric, measured in expected.items():
         table = measured[measured.metric == metric]
-        figure, _ = (figure_of(plot) for plot in layers.draw_known(local, "", 0, metric, *args[1:], 3))
+        figure, _ = (figure_of(plot) for plot in layers.draw_known(replace(view, metric=metric)))
         assert np.allclose(maps(figure)["small"], grid(table))
-        note = layers.draw_words(local, "", 0, metric, *args[1:], layers.SHIPPED_STUDY, *PINS, 3)[0]
+        note = layers.draw_notes(replace(view, metric=metric))[0]
         assert rl.best_layer(table, metric).iloc[0]["module_path"] in note
-        code = layers.code(local, "", 0, metric, *args[1:], layers.SHIPPED_STUDY, *PINS, 3)
+        code = layers.code(replace(view, metric=metric))
         assert (
             code.shell == f"rrepa-lab probe small --metrics {metric.removesuffix('_accuracy')} --direction forward --limit 60"
         )
         got: dict = {}
         exec(code.python, got)
         assert np.allclose(grid(got["rows"]), maps(figure)["small"])
-    again = list(layers.measure(local, "", "forward", "measured", 3))
+    again = list(layers.measure(replace(view, measurements=3)))
     assert len(again) == 1
     assert again[0][0].startswith("Already measured")
 
 
 def test_a_stopped_measurement_keeps_what_was_done(local):
-    going = layers.measure(local, "", "forward", "measured", 0)
+    going = layers.measure(LayersView(run=local, other="", source="measured"))
     next(going)
     next(going)
     going.close()
-    assert [kind for _, _, kind in layers._measured] == ["linear"]
+    assert [kind for _, _, kind in layer_tables._measured] == ["linear"]
     rows, _ = layers.known_rows(layers.pair(local, ""), "linear_accuracy", "forward", "measured", [])
     assert len(rows)
-    rows, (told,) = layers.known_rows(layers.pair(local, ""), "cka", "forward", "measured", [])
-    assert "not measured" in told
+    rows, (remark,) = layers.known_rows(layers.pair(local, ""), "cka", "forward", "measured", [])
+    assert "not measured" in remark
 
 
 def test_a_large_set_is_read_in_part(monkeypatch):
     run = rl.load("digits-none")
-    assert layers.limit_for(run) is None
+    assert layer_tables.limit_for(run) is None
     monkeypatch.setattr(rl.Run, "images", lambda *_: range(6000))
-    assert layers.limit_for(run) == 2000
+    assert layer_tables.limit_for(run) == 2000
 
 
 # --- as code ----------------------------------------------------------------------------------------------------------
@@ -348,7 +362,7 @@ def test_a_large_set_is_read_in_part(monkeypatch):
     ("linear_accuracy", "forward", "seeds"), ("cknna", "reverse", "bundled"), ("teacher_cosine", "forward", "seeds"),
 ])  # fmt: skip
 def test_the_code_gives_the_numbers_of_the_figures(metric, direction, source):
-    code = layers.code(*BARS, metric, direction, source, layers.STRATEGIES, layers.SHIPPED_STUDY, *PINS, 0)
+    code = layers.code(view_of(metric=metric, direction=direction, source=source))
     got: dict = {}
     exec(code.python, got)
     for run, shown in maps(known(metric, direction, source)[0]).items():
@@ -362,8 +376,8 @@ def test_the_code_gives_the_numbers_of_the_figures(metric, direction, source):
 
 def test_code_without_anything_to_show_still_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("RREPA_RUNS", str(tmp_path))
-    exec(layers.code(*BARS, "cka", "forward", "seeds", [], layers.SHIPPED_STUDY, *PINS, 0).python, {})
-    exec(layers.code(*BARS, "cka", "forward", "bundled", ["none"], "gone", *PINS, 0).python, {})
+    exec(layers.code(view_of(metric="cka", strategies=())).python, {})
+    exec(layers.code(view_of(metric="cka", source="bundled", strategies=("none",), study="gone")).python, {})
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

@@ -10,22 +10,22 @@ import torch
 from conftest import reopen
 
 import rrepa_lab as rl
-from rrepa_lab.analysis.features import Reading, together
+from rrepa_lab.analysis.features import FeatureProtocol, concatenate
 from rrepa_lab.viz.html import data_uri
 
 gr = pytest.importorskip("gradio")
 
 import feature_map  # noqa: E402
+import map_data  # noqa: E402
+from feature_map import FeatureMapView  # noqa: E402
 
 REVERSE, NONE = "digits-reverse", "digits-none"
 TAP = "block.3.layer.2"
-UMAP_OF = {"neighbours": 15, "distance": 0.1}
 
 
 def drawn(run: str = REVERSE, other: str = NONE, seed: int = 0, **more) -> tuple:
-    """(thumbnails, map, other map, note, due) at TAP unless told otherwise."""
-    values = {"what": feature_map.REAL, "method": "PCA", "block": 3, "layer": 2, "image": 0, **UMAP_OF, **more}
-    return feature_map.draw(run, other, seed, **values)
+    """(thumbnails, map, other map, note, due), at TAP by default."""
+    return feature_map.draw(FeatureMapView(run=run, other=other, seed=seed, **more))
 
 
 def coordinates(figure) -> pd.DataFrame:
@@ -54,10 +54,10 @@ def small(trained: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_maps_lie_where_embed_puts_them():
     sheets, here, there, note, due = drawn(image=12)
     assert due is None
-    table = rl.embed(rl.load(REVERSE), TAP, limit=1000)
+    table = rl.embed(rl.load(REVERSE), TAP, images=rl.Images(limit=1000))
     same_places(here, table)
     assert coordinates(here)["label"].tolist() == table["label"].tolist()
-    same_places(there["value"], rl.embed(rl.load(NONE), TAP, limit=1000))
+    same_places(there["value"], rl.embed(rl.load(NONE), TAP, images=rl.Images(limit=1000)))
     ring = here.data[-1]
     assert (ring.name, ring.x[0]) == ("image 12", pytest.approx(table["c1"][12]))
     assert "image 12 ringed" in here.layout.annotations[0].text.replace("<br>", " ")
@@ -65,30 +65,32 @@ def test_maps_lie_where_embed_puts_them():
     assert "over 360 images" in note
 
 
-@pytest.mark.parametrize(("what", "fed"), [(feature_map.ASKED, True), (feature_map.FREE, False)])
-def test_generated_images_are_those_of_the_seeds_from_the_sidebar_on(small: str, what: str, fed: bool):
+@pytest.mark.parametrize(("images", "fed"), [(feature_map.CONDITIONAL, True), (feature_map.UNCONDITIONAL, False)])
+def test_generated_images_are_those_of_the_seeds_from_the_sidebar_on(small: str, images: str, fed: bool):
     run = feature_map.get_run(small)
-    _, here, there, _, _ = drawn(small, "", 7, what=what, image=2, block=2)
-    same_places(here, rl.embed(run, "block.2.layer.2", direction="reverse", feed_label=fed, samples=360, seed=7))
+    _, here, there, _, _ = drawn(small, "", 7, images=images, image=2, block=2)
+    generated = rl.FeatureProtocol("reverse", feed_label=fed, samples=360, seed=7)
+    same_places(here, rl.embed(run, "block.2.layer.2", protocol=generated))
     assert there["visible"] is False
     assert here.data[-1].name == "image 9", "the third image has the third seed"
-    html, other = feature_map.draw_picked(small, "", 7, what, 2, 2, 2)
+    view = FeatureMapView(run=small, other="", seed=7, images=images, block=2, layer=2, image=2)
+    html, other = feature_map.draw_picked(view)
     sample = rl.sample(run, [9], 2 if fed else None).images[0]
     assert "seed 9, class 2" in html if fed else "seed 9" in html
-    spot = feature_map.spots(small, "", 7, what, 2, 2)[0]
-    assert torch.allclose(spot.read.x[2], sample, atol=1e-5)
-    way = feature_map.way_of(spot, 2)
-    assert torch.equal(way.finished[0], spot.read.x[2])
+    map_view = feature_map.map_views(view)[0]
+    assert torch.allclose(map_view.batch.x[2], sample, atol=1e-5)
+    trajectory = feature_map.trajectory_of(map_view, 2)
+    assert torch.equal(trajectory.finished[0], map_view.batch.x[2])
     assert "after block 2" in html
     assert other["visible"] is False
 
 
 def test_neighbours_are_the_nearest_by_cosine_and_those_of_the_class_are_framed():
     run = rl.load(REVERSE)
-    read = together(Reading().batches(run, [TAP]))
+    read = concatenate(FeatureProtocol().batches(run, [TAP]))
     features = read.features[TAP]
     table = rl.neighbours(features, features[5:6], 8, exclude=[5])
-    left, right = feature_map.draw_picked(REVERSE, NONE, 0, feature_map.REAL, 3, 2, 5)
+    left, right = feature_map.draw_picked(FeatureMapView(run=REVERSE, other=NONE, image=5))
     begins = left.index("nearest by cosine")
     for image in table["image"]:
         begins = left.index(data_uri(read.x[image]), begins) + 1
@@ -99,7 +101,7 @@ def test_neighbours_are_the_nearest_by_cosine_and_those_of_the_class_are_framed(
 
 
 def test_the_share_of_neighbours_with_the_same_class_is_counted_over_all_images():
-    read = together(Reading().batches(rl.load(REVERSE), [TAP]))
+    read = concatenate(FeatureProtocol().batches(rl.load(REVERSE), [TAP]))
     features = read.features[TAP]
     near = rl.neighbours(features, features, 8, exclude=range(360))
     share = np.mean([read.y[i] == read.y[q] for i, q in zip(near["image"], near["query"], strict=True)])
@@ -110,11 +112,11 @@ def test_an_image_that_is_not_there_gives_the_last_and_says_so():
     _, here, _, note, _ = drawn(image=5000)
     assert here.data[-1].name == "image 359"
     assert "there is no image 5000, 359 is the last" in note
-    assert "test image 359" in feature_map.draw_picked(REVERSE, NONE, 0, feature_map.REAL, 3, 2, 5000)[0]
+    assert "test image 359" in feature_map.draw_picked(FeatureMapView(run=REVERSE, other=NONE, image=5000))[0]
 
 
 def test_thumbnails_are_known_by_place(small: str):
-    sheet = drawn(small, "", 3, what=feature_map.ASKED)[0]["sheets"][small]
+    sheet = drawn(small, "", 3, images=feature_map.CONDITIONAL)[0]["sheets"][small]
     assert (sheet["first"], sheet["words"][4], len(sheet["words"])) == (3, "seed 7, class 4", 360)
     assert sheet["address"].startswith("data:image/png;base64,")
     assert len(sheet["address"]) < 60_000
@@ -125,49 +127,60 @@ def test_a_smaller_flow_is_read_at_its_last_layer(small: str):
     assert here.layout.meta["run"] == small
     assert f"**{small}**, block.2.layer.2" in note
     assert f"**{NONE}**, block.4.layer.4" in note
-    same_places(there["value"], rl.embed(rl.load(NONE), "block.4.layer.4", limit=1000))
-    fits = feature_map.fit(feature_map.get_run(small), feature_map.REAL, "PCA", 4, 4, 500, 15, 0.1)
+    same_places(there["value"], rl.embed(rl.load(NONE), "block.4.layer.4", images=rl.Images(limit=1000)))
+    fits = feature_map.fit(feature_map.get_run(small), FeatureMapView(block=4, layer=4, image=500))
     assert [fits[name]["value"] for name in ("block", "layer", "image")] == [2, 2, 359]
 
 
 def test_umap_is_fitted_beside_the_maps_and_then_drawn(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(feature_map, "_umaps", {})
+    monkeypatch.setattr(map_data, "_umaps", {})
     _, here, _, note, due = drawn(other="", method="UMAP")
-    same_places(here, rl.embed(rl.load(REVERSE), TAP, limit=1000))
+    same_places(here, rl.embed(rl.load(REVERSE), TAP, images=rl.Images(limit=1000)))
     assert "**These are maps by PCA** until UMAP is ready" in note
-    steps = list(feature_map.compute(due))
+    steps = list(feature_map.fit_umaps(due))
     assert "UMAP is being fitted" in steps[0][1]
     assert steps[0][2]["visible"] is True, "it can be stopped"
     assert steps[-1][-1] == due
     _, here, _, note, due = drawn(other="", method="UMAP", image=3)
     assert due is None
     assert "until UMAP is ready" not in note
-    same_places(here, rl.embed(rl.load(REVERSE), TAP, "umap", limit=1000))
+    same_places(here, rl.embed(rl.load(REVERSE), TAP, "umap", images=rl.Images(limit=1000)))
     assert drawn(other="", method="UMAP", distance=0.5)[4] is not None, "another map"
 
 
 def test_a_umap_that_cannot_be_is_told():
-    with pytest.raises(gr.Error, match="400 neighbours asked for among 360 images"):
-        list(feature_map.compute((REVERSE, "", 0, feature_map.REAL, 3, 2, 400, 0.1)))
-    assert "UMAP could not be fitted" not in str(list(feature_map.compute(None)))
+    with pytest.raises(gr.Error, match="400 neighbours among 360 images"):
+        list(feature_map.fit_umaps(FeatureMapView(run=REVERSE, other="", neighbours=400)))
+    assert "UMAP could not be fitted" not in str(list(feature_map.fit_umaps(None)))
 
 
-@pytest.mark.parametrize(("what", "other"), [(feature_map.REAL, NONE), (feature_map.ASKED, "")])
-def test_the_code_gives_the_coordinates(small: str, what: str, other: str):
-    values = (small, other, 4, what, "PCA", 2, 3, 0, 15, 0.1)
-    made = feature_map.code(*values)
+@pytest.mark.parametrize(("images", "other"), [(feature_map.REAL, NONE), (feature_map.CONDITIONAL, "")])
+def test_the_code_gives_the_coordinates(small: str, images: str, other: str):
+    view = FeatureMapView(run=small, other=other, seed=4, images=images, block=2, layer=3)
+    made = feature_map.code(view)
     assert made.shell == ""
     names: dict = {}
     exec(made.python, names)
-    _, here, there, *_ = feature_map.draw(*values)
+    _, here, there, *_ = feature_map.draw(view)
     same_places(here, names["table"])
     if other:
         same_places(there["value"], names["other"])
 
 
 def test_the_code_of_a_umap_names_its_settings():
-    code = feature_map.code(REVERSE, "", 0, feature_map.FREE, "UMAP", 2, 3, 0, 20, 0.25).python
-    assert '"umap", direction="reverse", samples=360, seed=0, neighbours=20, min_dist=0.25)' in code
+    code = feature_map.code(
+        FeatureMapView(
+            run=REVERSE,
+            other="",
+            images=feature_map.UNCONDITIONAL,
+            method="UMAP",
+            block=2,
+            layer=3,
+            neighbours=20,
+            distance=0.25,
+        )
+    ).python
+    assert '"umap", protocol=rl.FeatureProtocol("reverse", samples=360, seed=0), umap=rl.Umap(20, 0.25))' in code
 
 
 # --- a real browser ---------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from rrepa_lab.runs.records import Records
 
 gr = pytest.importorskip("gradio")
 
-FORM = ("my-run", "digits-reverse", ["4", "2"], 3, 0.25, 150)
+FORM = {"name": "my-run", "preset": "digits-reverse", "blocks": ("4", "2"), "layer": 3, "weight": 0.25, "steps": 150}
+ALONE = {"run": "digits-none", "other": ""}
 
 
 @pytest.fixture
@@ -46,9 +47,9 @@ def trainer(runs: Path) -> Iterator[object]:
 @pytest.fixture
 def page_trainer(trainer, monkeypatch):
     """The trainer of the page, fresh."""
-    import training
+    import training_form
 
-    monkeypatch.setattr(training, "trainer", trainer)
+    monkeypatch.setattr(training_form, "trainer", trainer)
     return trainer
 
 
@@ -58,7 +59,9 @@ def page_trainer(trainer, monkeypatch):
 def test_curves_are_the_metrics_of_the_runs():
     import training
 
-    figure, note, table = training.draw_curves("digits-reverse", "digits-none", 0, ["digits-detach"], "nats/dim", "steps")
+    figure, note, table = training.draw_curves(
+        training.TrainingView(run="digits-reverse", other="digits-none", more=("digits-detach",))
+    )
     metrics = Records(rl.load("digits-detach").directory).table()
     curve = next(trace for trace in figure.data if trace.name == "digits-detach, training")
     assert list(curve.x) == list(metrics["step"])
@@ -75,8 +78,8 @@ def test_curves_are_the_metrics_of_the_runs():
 def test_curves_in_other_units(along, factor):
     import training
 
-    nats, _, _ = training.draw_curves("digits-none", "", 0, [], "nats/dim", along)
-    bits, _, table = training.draw_curves("digits-none", "", 0, [], "bits/dim", along)
+    nats, _, _ = training.draw_curves(training.TrainingView(run="digits-none", other="", axis=along))
+    bits, _, table = training.draw_curves(training.TrainingView(run="digits-none", other="", show="bits/dim", axis=along))
     assert np.allclose(np.array(bits.data[0].y), np.array(nats.data[0].y) / np.log(2))
     assert list(bits.data[0].x[:2]) == [10 * factor, 20 * factor]
     assert bits.layout.yaxis.title.text == "bits/dim under the training noise"
@@ -86,11 +89,13 @@ def test_curves_in_other_units(along, factor):
 def test_parts_of_the_loss_add_up():
     import training
 
-    figure, note, _ = training.draw_curves("digits-reverse", "digits-none", 0, [], "loss parts", "seconds")
+    figure, note, _ = training.draw_curves(
+        training.TrainingView(run="digits-reverse", other="digits-none", show="loss parts", axis="seconds")
+    )
     part = {trace.name.removeprefix("digits-reverse, "): np.array(trace.y) for trace in figure.data}
     assert np.allclose(part["total"], part["L_nf"] + 0.5 * part["L_align"], atol=1e-5)
     assert [trace.name for trace in figure.data if "none" in trace.name] == ["digits-none, L_nf"]
-    near, note, _ = training.draw_curves("digits-reverse", "digits-none", 0, [], "similarity", "steps")
+    near, note, _ = training.draw_curves(training.TrainingView(run="digits-reverse", other="digits-none", show="similarity"))
     taps, floors = near.data[:2], near.data[2:]
     assert [trace.name for trace in taps] == ["digits-reverse, block.3.layer.2", "digits-reverse, block.4.layer.2"]
     assert [trace.name.split(" alone")[0] for trace in floors] == ["label and position", "position"]
@@ -108,24 +113,26 @@ def test_a_run_without_the_column_is_told(runs, trained):
     rows = [json.loads(line) for line in Records(runs / "without").path.read_text().splitlines()]
     text = "".join(json.dumps({k: v for k, v in row.items() if k != "held_out_accuracy"}) + "\n" for row in rows)
     Records(runs / "without").path.write_text(text)
-    figure, note, _ = training.draw_curves("with", "without", 0, ["empty"], "accuracy", "images")
+    figure, note, _ = training.draw_curves(
+        training.TrainingView(run="with", other="without", more=("empty",), show="accuracy", axis="images")
+    )
     assert [trace.name for trace in figure.data] == ["with"]
     assert figure.data[0].y[-1] == rows[-1]["held_out_accuracy"]
     assert "Not recorded for `without`, `empty`" in note
     for show in training.SHOWN:
-        training.draw_curves("with", "without", 0, ["empty"], show, "seconds")
+        training.draw_curves(training.TrainingView(run="with", other="without", more=("empty",), show=show, axis="seconds"))
 
 
 def test_the_seconds_of_a_resumed_run_go_on(runs, trained):
     import shutil
 
-    import training
+    import training_curves
 
     shutil.copytree(trained, runs / "resumed")
     row = json.loads(Records(runs / "resumed").path.read_text().splitlines()[-1])
     lines = [{**row, "step": step, "seconds": seconds} for step, seconds in ((1, 2.0), (2, 4.0), (3, 1.0), (4, 2.0), (5, 0.5))]
     Records(runs / "resumed").path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert list(training.metrics_of("resumed")["seconds"]) == [2.0, 4.0, 5.0, 6.0, 6.5]
+    assert list(training_curves.metrics_of("resumed")["seconds"]) == [2.0, 4.0, 5.0, 6.0, 6.5]
 
 
 def test_settings_in_which_runs_differ(runs, trained, tiny):
@@ -143,7 +150,7 @@ def test_settings_in_which_runs_differ(runs, trained, tiny):
     assert {key for key in differing if key.startswith(("flow.", "data."))} <= set(table.index)
     assert {"align.strategy", "flow.width", "train.steps"} <= set(table.index)
     with pytest.raises(LabError, match="no run 'nobody'"):
-        training.draw_curves("small", "", 0, ["nobody"], "nats/dim", "steps")
+        training.draw_curves(training.TrainingView(run="small", other="", more=("nobody",)))
 
 
 # --- the atlas --------------------------------------------------------------------------------------------------------
@@ -159,13 +166,14 @@ def test_the_atlas_is_that_of_the_library(runs, trained, monkeypatch):
     run = get_run("small")
     assert training.tap_in(run, "block.4.layer.4") == "block.2.layer.2"
     assert [words for words, _ in training.tap_choices(run)][-1] == "block 2, layer 2 (aligned)"
-    _, note = training.draw_atlas("small", "", 0, "block.2.layer.2")
+    view = training.TrainingView(run="small", other="", tap="block.2.layer.2")
+    _, note = training.draw_atlas(view)
     assert "Not computed yet for `block.2.layer.2`" in note
-    training.show_atlas("small", "block.2.layer.2")
+    training.compute_atlas(view)
     expected = rl.routing(run)
-    pd.testing.assert_frame_equal(training.reached(run, "block.2.layer.2"), expected)
+    pd.testing.assert_frame_equal(training.routing_of(run, "block.2.layer.2"), expected)
     monkeypatch.setattr(rl, "routing", None)
-    after, note = training.draw_atlas("small", "", 0, "block.2.layer.2")
+    after, note = training.draw_atlas(view)
     assert after.value is not None
     assert note == training.HOW_TO_READ
     assert training.tap_in(get_run("digits-none"), "") == "block.3.layer.2"
@@ -176,47 +184,54 @@ def test_the_atlas_is_that_of_the_library(runs, trained, monkeypatch):
 
 @pytest.mark.parametrize("name", ["../x", "a b", "", ".x", "-x", "a/b", "x" * 61, "<b>", "ä", "a\n", "$(x)"])
 def test_names_that_no_run_can_have(runs, page_trainer, name):
-    import training
+    import training_form
+    from training_view import TrainingView
 
     with pytest.raises(LabError, match="made of letters"):
-        training.begin(0, name, *FORM[1:])
-    assert name in ("", ".x", "-x") or name not in "".join(training.code("digits-none", "", 0, name, *FORM[1:]))
+        training_form.begin(TrainingView(**FORM | {"name": name}))
+    assert name in ("", ".x", "-x") or name not in "".join(training_form.code(TrainingView(**FORM | {"name": name})))
     assert page_trainer.training is None
 
 
 def test_a_name_that_is_taken(runs, page_trainer):
-    import training
+    import training_form
+    from training_view import TrainingView
 
     (runs / "mine").mkdir(parents=True)
     for name in ("mine", "digits-none"):
         with pytest.raises(LabError, match=f"there is a run '{name}' already"):
-            training.begin(0, name, *FORM[1:])
+            training_form.begin(TrainingView(**FORM | {"name": name}))
 
 
 def test_mistakes_in_the_form_are_told(runs, page_trainer, monkeypatch):
-    import training
+    import training_form
+    from shell import show_errors
+    from training_view import TrainingView
 
     with pytest.raises(gr.Error, match="align.blocks is empty"):
-        training.press_start(0, "x", "digits-reverse", [], 2, 0.5, 50)
-    with pytest.raises(gr.Error, match="the seed is empty"):
-        training.press_start(None, *FORM)
-    monkeypatch.setattr(training.desk, "may_train", False)
-    for press in (lambda: training.press_start(0, *FORM), training.press_stop):
+        show_errors(training_form.press_start)(TrainingView(name="x", blocks=()))
+    monkeypatch.setattr(training_form.server_settings, "may_train", False)
+    for press in (lambda: show_errors(training_form.press_start)(TrainingView(**FORM)), training_form.press_stop):
         with pytest.raises(gr.Error, match="Training is off"):
             press()
-    assert not any(button.interactive for button in training.view()[3:5])
+    assert not any(button.interactive for button in training_form.progress_updates()[3:5])
     assert page_trainer.training is None
 
 
-@pytest.mark.parametrize("form", [FORM, ("x.1", "digits-none", [], 1, 0.0, 50), ("123", "digits-detach", ["1"], 1, 2, 2000)])
+@pytest.mark.parametrize("form", [
+    FORM, {"name": "x.1", "preset": "digits-none", "blocks": (), "layer": 1, "weight": 0.0, "steps": 50},
+    {"name": "123", "preset": "digits-detach", "blocks": ("1",), "layer": 1, "weight": 2.0, "steps": 2000},
+])  # fmt: skip
 def test_the_code_trains_what_the_page_trains(runs, page_trainer, monkeypatch, capsys, form):
-    import training
+    import training_form
+    from training_view import TrainingView
 
     begun = {}
     monkeypatch.setattr(page_trainer, "start", lambda config, folder, device: begun.update(config=config, folder=folder))
-    training.begin(7, *form)
-    assert begun["folder"] == runs / form[0]
-    shell, python = training.code("digits-none", "", 7, *form)
+    view = TrainingView(seed=7, **form)
+    training_form.begin(view)
+    assert begun["folder"] == runs / view.name
+    shell, python = training_form.code(view)
     words = shlex.split(shell.replace("\\\n", " "))
     assert words[0] == "rrepa-lab"
     assert main([*words[1:], "--dry-run", "--json"]) == 0
@@ -226,7 +241,7 @@ def test_the_code_trains_what_the_page_trains(runs, page_trainer, monkeypatch, c
     monkeypatch.setattr(rl, "train", lambda source, out, **more: given.update(source=source, out=out, **more) or [])
     exec(python, {})
     assert rl.preset(given["source"]).override(given["settings"]) == begun["config"]
-    assert (given["out"], given["device"]) == (f"runs/{form[0]}", "cpu")
+    assert (given["out"], given["device"]) == (f"runs/{view.name}", "cpu")
 
 
 # --- the trainer ------------------------------------------------------------------------------------------------------
@@ -237,7 +252,7 @@ def learned(folder: Path) -> pd.DataFrame:
 
 
 def test_it_trains_as_the_library_does(trainer, runs, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.SKETCH", 0)
+    monkeypatch.setattr("trainer.SAMPLE_EVERY_SECONDS", 0)
     training = trainer.start(tiny, runs / "tiny", "cpu")
     trainer.wait(120)
     assert (training.state, training.message, training.step) == ("done", "", 12)
@@ -270,7 +285,7 @@ def test_one_at_a_time_and_stop_saves(trainer, runs, tiny):
 
 
 def test_others_may_compute_while_it_trains(trainer, runs, tiny):
-    from shell import lock
+    from shell import model_lock
 
     training = trainer.start(tiny.override({"train.steps": 100_000}), runs / "tiny", "cpu")
     while training.step < 2:
@@ -278,7 +293,7 @@ def test_others_may_compute_while_it_trains(trainer, runs, tiny):
     waited = []
     for _ in range(5):
         began, step = time.monotonic(), training.step
-        with lock:
+        with model_lock:
             waited.append(training.step - step)
         assert time.monotonic() - began < 10
         time.sleep(0.05)
@@ -288,47 +303,51 @@ def test_others_may_compute_while_it_trains(trainer, runs, tiny):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"train.lr": 1e6, "train.clip": 1e9, "train.warmup": 0}, "the loss is"), ({"flow.classes": 3}, "flow.classes is 3")],
+    [
+        ({"train.lr": 1e6, "train.grad_clip_norm": 1e9, "train.warmup": 0}, "the loss is"),
+        ({"flow.classes": 3}, "flow.classes is 3"),
+    ],
 )
 def test_errors_are_told(page_trainer, runs, tiny, monkeypatch, settings, message):
-    import training
+    import training_form
 
-    told = []
-    monkeypatch.setattr(gr, "Warning", lambda text, title: told.append((text, title)))
+    reported = []
+    monkeypatch.setattr(gr, "Warning", lambda text, title: reported.append((text, title)))
     begun = page_trainer.start(tiny.override(settings), runs / "tiny", "cpu")
     page_trainer.wait(60)
     assert begun.state == "failed"
     assert message in begun.message
-    assert f"<b>tiny</b>: training failed. {message}" in training.look(True)[1]
-    assert told[0][1] == "Training of tiny failed"
-    training.look(False)
-    assert len(told) == 1
+    assert f"<b>tiny</b>: training failed. {message}" in training_form.refresh(True)[1]
+    assert reported[0][1] == "Training of tiny failed"
+    training_form.refresh(False)
+    assert len(reported) == 1
 
 
 def test_what_the_page_shows_of_it(page_trainer, runs, tiny):
-    import training
+    import training_form
+    from training_view import TrainingView
 
-    assert training.look(False)[:2] == (False, "")
+    assert training_form.refresh(False)[:2] == (False, "")
     page_trainer.start(tiny.override({"train.steps": 100_000}), runs / "tiny", "cpu")
     while page_trainer.training.step < 4:
         time.sleep(0.01)
-    busy, words, figure, _, start, stop, use, clock, *pickers = training.look(False)
+    busy, words, figure, _, start, stop, use, clock, *pickers = training_form.refresh(False)
     assert busy
     assert "step " in words
     assert '<progress max="100000"' in words
     assert figure.value is not None
     assert (start.interactive, stop.interactive, use.visible, clock.active) == (False, True, False, True)
-    assert "tiny" in [name for _, name in training.draw_form("digits-none", "", 0, *FORM)[-1].choices]
-    training.press_stop()
+    assert "tiny" in [name for _, name in training_form.draw_form(TrainingView())[-1].choices]
+    training_form.press_stop()
     page_trainer.wait(30)
-    busy, words, _, samples, start, stop, use, clock, *pickers = training.look(True)
+    busy, words, _, samples, start, stop, use, clock, *pickers = training_form.refresh(True)
     assert not busy
     assert "stopped at step" in words
     assert samples.value.count("<img") == 20
     assert (start.interactive, stop.interactive, use.visible, clock.active) == (True, False, True, False)
     for picker in pickers:
         assert "tiny" in [name for _, name in picker.choices]
-    assert training.pick().value == "tiny"
+    assert training_form.pick().value == "tiny"
 
 
 # --- a real browser ---------------------------------------------------------------------------------------------------
@@ -358,7 +377,7 @@ def test_a_run_is_trained_from_the_page(view, page_runs):
 def test_accuracy_of_bundled_runs_is_that_of_their_records():
     import training
 
-    figure, words, _ = training.draw_curves("digits-reverse", "digits-none", 0, [], "accuracy", "steps")
+    figure, words, _ = training.draw_curves(training.TrainingView(run="digits-reverse", other="digits-none", show="accuracy"))
     drawn = {trace.name: trace for trace in figure.data}
     for name in ("digits-reverse", "digits-none"):
         table = Records(bundled("assets") / "runs" / name).table()
@@ -369,7 +388,7 @@ def test_accuracy_of_bundled_runs_is_that_of_their_records():
         rows = table.dropna(subset=["held_out_accuracy"])
         assert list(drawn[name].y) == rows["held_out_accuracy"].tolist()
         assert list(drawn[name].x) == rows["step"].tolist()
-    _, words, _ = training.draw_curves("digits-reverse", "digits-none", 0, [], "nats/dim", "steps")
+    _, words, _ = training.draw_curves(training.TrainingView(run="digits-reverse", other="digits-none"))
     assert "Not recorded" not in words
 
 
@@ -377,14 +396,14 @@ def test_accuracy_of_bundled_runs_is_that_of_their_records():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_page_that_is_ended_saves_the_run_it_trains(tmp_path, tiny, number):
     """A script that serves one tab and begins a training, as a visitor would."""
-    config = tiny.override({"train.steps": 100_000, "train.save_every": 100_000, "train.look_every": 100_000})
+    config = tiny.override({"train.steps": 100_000, "train.save_every": 100_000, "train.eval_every": 100_000})
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     script = tmp_path / "serve.py"
     script.write_text(
         f"import json, sys\nfrom pathlib import Path\nsys.path.insert(0, {str(bundled('app'))!r})\n"
-        "import rrepa_lab as rl, frame, samples\nfrom trainer import trainer\n"
+        "import rrepa_lab as rl, serving, samples\nfrom trainer import trainer\n"
         "config = rl.RunConfig.from_dict(json.loads(Path('config.json').read_text()))\n"
-        "frame.serve([samples], lambda: trainer.start(config, Path('run'), 'cpu'))\n"
+        "serving.serve([samples], lambda: trainer.start(config, Path('run'), 'cpu'))\n"
     )
     port = free_port()
     with served([sys.executable, str(script), "--port", str(port)], f"http://127.0.0.1:{port}", tmp_path) as process:

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.testing import assert_close
 
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.pictures import from_picture, load_picture, read_picture
+from rrepa_lab.data.sets.folder import FolderImages
 from rrepa_lab.data.splits import load_split
 from rrepa_lab.errors import LabError
 
@@ -24,6 +26,7 @@ def in_folder(path, channels=1, size=16):
     """(C, size, size) of a file in `<root>/test/a`, as a split gives it."""
     data = DataConfig(name="folder", path=str(path.parents[2]), image_size=size, channels=channels)
     images = load_split(data, "test")
+    assert isinstance(images, FolderImages)
     assert images.files == [f"a/{path.name}"]
     return images.__getitems__([0]).x[0]
 
@@ -113,7 +116,7 @@ def test_pictures_stand_upright(tag, suffix, place):
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB", "I;16"])
 def test_transparent_parts_are_white(mode, place):
-    settings = {}
+    settings: dict[str, Any] = {}
     if mode in ("RGBA", "LA"):
         picture = with_alpha(mode[:-1] if mode == "LA" else "RGB", 0)
     elif mode == "I;16":
@@ -138,7 +141,7 @@ def test_twelve_bits_and_white_at_zero():
 
     for tags, expected in (({258: (12,)}, 16), ({258: (16,)}, 1), ({258: (16,), 262: 0}, 254)):
         picture = Image.fromarray(np.full((4, 4), 257, np.uint16))
-        picture.tag_v2 = tags
+        picture.tag_v2 = tags  # type: ignore[attr-defined]
         assert np.asarray(eight_bits(picture)).max() == expected
 
 

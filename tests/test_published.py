@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -182,7 +183,7 @@ def test_noise_and_density_are_the_published_ones(imported, kind, labels):
     assert bool((logdet.abs() > 1e-3).all()) or kind == "volume-preserving"
 
 
-STEERED = {
+STEERED: dict[str, dict[str, Any]] = {
     "plain": {},
     "guided": {"guidance": 1.5},
     "annealed": {"guidance": 1.5, "annealed": True},
@@ -201,16 +202,17 @@ def test_samples_are_the_published_ones(imported, kind, how):
     expected = oracle.decode(z, labels, **STEERED[how])
     y = torch.tensor(labels) if run.config.flow.classes else None
     assert float((run.flow.inverse(z.float(), y, **STEERED[how]).x - expected).abs().max()) < 1e-4
+    given = STEERED[how]
+    rule = rl.Guidance(given.get("guidance", 0.0), given.get("annealed", False), given.get("temperature", 1.0))
     # without a label guidance steers nothing here either, which is noted
     noted = pytest.warns(LabWarning, match="no effect") if y is None and STEERED[how] else contextlib.nullcontext()
     with noted:
-        made = rl.sample(run, seeds, labels if run.config.flow.classes else None, **STEERED[how], denoise=False)
+        made = rl.sample(run, seeds, labels if run.config.flow.classes else None, rule, denoise=False)
     assert float((made.path[-1] - expected).abs().max()) < 1e-4
     assert float((made.images - expected.clamp(-1, 1)).abs().max()) < 1e-4
     assert 1 < float(expected.abs().max()) < 20
     # not the noise itself, and each way of steering is a way of its own
     assert float((run.flow.tokenize(expected.float()) - z).abs().mean()) > 0.1
-    given = STEERED[how]
     if given and (run.config.flow.classes or "temperature" in given):
         lesser = dict(list(given.items())[:-1])
         assert float((oracle.decode(z, labels, **lesser) - expected).abs().max()) > 0.1
@@ -315,7 +317,7 @@ def test_the_tensors_of_a_training_checkpoint_are_found(put, tmp_path, key, aver
     held = {"epoch": 3, "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4}]}}
     held |= {"model": {prefix + name: value for name, value in other.items()}} if average else {}
     run = import_tarflow(put(held | {key: {prefix + name: value for name, value in state.items()}}), tmp_path / "run")
-    assert torch.equal(run.flow.blocks[0].proj_in.weight, state["blocks.0.proj_in.weight"]), "not the zeros beside an average"
+    assert torch.equal(run.flow.block(1).proj_in.weight, state["blocks.0.proj_in.weight"]), "not the zeros beside an average"
     assert f"its {key!r}" in run.config.origin
     assert ("; no average (EMA)" in run.config.origin) is not average
 
@@ -323,7 +325,7 @@ def test_the_tensors_of_a_training_checkpoint_are_found(put, tmp_path, key, aver
 def test_blocks_that_were_compiled_alone(put, tmp_path):
     state = {re.sub(r"^(blocks\.\d+\.)", r"\1_orig_mod.", name): value for name, value in small_state().items()}
     run = import_tarflow(put(state), tmp_path / "run")
-    assert torch.equal(run.flow.blocks[1].proj_in.weight, state["blocks.1._orig_mod.proj_in.weight"])
+    assert torch.equal(run.flow.block(2).proj_in.weight, state["blocks.1._orig_mod.proj_in.weight"])
 
 
 def test_prefixes_half_precision_and_names_of_classes(put, tmp_path):
@@ -334,7 +336,9 @@ def test_prefixes_half_precision_and_names_of_classes(put, tmp_path):
     assert run.classes == again.classes
     assert (run.classes[0], run.classes[999].split(",")[0]) == ("tench, Tinca tinca", "toilet tissue")
     assert len(set(run.classes)) == 1000, "tables are keyed by name"
-    assert torch.equal(again.flow.block(2).class_embed, state["blocks.1.class_embed"][:, 0].half().float())
+    table = again.flow.block(2).class_embed
+    assert table is not None
+    assert torch.equal(table, state["blocks.1.class_embed"][:, 0].half().float())
     for name, value in run.flow.state_dict().items():
         assert torch.equal(value, again.flow.state_dict()[name])
     assert facts(run)["classes"] == 1000
@@ -344,8 +348,9 @@ def test_a_patch_the_tensors_leave_open(put, tmp_path):
     grey = put(small_state(size=16), "grey.pth")
     with pytest.raises(rl.LabError, match="1 x 4 x 4 or 4 x 2 x 2.*--patch-size or --channels"):
         import_tarflow(grey, tmp_path / "run", noise=0.1)
-    for number, told in enumerate(({"channels": 1}, {"patch_size": 4}, {"image_size": 8})):
-        config = import_tarflow(grey, tmp_path / f"run{number}", noise=0.1, **told).config
+    options: list[dict[str, Any]] = [{"channels": 1}, {"patch_size": 4}, {"image_size": 8}]
+    for number, option in enumerate(options):
+        config = import_tarflow(grey, tmp_path / f"run{number}", noise=0.1, **option).config
         assert (config.flow.channels, config.flow.patch_size, config.data.image_size) == (1, 4, 8)
     with pytest.raises(rl.LabError, match="4 channels"):
         import_tarflow(grey, tmp_path / "run", noise=0.1, channels=4)

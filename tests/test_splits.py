@@ -14,6 +14,7 @@ import rrepa_lab as rl
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.facts import check_data
 from rrepa_lab.data.loaders import stream
+from rrepa_lab.data.sets.folder import FolderImages
 from rrepa_lab.data.splits import class_names, load_split, split_rule, splits, validation_split
 from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
@@ -21,8 +22,8 @@ from rrepa_lab.errors import LabError
 ALL = ("train", "val", "test")
 TINY = {
     "data.image_size": 8, "flow.image_size": 8, "flow.patch_size": 4, "flow.width": 16, "flow.head_width": 16, "flow.blocks": 2,
-    "flow.layers": 1, "train.steps": 4, "train.batch": 4, "train.workers": 0, "train.precision": "float32",
-    "train.look_every": 2,
+    "flow.layers": 1, "train.steps": 4, "train.batch": 4, "train.num_workers": 0, "train.precision": "float32",
+    "train.eval_every": 2,
 }  # fmt: skip
 
 
@@ -43,11 +44,18 @@ def config(root, **more):
     return DataConfig(name="folder", path=str(root), image_size=8, channels=3, **more)
 
 
+def folder_images(data, split):
+    """A split of pictures below a folder, with their names."""
+    images = load_split(data, split)
+    assert isinstance(images, FolderImages)
+    return images
+
+
 def files(data):
     """split -> the set of absolute files."""
     found = {}
     for split in splits(data):
-        images = load_split(data, split)
+        images = folder_images(data, split)
         found[split] = {str(images.root / name) for name in images.files}
         assert len(found[split]) == len(images)
     return found
@@ -116,15 +124,16 @@ def test_parts_are_stratified_and_depend_on_the_names_alone(tmp_path):
         "val": {"ant": 2, "bee": 1, "cat": 4},
         "test": {"ant": 2, "bee": 1, "cat": 4},
     }  # fmt: skip
+    before = {split: folder_images(data, split).files for split in ALL}
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "one").rename(tmp_path / "elsewhere" / "two")
     moved = config(tmp_path / "elsewhere" / "two")
     for split in ALL:
-        assert load_split(moved, split).files == load_split(moved, split).files
+        assert folder_images(moved, split).files == before[split]
     # not the first or last ones, and another holdout leaves the test pictures as they are
-    test = load_split(moved, "test").files
+    test = folder_images(moved, "test").files
     assert test != [f"{name}/{n:03}.png" for name, count in CLASSES.items() for n in range(count // 10)]
-    assert load_split(config(tmp_path / "elsewhere" / "two", holdout=0.3), "test").files == test
+    assert folder_images(config(tmp_path / "elsewhere" / "two", holdout=0.3), "test").files == test
 
 
 @pytest.mark.parametrize("counts", [{"a": 3, "b": 3}, {"a": 1, "b": 1, "c": 1, "d": 1}, {"a": 30, "b": 1}, {"a": 2, "b": 2}])

@@ -19,7 +19,8 @@ def part(count, margin, curvature, seed):
     gain = torch.randn(count, CLASSES, generator=draw, dtype=torch.float64)
     gain[torch.arange(count), y] += margin
     curved = curvature * torch.randn(count, CLASSES, generator=draw, dtype=torch.float64)
-    return gaps._Part(*(scores - scores.mean(dim=1, keepdim=True) for scores in (gain, curved)), y)
+    gain, curved = (scores - scores.mean(dim=1, keepdim=True) for scores in (gain, curved))
+    return gaps._Part(gain, curved, y)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def part(count, margin, curvature, seed):
 )
 def test_the_cause_is_found(monkeypatch, test_margin, test_curvature, guilty):
     parts = {"train": part(1500, 4.0, 1.5, 0), "test": part(500, test_margin, test_curvature, 1)}
-    monkeypatch.setattr(gaps, "_part", lambda run, split, *rest: parts[split])
+    monkeypatch.setattr(gaps, "_part", lambda run, images, noise: parts[images.split])
     run = rl.load("digits-none")
     found = step_gap(run)
     effects = found.effects.set_index("effect")
@@ -48,7 +49,7 @@ def test_the_cause_is_found(monkeypatch, test_margin, test_curvature, guilty):
 
 def test_gain_less_curvature_is_the_gradient_score():
     run = rl.load("digits-reverse")
-    made = gaps._part(run, "test", 40, None, None, 0)
+    made = gaps._part(run, rl.Images("test", limit=40), rl.NoiseSamples())
     x, y = run.data("test", 40)
     step = rl.classify(run, x, "gradient").scores.double() * len(run.classes)
     bayes = rl.classify(run, x, "bayes").scores.double()

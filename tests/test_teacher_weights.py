@@ -1,13 +1,16 @@
 """A teacher from a file has all its weights from that file, or is an error."""
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from rrepa_lab.align.encoder import Encoder, EncoderConfig
+from rrepa_lab.align.encoder import Encoder
+from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.errors import LabError
 
-ARGS = {"depth": 1, "embed_dim": 16, "num_heads": 1}
+ARGS: dict[str, Any] = {"depth": 1, "embed_dim": 16, "num_heads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -93,5 +96,6 @@ def test_the_bundled_encoder_is_complete():
     import rrepa_lab as rl
 
     encoder = rl.load("digits-reverse").encoder()
+    assert isinstance(encoder, Encoder)
     assert encoder.model.pretrained_cfg["state_dict"] is None, "the weights are not kept twice"
     assert encoder(torch.zeros(1, 1, 8, 8)).shape == (1, 16, 64)

@@ -8,8 +8,9 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.align import hub as hubs
-from rrepa_lab.align.encoder import Encoder, EncoderConfig, out_of_memory
-from rrepa_lab.align.target import Teacher, grid_hint
+from rrepa_lab.align.encoder import Encoder, out_of_memory
+from rrepa_lab.align.target import grid_hint
+from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.errors import LabError, LabWarning
 
 gr = pytest.importorskip("gradio")
@@ -143,7 +144,7 @@ def test_an_unaligned_run_needs_no_teacher(unaligned, no_network):
     assert set(table["tap"]) == {"block.1.layer.1", "pixels"}
     assert no_network == [], "nothing is fetched for a run that was trained without it"
     with pytest.raises(LabError, match="cannot be fetched"):
-        rl.similarity(unaligned, limit=40)  # to be like the encoder is what is measured
+        rl.similarity(unaligned, images=rl.Images(limit=40))  # to be like the encoder is what is measured
 
 
 def test_an_aligned_run_needs_its_teacher(unaligned):
@@ -153,7 +154,7 @@ def test_an_aligned_run_needs_its_teacher(unaligned):
 
 
 def test_a_random_teacher_is_the_same_in_training_and_after_it(trained, tmp_path):
-    config = rl.load(trained).config.override({"train.steps": 2, "train.look_every": 2, "train.save_every": 2})
+    config = rl.load(trained).config.override({"train.steps": 2, "train.eval_every": 2, "train.save_every": 2})
     config = config.model_copy(update={"encoder": SMALL.override({"weights": "random:3", "channels": 1, "image_size": 64})})
     seen = []
     for name in ("a", "b"):
@@ -170,14 +171,19 @@ def test_a_coarse_grid_of_patches_is_a_hint():
     encoder = Encoder(EncoderConfig(model="vit_tiny_patch16_224", weights="random", image_size=224, args={"depth": 1}))
     assert encoder.grid == (14, 14)
     hint = (
-        "the encoder has 14x14 patches for 16x16 tokens, and its features are interpolated; encoder.image_size=256 gives 16x16"
+        "the teacher has 14x14 patches for 16x16 tokens, and its features are interpolated; encoder.image_size=256 gives 16x16"
     )
-    with pytest.warns(LabWarning, match=hint):
-        Teacher(encoder, 16)
+    assert grid_hint(encoder, 16).startswith(hint)
     finer = Encoder(EncoderConfig(model="vit_tiny_patch16_224", weights="random", image_size=256, args={"depth": 1}))
     assert finer.grid == (16, 16)
     for side in (16, 8):
         assert grid_hint(finer, side) == ""
+
+
+def test_a_training_warns_of_a_coarse_grid_of_patches(tiny, tmp_path):
+    config = tiny.model_copy(update={"encoder": SMALL.override({"channels": 1})})
+    with pytest.warns(LabWarning, match="the teacher has 2x2 patches for 4x4 tokens, .* encoder.image_size=64 gives 4x4"):
+        next(rl.train(config, tmp_path / "run", device="cpu"))
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -185,6 +191,7 @@ def test_a_coarse_grid_of_patches_is_a_hint():
 
 def test_the_page_draws_a_run_whose_teacher_is_not_there_and_says_so(unaligned, no_network, monkeypatch):
     import reverse_path
+    from trajectories import ReversePathView
 
     for strategy in ("none", "reverse"):
         config = unaligned.config.override({"align.strategy": strategy, "align.blocks": [2], "align.layers": [1]})
@@ -192,7 +199,7 @@ def test_the_page_draws_a_run_whose_teacher_is_not_there_and_says_so(unaligned, 
         run.config = config
         monkeypatch.setattr(reverse_path, "pair", lambda first, second, run=run: {"mine": run})
         began = time.monotonic()
-        view, _, words = reverse_path.draw_features("mine", "", 0, 1, reverse_path.NOISE, "3", 0, 0.0, 1.0, 1)
+        view, _, words = reverse_path.draw_features(ReversePathView(run="mine", other="", block=1, layer=1))
         assert "features, block.1.layer.1" in view
         assert "the teacher" not in view.replace("the teacher&#x27;s", "")
         assert "its teacher vit_small_patch14_dinov2.lvd142m is not shown: no weights on this machine" in words
@@ -201,33 +208,44 @@ def test_the_page_draws_a_run_whose_teacher_is_not_there_and_says_so(unaligned, 
 
 
 def test_an_error_leaves_nothing_of_the_view_before(monkeypatch):
-    from frame import Panel, _drawing
+    from dataclasses import dataclass
 
-    said = []
-    monkeypatch.setattr(gr, "Warning", lambda message, **more: said.append(message))
+    from panels import Code, Panel, Sidebar, Tab, drawing
+    from views import View
 
-    def draw(run, other, seed, value):
-        if value < 0:
+    @dataclass(frozen=True)
+    class NumberView(View):
+        value: int = 0
+
+    reported = []
+    monkeypatch.setattr(gr, "Warning", lambda message, **more: reported.append(message))
+
+    def draw(view):
+        if view.value < 0:
             raise LabError("below zero")
-        return f"<b>{value}</b>", f"value {value}", value
+        return f"<b>{view.value}</b>", f"value {view.value}", view.value
 
-    def stream(run, other, seed, value):
+    def stream(view):
         yield "<b>begun</b>", "begun", 0
-        yield draw(run, other, seed, value)
+        yield draw(view)
 
     outputs = [gr.HTML(), gr.Markdown(), gr.Slider(0, 1)]
-    for drawing in (draw, stream):
-        handler = _drawing("tab", Panel({}, outputs, drawing, locked=False))
+    sidebar, value = Sidebar(gr.Dropdown(), gr.Dropdown(), gr.Number()), gr.Number()
+    for function in (draw, stream):
+        panel = Panel(outputs, function, locked=False)
+        tab = Tab(NumberView, sidebar, {"value": value}, [panel], lambda _: Code("", ""))
+        handler = drawing(tab, panel, lambda _: True)
 
-        def take(*values, handler=handler, streamed=drawing is stream):
-            return list(handler(*values))[-1] if streamed else handler(*values)
+        def updates(seed, number, handler=handler, streamed=function is stream):
+            values = {sidebar.run: "a", sidebar.other: "", sidebar.seed: seed, value: number}
+            return list(handler(values))[-1] if streamed else handler(values)
 
-        assert take("tab", "a", "", 0, 3) == ("<b>3</b>", "value 3", 3)
-        html, text, slider = take("tab", "a", "", 0, -1)
+        assert updates(0, 3) == ("<b>3</b>", "value 3", 3)
+        html, text, slider = updates(0, -1)
         assert html["value"] is None
         assert text["value"] is None
         assert "value" not in slider, "controls keep their values"
-        assert said.pop() == "below zero"
-        html, *_ = take("tab", "a", "", -5, 3)
+        assert reported.pop() == "below zero"
+        html, *_ = updates(-5, 3)
         assert html["value"] is None
-        assert "the seed must be" in said.pop()
+        assert reported == [], "a seed out of range is reported once for the tab, not by its panels"

@@ -57,7 +57,7 @@ def test_agreement_of_the_bundled_runs(name, digits):
     x, y = digits[0][:128], digits[1][:128]
     for label in (None, y):
         table = rl.agreement(rl.load(name), x, label)
-        print(f"\n{name}: largest relative gap {table.relative_gap.max():.1e} at {table.tap[table.relative_gap.idxmax()]}")
+        print(f"\n{name}: largest relative gap {table.relative_gap.max():.1e} at {table.tap.iloc[table.relative_gap.argmax()]}")
         assert len(table) == 4 * 6
         assert table.relative_gap.max() < 1e-4
         assert table.round_trip_error.max() < 1e-4
@@ -77,7 +77,7 @@ def test_states_and_images_are_those_of_the_flow(plain):
     result = rl.trace(flow, x, y, "forward", "block.2.layer.1")
     assert list(result.states) == ["block.2.layer.1"], "only what was asked for is kept"
     shut(result.states["block.2.layer.1"], out.states["block.2.layer.1"].detach(), 1e-12)
-    shut(result.images["block.2.out"], flow.images(out.states["block.2.out"]).detach(), 1e-12)
+    shut(result.images["block.2.out"], flow.untokenize(out.states["block.2.out"]).detach(), 1e-12)
     shut(result.images["block.1.in"], x, 0)
     shut(flow.tokenize(result.images["block.3.out"]), out.z.detach(), 1e-12)
 
@@ -97,7 +97,7 @@ def test_fresh_noise(plain):
 def test_batches_change_nothing_and_the_round_trip_can_be_left_out(plain):
     flow, x = plain
     whole = rl.trace(flow, x, LABELS["ids"], "reverse", "block.*.layer.1")
-    parts = rl.trace(flow, x, LABELS["ids"], "reverse", "block.*.layer.1", batch=2, check=False, path=False)
+    parts = rl.trace(flow, x, LABELS["ids"], "reverse", "block.*.layer.1", method=rl.Decoding(batch=2), check=False, path=False)
     for tap, state in whole.states.items():
         shut(parts.states[tap], state, 1e-11)
     assert parts.images == {}
@@ -115,7 +115,7 @@ def test_only_what_is_asked_for_is_held(plain, monkeypatch):
         return forward(self, images, y, taps, *rest)
 
     monkeypatch.setattr(type(flow), "forward", watch)
-    rl.trace(flow, x, None, "forward", "block.3.layer.*", path=False, check=False, batch=2)
+    rl.trace(flow, x, None, "forward", "block.3.layer.*", path=False, check=False, method=rl.Decoding(batch=2))
     assert asked == [(2, ["block.3.layer.1", "block.3.layer.2"])] * 2 + [(1, ["block.3.layer.1", "block.3.layer.2"])]
 
 

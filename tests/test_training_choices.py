@@ -34,7 +34,7 @@ def volume_preserving(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "volume-preserving"
     config = rl.preset("digits-none").override({
         "flow.volume_preserving": True, "flow.width": 32, "flow.head_width": 32, "flow.blocks": 2, "flow.layers": 2,
-        "train.steps": 150, "train.batch": 64, "train.ema": 0.9,
+        "train.steps": 150, "train.batch": 64, "train.ema_decay": 0.9,
     })  # fmt: skip
     reports = train(config, out)
     return out, reports
@@ -47,11 +47,12 @@ def test_the_prior_of_a_volume_preserving_flow_is_estimated(volume_preserving):
     noised = x + run.flow.config.noise_std * torch.randn(x.shape, generator=generator(0, 7))
     dims = run.flow.config.dims
     with torch.no_grad():
-        z = run.flow(noised, y).z
+        z, variance = run.flow(noised, y).z, run.flow.prior_var
+        assert variance is not None
         kept = -float(run.flow.log_prob(noised, y).mean()) / dims
-        run.flow.prior_var.copy_(z.square().mean(dim=0))
+        variance.copy_(z.square().mean(dim=0))
         best = -float(run.flow.log_prob(noised, y).mean()) / dims
-        run.flow.prior_var.fill_(1.0)
+        variance.fill_(1.0)
         fixed = -float(run.flow.log_prob(noised, y).mean()) / dims
     assert kept <= best + 0.05 * abs(best), (kept, best)
     assert fixed > kept + 0.2, "with variance 1 the likelihood is far off"
@@ -60,6 +61,7 @@ def test_the_prior_of_a_volume_preserving_flow_is_estimated(volume_preserving):
 def test_the_estimated_prior_is_saved_and_used(volume_preserving):
     out, reports = volume_preserving
     run = rl.load(out)
+    assert run.flow.prior_var is not None
     assert run.flow.prior_var.max() < 1.0
     state = Checkpoint.load(out / "train_state.pt")
     assert_close(run.flow.prior_var, state.average["module.flow.prior_var"])
@@ -82,7 +84,7 @@ def test_a_scaling_flow_keeps_a_standard_normal_prior(tiny, tmp_path):
 def test_similarities_keep_their_names_whatever_the_order_of_blocks_and_layers(tmp_path, strategy):
     config = rl.preset(f"digits-{strategy}").override({
         "flow.width": 16, "flow.head_width": 16, "flow.blocks": 3, "flow.layers": 2, "align.projector_width": 8,
-        "train.steps": 3, "train.batch": 16, "train.report_every": 1, "align.blocks": [1, 3], "align.layers": [1, 2],
+        "train.steps": 3, "train.batch": 16, "train.log_every": 1, "align.blocks": [1, 3], "align.layers": [1, 2],
     })  # fmt: skip
     straight = train(config, tmp_path / "straight")
     turned = train(config.override({"align.blocks": [3, 1], "align.layers": [2, 1]}), tmp_path / "turned")
@@ -166,10 +168,10 @@ def test_a_batch_smaller_than_the_processes_is_refused_before_the_work(tiny, tmp
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [
-        ({"train.look_every": 6, "train.report_every": 4, "train.save_every": 7}, [7, 12]),
-        ({"train.look_every": 4, "train.report_every": 3, "train.save_every": 5}, [5, 9, 12]),
-        ({"train.look_every": 5, "train.report_every": 1, "train.save_every": 1}, [5, 10, 12]),
-        ({"train.look_every": 3, "train.report_every": 7, "train.save_every": 100}, [7, 12]),
+        ({"train.eval_every": 6, "train.log_every": 4, "train.save_every": 7}, [7, 12]),
+        ({"train.eval_every": 4, "train.log_every": 3, "train.save_every": 5}, [5, 9, 12]),
+        ({"train.eval_every": 5, "train.log_every": 1, "train.save_every": 1}, [5, 10, 12]),
+        ({"train.eval_every": 3, "train.log_every": 7, "train.save_every": 100}, [7, 12]),
     ],
 )
 def test_a_validation_happens_once_for_each_multiple(tiny, tmp_path, settings, steps):
@@ -189,8 +191,9 @@ def test_training_and_validation_images_are_measured_alike(tiny, tmp_path):
 def test_the_best_weights_are_kept_beside_the_last(tiny, tmp_path):
     """A learning rate that ruins the flow in the end: the best weights are of an earlier step, and `load` gives them."""
     config = tiny.override({
-        "train.keep": "nats_per_dim", "data.holdout": 0.2, "train.look_every": 2, "train.steps": 40, "train.lr": 3e-2,
-        "train.lr_floor": 1.0, "train.ema": 0.0, "align.strategy": "none", "train.batch": 8, "train.clip": 1e9,
+        "train.keep": "nats_per_dim", "data.holdout": 0.2, "train.eval_every": 2, "train.steps": 40, "train.lr": 3e-2,
+        "train.min_lr_ratio": 1.0, "train.ema_decay": 0.0, "align.strategy": "none", "train.batch": 8,
+        "train.grad_clip_norm": 1e9,
     })  # fmt: skip
     reports = train(config, tmp_path / "run")
     values = {r.step: r.held_out_nats_per_dim for r in reports if r.held_out_nats_per_dim is not None}
@@ -210,7 +213,7 @@ def test_the_best_weights_are_kept_beside_the_last(tiny, tmp_path):
 
 def test_a_training_ends_when_nothing_gets_better(tiny, tmp_path):
     config = tiny.override({
-        "train.keep": "accuracy", "train.patience": 2, "data.holdout": 0.2, "train.look_every": 2, "train.steps": 400,
+        "train.keep": "accuracy", "train.patience": 2, "data.holdout": 0.2, "train.eval_every": 2, "train.steps": 400,
         "train.lr": 1e-60, "align.strategy": "none",  # rounds to no change at all
     })  # fmt: skip
     reports = train(config, tmp_path / "run")

@@ -97,7 +97,8 @@ def test_layer_figures_refuse_what_does_not_belong_together():
 
 
 def test_pair_map(run, batch):
-    table = rl.similarity(run, rl.load("digits-none"), other_taps="block.4.layer.*", data=batch, metrics=["cka"])
+    images = rl.Images(data=batch)
+    table = rl.similarity(run, rl.load("digits-none"), other_taps="block.4.layer.*", images=images, metrics=["cka"])
     figure = layers.pair_map(table)
     assert np.shape(figure.data[0].z) == (16, 4)
     cell = table[(table.tap == "block.2.layer.3") & (table.other_tap == "block.4.layer.2")].value.iloc[0]
@@ -107,7 +108,7 @@ def test_pair_map(run, batch):
 
 
 def test_class_race_draws_the_path(run, batch):
-    result = rl.classify(run, batch.x[:2], "iterated", steps=5)
+    result = rl.classify(run, batch.x[:2], "iterated", ascent=rl.Ascent(5))
     figure = classes.class_race(result, run.classes, row=1, truth=int(batch.y[1]), run="digits-reverse", top=3)
     assert len(figure.data) == 3
     winner = int(result.label[1])
@@ -116,13 +117,13 @@ def test_class_race_draws_the_path(run, batch):
     thick = {trace.name: trace.line.width for trace in figure.data}[str(int(batch.y[1]))]
     assert thick == 4
     assert figure.layout.yaxis.title.text == "logit of the soft label"
-    draws = classes.class_race(rl.classify(run, batch.x[:1], draws=3), run.classes)
+    draws = classes.class_race(rl.classify(run, batch.x[:1], noise=3), run.classes)
     assert list(draws.data[0].x) == [1, 2, 3]
     assert draws.layout.xaxis.title.text == "noise draws averaged"
 
 
 def test_confusion_and_calibration(run, batch):
-    report = rl.classification_report(run, data=batch)
+    report = rl.classification_report(run, images=rl.Images(data=batch))
     figure = classes.confusion(report)
     assert np.sum(figure.data[0].text) == 60
     assert figure.layout.yaxis.title.text == "class"
@@ -157,16 +158,17 @@ def test_feature_maps_show_the_colours(run):
 
 
 def test_embedding_scatter(run, batch):
-    table = rl.embed(run, "block.4.layer.2", data=batch)
+    images = rl.Images(data=batch)
+    table = rl.embed(run, "block.4.layer.2", images=images)
     figure = spaces.embedding(table, highlight=7)
     points = {trace.name: trace for trace in figure.data}
     assert len(points["3"].x) == int((batch.y == 3).sum())
     assert points["image 7"].x[0] == pytest.approx(table[table.image == 7].c1.iloc[0])
     assert len({(trace.marker.color, trace.marker.symbol) for trace in figure.data[:10]}) == 10, "colour and shape tell apart"
     assert "60 real images, no label fed" in words(figure)
-    assert isinstance(spaces.embedding(rl.embed(run, "block.4.layer.2", data=batch, components=3)).data[0], go.Scatter3d)
+    assert isinstance(spaces.embedding(rl.embed(run, "block.4.layer.2", images=images, components=3)).data[0], go.Scatter3d)
     with pytest.raises(LabError, match="a map shows one tap"):
-        spaces.embedding(rl.embed(run, "block.4.layer.*", data=batch))
+        spaces.embedding(rl.embed(run, "block.4.layer.*", images=images))
 
 
 def test_neighbour_strips_show_the_nearest_and_count_the_class(batch):
@@ -242,7 +244,7 @@ def test_the_look_is_legible_on_light_and_dark():
 def test_figures_are_drawable_json(run, batch):
     """What gradio's older plotly.js and JupyterLab's newer one both draw."""
     both = {"heatmap", "scatter", "scatter3d", "bar", "image"}
-    report = rl.classification_report(run, data=batch)
+    report = rl.classification_report(run, images=rl.Images(data=batch))
     drawn = [
         layers.layer_map(layer_table()),
         layers.layer_curves(layer_table()),

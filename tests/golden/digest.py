@@ -15,7 +15,9 @@ import torch
 
 SMALL = 16  # numbers of an array that is kept as it is
 DIRECTIONS = 16  # of the random vectors that a larger one is multiplied with
-STORED_NAMES: dict[str, str] = {}  # columns that were renamed: name today -> name in the stored values
+STORED_NAMES: dict[str, str] = {
+    "n_noise_samples": "draws"
+}  # columns that were renamed: name today -> name in the stored values
 
 
 class Tolerance(NamedTuple):

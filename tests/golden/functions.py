@@ -18,6 +18,7 @@ GUIDED: dict[str, dict[str, Any]] = {
     "guided": {"guidance": 1.5},
     "annealed": {"guidance": 1.5, "annealed": True, "temperature": 1.3},
 }
+UNGUIDED = {"guidance": 0.0, "annealed": False, "temperature": 1.0}
 STRATEGIES = ("none", "forward", "detach", "reverse", "reverse-exact")
 
 
@@ -61,8 +62,8 @@ def decode(name: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for rule, settings in {"plain": {}, **GUIDED}.items():
         for method in ("sequential", "cached", "jacobi"):
-            given = settings | ({"tolerance": 1e-12} if method == "jacobi" else {})
-            out = flow.inverse(z, y, method=method, taps="block.*", **given)
+            decoding = rl.Decoding(method, tolerance=1e-12 if method == "jacobi" else None)
+            out = flow.inverse(z, y, method=decoding, taps="block.*", **settings)
             values[f"{rule}, {method}"] = {"x": out.x, "states": out.states}
     values["by block"] = flow.inverse(z, labels(flow.config).get("by block"), method="cached").x
     return values
@@ -73,10 +74,10 @@ def classify(name: str) -> dict[str, Any]:
     flow = flow_named(name)
     x, _ = inputs(flow.config)
     settings: dict[str, dict[str, Any]] = {
-        "gradient": {}, "bayes": {"method": "bayes"}, "iterated": {"method": "iterated", "steps": 3},
+        "gradient": {}, "bayes": {"method": "bayes"}, "iterated": {"method": "iterated", "ascent": rl.Ascent(steps=3)},
         "gradient, block 2": {"blocks": [2]}, "bayes, block 1": {"method": "bayes", "blocks": [1]},
-        "gradient, 2 draws": {"draws": 2, "noise_std": 0.2},
-        "bayes, 2 draws": {"method": "bayes", "draws": 2, "noise_std": 0.3},
+        "gradient, 2 draws": {"noise": rl.NoiseSamples(2, 0.2)},
+        "bayes, 2 draws": {"method": "bayes", "noise": rl.NoiseSamples(2, 0.3)},
     }  # fmt: skip
     values: dict[str, Any] = {}
     for what, given in settings.items():
@@ -86,9 +87,9 @@ def classify(name: str) -> dict[str, Any]:
             "scores": found.scores, "label": found.label, "path": found.path, "probability": found.probability,
             "margin": found.margin, "top scores": top.scores, "top labels": top.labels,
         }  # fmt: skip
-    values["steps"] = torch.stack([step.scores for step in rl.classify_steps(flow, x, steps=3, step_size=0.5)])
+    values["steps"] = torch.stack([step.scores for step in rl.classify_steps(flow, x, ascent=rl.Ascent(3, 0.5))])
     values["evidence"] = rl.evidence(flow, x)
-    values["evidence, 2 draws"] = rl.evidence(flow, x, draws=2, noise_std=0.2)
+    values["evidence, 2 draws"] = rl.evidence(flow, x, noise=rl.NoiseSamples(2, 0.2))
     return values
 
 
@@ -99,7 +100,7 @@ def trace(name: str) -> dict[str, Any]:
     y = labels(flow.config).get("ids")
     traces = {
         "forward": rl.trace(flow, x, y, "forward", taps="*"),
-        "forward, guided": rl.trace(flow, x, y, "forward", taps="block.1.layer.1", **GUIDED["annealed"]),
+        "forward, guided": rl.trace(flow, x, y, "forward", taps="block.1.layer.1", guidance=rl.Guidance(1.5, True, 1.3)),
         "reverse": rl.trace(flow, x, y, "reverse", taps="*"),
         "reverse, noise": rl.trace(flow, z, y, "reverse", taps="block.2.layer.1", guidance=1.0 if y is not None else 0.0),
     }
@@ -114,7 +115,9 @@ def sample(name: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     plain: dict[str, dict[str, Any]] = {"plain": {}, "as decoded": {"denoise": False}, "strength": {"strength": 0.5}}
     for what, settings in (plain | rules).items():
-        made = rl.sample(flow, [3, 4], label, **settings)
+        rule = rl.Guidance(*(settings.get(key, default) for key, default in UNGUIDED.items()))
+        other = {key: value for key, value in settings.items() if key not in UNGUIDED}
+        made = rl.sample(flow, [3, 4], label, rule, **other)
         values[what] = {"images": made.images, "path": torch.stack([stage.flatten() for stage in made.path])}
     return values
 
@@ -169,20 +172,24 @@ def floors() -> dict[str, Any]:
     return {
         "position_floor": rl.position_floor(features, ids),
         "position_floor, no labels": rl.position_floor(features),
-        "teacher_floors": rl.teacher_floors(run, limit=40),
-        "teacher_floors, train": rl.teacher_floors(run, "train", limit=40, noise_std=0.1),
+        "teacher_floors": rl.teacher_floors(run, rl.Images(limit=40)),
+        "teacher_floors, train": rl.teacher_floors(run, rl.Images("train", limit=40), noise_std=0.1),
     }
 
 
 def similarities() -> dict[str, Any]:
     """Similarity to the teacher and to another run, in both directions."""
     run, other = small_run("reverse"), small_run("forward", seed=2)
-    few: dict[str, Any] = {"limit": 24, "samples": 24, "neighbours": 5}
+    few: dict[str, Any] = {"images": rl.Images(limit=24), "neighbours": 5}
+
+    def how(**settings: Any) -> rl.FeatureProtocol:
+        return rl.FeatureProtocol(samples=24, **settings)
+
     return {
         "teacher": rl.similarity(run, **few),
-        "teacher, labels and draws": rl.similarity(run, taps="block.2.*.1", feed_label=True, draws=2, **few),
-        "teacher, reverse": rl.similarity(run, direction="reverse", feed_label=True, guidance=1.0, **few),
-        "run": rl.similarity(run, other, taps="block.1.layer.*", pool="all", **few),
+        "teacher, labels and draws": rl.similarity(run, taps="block.2.*.1", protocol=how(feed_label=True, noise=2), **few),
+        "teacher, reverse": rl.similarity(run, protocol=how(direction="reverse", feed_label=True, guidance=1.0), **few),
+        "run": rl.similarity(run, other, taps="block.1.layer.*", protocol=how(pool="all"), **few),
     }
 
 
@@ -192,9 +199,10 @@ def features() -> dict[str, Any]:
     x, y = test_images()
     states = run.flow(x, y, taps="block.*.layer.1").states
     pooled = states["block.2.layer.1"].mean(dim=1)
+    generated = rl.FeatureProtocol("reverse", samples=12, feed_label=True)
     maps = {
-        "embed": rl.embed(run, "block.2.layer.1", limit=24),
-        "embed, reverse": rl.embed(run, "block.3.layer.2", direction="reverse", components=3, samples=12, feed_label=True),
+        "embed": rl.embed(run, "block.2.layer.1", images=rl.Images(limit=24)),
+        "embed, reverse": rl.embed(run, "block.3.layer.2", protocol=generated, components=3),
     }
     for table in maps.values():
         for axis in ("c1", "c2", "c3"):
@@ -217,7 +225,10 @@ def agreement() -> dict[str, Any]:
 def probes() -> dict[str, Any]:
     """Probes of layers, pixels and teacher; the best layer."""
     run = small_run("reverse")
-    table = rl.probe(run, taps="block.*.layer.1", classifiers=["gradient"], limit=60, pool="both")
+    table = rl.probe(
+        run, taps="block.*.layer.1", classifiers=["gradient"], limit=60,
+        protocol=[rl.FeatureProtocol(pool=pool) for pool in ("mean", "all")],
+    )  # fmt: skip
     known = table.assign(value=[((7 * row) % 11) / 11 for row in range(len(table))])  # a maximum that rounding cannot move
     return {"table": table, "best_layer": rl.best_layer(known[known["pool"] == "mean"], "knn_accuracy")}
 
@@ -225,12 +236,12 @@ def probes() -> dict[str, Any]:
 def classified() -> dict[str, Any]:
     """Reports about the classification of a split, and the choice of its noise."""
     run = small_run("none")
-    report = rl.classification_report(run, limit=30, bins=5)
-    iterated = rl.classification_report(run, "iterated", limit=20, steps=3, draws=1)
+    report = rl.classification_report(run, images=rl.Images(limit=30), bins=5)
+    iterated = rl.classification_report(run, "iterated", images=rl.Images(limit=20), ascent=rl.Ascent(steps=3), noise=1)
     return {
         "gradient": report._asdict(),
         "iterated": {"summary": iterated.summary, "images": iterated.images},
-        "choose_read_noise": rl.choose_read_noise(run, draws=(0, 1, 2), limit=40),
+        "choose_read_noise": rl.choose_read_noise(run, counts=(0, 1, 2), limit=40),
     }
 
 
@@ -239,8 +250,8 @@ def scored() -> dict[str, Any]:
     run, other = small_run("none", dtype=torch.float32), small_run("reverse", 2, torch.float32)
     uniform = small_run("none", dtype=torch.float32, settings={"flow.noise": "uniform"})
     return {
-        "evaluate": rl.evaluate(run, ["val", "test"], samples=80, draws=2, limit=20),
-        "evaluate, uniform": rl.evaluate(uniform, samples=0, draws=2, limit=20),
+        "evaluate": rl.evaluate(run, ["val", "test"], samples=80, n_noise_samples=2, limit=20),
+        "evaluate, uniform": rl.evaluate(uniform, samples=0, n_noise_samples=2, limit=20),
         "evaluate_samples": rl.evaluate_samples(run, 80, guidance=0.5, strength=0.5),
         "compare": rl.compare([run, other], samples=0, limit=20),
         "compare, single": rl.compare([run, other], samples=0, limit=20, over_seeds=False),
@@ -277,7 +288,7 @@ def stored() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run.save(folder, torch.float64)
         again = rl.load(Path(folder))
-        result = rl.write_result(Path(folder) / "result", "golden", rl.similarity(run, limit=20), [run])
+        result = rl.write_result(Path(folder) / "result", "golden", rl.similarity(run, images=rl.Images(limit=20)), [run])
     plan = rl.calibrate(again, repeats=1)
     known = len(plan.windows) == 3 and all(1 <= size < 16 for size in plan.windows) and plan.upto >= 0
     return {

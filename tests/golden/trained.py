@@ -29,19 +29,17 @@ def training(name: str) -> dict[str, Any]:
         | {
             "flow.width": 16, "flow.head_width": 8, "flow.blocks": 2, "flow.layers": 2, "align.blocks": [1, 2],
             "align.projector_width": 16, "train.steps": 10, "train.batch": 32, "train.warmup": 3, "train.lr": 2e-3,
-            "train.report_every": 1, "train.label_drop": 0.3, "data.shift": 1, "data.shift_probability": 0.5,
+            "train.log_every": 1, "train.label_drop": 0.3, "data.shift": 1, "data.shift_probability": 0.5,
             "data.holdout": 0.2,
         }
         | TRAININGS[name]
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         reports = list(rl.train(config, Path(folder), device="cpu"))
-        weights = rl.load(Path(folder)).flow.state_dict()
+        run = rl.load(Path(folder))
+        weights, validated = run.flow.state_dict(), len(run.images("val"))
     last = reports[-1]
-    validation = {
-        "held out nats": last.held_out_nats_per_dim, "train nats": last.train_nats_per_dim,
-        "held out accuracy": last.held_out_accuracy, "train accuracy": last.train_accuracy,
-    }  # fmt: skip
+    accuracies = {"held out": last.held_out_accuracy, "train": last.train_accuracy}
     return {
         "loss": [report.loss for report in reports],
         "nats_per_dim": [report.nats_per_dim for report in reports],
@@ -49,7 +47,8 @@ def training(name: str) -> dict[str, Any]:
         "learning_rate": [report.learning_rate for report in reports],
         "similarity": {tap: [report.similarity[tap] for report in reports] for tap in last.similarity},
         "floors": last.floors,
-        "validation": {what: value for what, value in validation.items() if value is not None},
+        "validation": [last.held_out_nats_per_dim, last.train_nats_per_dim],
+        "accuracy": {part: Count(round((value or 0.0) * validated), validated) for part, value in accuracies.items()},
         "weights": torch.cat([value.flatten() for value in weights.values()]),
     }
 
@@ -63,10 +62,12 @@ def bundled(name: str) -> dict[str, Any]:
     for method, images, truth in (("gradient", x, y), ("bayes", *some), ("iterated", *some)):
         found = rl.classify(run, images, method)
         values[method] = {"accuracy": Count(int((found.label == truth).sum()), len(truth)), "scores": found.scores[:40]}
-    scores = rl.evaluate(run, samples=0, draws=2, limit=40).set_index("metric")["value"]
+    scores = rl.evaluate(run, samples=0, n_noise_samples=2, limit=40).set_index("metric")["value"]
     values["nats_per_dim"] = float(scores["nats_per_dim"])
     values["log_prob"] = run.flow.log_prob(*some)
-    near = rl.similarity(run, limit=60).groupby("metric")["value"]  # in float32 rounding may change who is a neighbour
+    near = rl.similarity(run, images=rl.Images(limit=60)).groupby("metric")[
+        "value"
+    ]  # in float32 rounding may change who is a neighbour
     values["similarity"] = {metric: rows for metric, rows in near if metric in ("cka", "teacher_cosine")}
     if run.projectors.taps:
         values["alignment"] = rl.alignment(run, *some).similarity
