@@ -1,8 +1,9 @@
 """Things of one kind by name: the kit's own, one file each, and those that a user or an installed package adds."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from typing import Generic, TypeVar
 
@@ -45,26 +46,31 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """The value of this name; LabError with the nearest names if there is none."""
-        if name not in self._values and name in self._modules():
-            import_module(f"{self.folder}.{self._modules()[name]}")
-        if name not in self._values:
-            for point in entry_points(group=self.group, name=name):
-                self._values.setdefault(name, point.load())
+        if name not in self._values and name in self._modules:
+            import_module(f"{self.folder}.{self._modules[name]}")
+        if name not in self._values and name in self._points:
+            self._values[name] = self._points[name].load()
         if name not in self._values:
             raise unknown(self.kind, name, self.names())
         return self._values[name]
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names()
+        return name in self._values or name in self._modules or name in self._points
 
     def names(self) -> list[str]:
         """All names: the kit's own, then the others, each in alphabetical order but for `order`."""
-        own = [*self.order, *sorted(self._modules().keys() - {*self.order})]
-        return [*own, *sorted({*self._values, *(point.name for point in entry_points(group=self.group))} - {*own})]
+        own = [*self.order, *sorted(self._modules.keys() - {*self.order})]
+        return [*own, *sorted({*self._values, *self._points} - {*own})]
 
+    @cached_property
     def _modules(self) -> dict[str, str]:
         """Name -> module in the kit's own folder, none of which is imported for this."""
         if self.folder is None:
             return {}
         stems = [path.name.removesuffix(".py") for path in files(self.folder).iterdir() if path.name.endswith(".py")]
         return {stem.replace("_", "-"): stem for stem in stems if not stem.startswith("_")}
+
+    @cached_property
+    def _points(self) -> dict[str, EntryPoint]:
+        """Name -> entry point of an installed package."""
+        return {point.name: point for point in entry_points(group=self.group)}

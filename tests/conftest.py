@@ -32,6 +32,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 # small, and different in everything that can differ
+collect_ignore = ["extend", "golden"]  # doctests would import them, and so register what is in extend
 CONFIGS = {
     "plain": rl.FlowConfig(classes=10, width=32, head_width=16, blocks=3, layers=2),
     "rotary-swiglu": rl.FlowConfig(classes=10, width=32, head_width=16, blocks=2, layers=3, positions="rotary", mlp="swiglu"),
