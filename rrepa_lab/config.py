@@ -21,6 +21,8 @@ class Config(BaseModel):
         if not isinstance(values, Mapping):
             return values
         for old in cls.renamed.keys() & values.keys():
+            if cls.renamed[old] in values:
+                raise ValueError(f"{old} and {cls.renamed[old]} are one setting: give {cls.renamed[old]} alone")
             _warn_renamed(old, cls.renamed[old], info)
         return {cls.renamed.get(key, key): value for key, value in values.items()}
 
@@ -103,9 +105,6 @@ def _first_problem(cls: type[Config], error: ValidationError) -> LabError:
 
 def _fields(cls: type[Config], parents: Sequence[int | str]) -> list[str]:
     for name in parents:
-        field = cls.model_fields.get(str(name))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Config)):
-            return []
-        cls = field.annotation
+        cls = _class_of(cls, str(name))
     prefix = "".join(f"{name}." for name in parents)
     return [prefix + name for name in cls.model_fields]
