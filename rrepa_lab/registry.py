@@ -46,13 +46,18 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """The value of this name; LabError with the nearest names if there is none."""
+        self.check(name)
         if name not in self._values and name in self._modules:
             import_module(f"{self.folder}.{self._modules[name]}")
         if name not in self._values and name in self._points:
             self._values[name] = self._points[name].load()
-        if name not in self._values:
-            raise unknown(self.kind, name, self.names())
         return self._values[name]
+
+    def check(self, name: str) -> str:
+        """The name itself; LabError with the nearest names if nothing has it. Nothing is imported for this."""
+        if name not in self:
+            raise unknown(self.kind, name, self.names())
+        return name
 
     def __contains__(self, name: str) -> bool:
         return name in self._values or name in self._modules or name in self._points

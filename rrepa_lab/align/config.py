@@ -24,8 +24,7 @@ class AlignConfig(Config):
     @field_validator("strategy")
     @classmethod
     def _registered(cls, name: str) -> str:
-        STRATEGIES[name]  # LabError, a ValueError, with the nearest names
-        return name
+        return STRATEGIES.check(name)
 
     @property
     def taps(self) -> list[str]:

@@ -23,8 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from rrepa_lab.align.strategy import FeaturePass, Features, by_block, by_tap
 from rrepa_lab.flow.condition import Condition
 from rrepa_lab.flow.contract import Block, FlowModel, FlowOutput
+from rrepa_lab.flow.taps import Tap
 
 
 @dataclass
@@ -141,3 +143,13 @@ def encode_with_features(
         for layer in wanted:
             found.setdefault(number, {})[layer] = features.pop(0)
     return FlowOutput(z, logdet + term, {}), found
+
+
+def segmented(reverse: bool) -> FeaturePass:
+    """The one-pass form of `reverse` or of `detach`, for `Strategy`."""
+
+    def one_pass(flow: FlowModel, x: Tensor, condition: Condition, taps: list[Tap], refinements: int) -> Features:
+        encoded, found = encode_with_features(flow, x, condition, by_block(taps), reverse)
+        return Features(encoded, by_tap(found, taps))
+
+    return one_pass

@@ -11,7 +11,7 @@
 Each is one file below `align/strategies/`. Source: R-REPA, arXiv 2511.22345, section 3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -72,6 +72,11 @@ STRATEGIES: Registry[Strategy] = Registry(
 def strategy_names() -> tuple[str, ...]:
     """All strategies: those of the paper in its order, the exact pass, then registered ones."""
     return tuple(STRATEGIES.names())
+
+
+def by_tap(features: Mapping[int, Mapping[int, Tensor]], taps: list[Tap]) -> dict[str, Tensor]:
+    """Features by block and layer as features by the names of these taps."""
+    return {tap.name: features[tap.block][int(tap.layer)] for tap in taps}
 
 
 def by_block(taps: list[Tap]) -> dict[int, set[int]]:

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from rrepa_lab.align.aligner import layer_taps
 from rrepa_lab.align.projector import Projectors
-from rrepa_lab.align.strategy import strategy_names
+from rrepa_lab.align.strategy import STRATEGIES
 from rrepa_lab.checks import whole_number
-from rrepa_lab.errors import LabError, unknown
+from rrepa_lab.errors import LabError
 from rrepa_lab.flow.finite import NotFiniteError, cause
 from rrepa_lab.flow.inputs import as_condition, as_images
 from rrepa_lab.flow.taps import Taps
@@ -78,8 +78,7 @@ def alignment(
     changes = {"strategy": strategy, "refinements": refinements}
     align = run.config.align.model_copy(update={key: value for key, value in changes.items() if value is not None})
     projectors = run.projectors if projectors is None else projectors
-    if align.strategy not in strategy_names():
-        raise unknown("strategy", align.strategy, strategy_names())
+    STRATEGIES.check(align.strategy)
     wanted = layer_taps(run.flow.resolve(run.config.align.taps if taps is None else taps))
     if align.strategy == "none" or not wanted:
         return Alignment(x.new_zeros(()), {})

@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rrepa_lab.align.aligner import Aligner
 from rrepa_lab.align.floors import TargetMeans
 from rrepa_lab.align.target import Targets
 from rrepa_lab.analysis.features import FeatureProtocol, Images, image_set
@@ -88,7 +87,7 @@ def teacher_floors(
     means = teacher_means(run, aligner.targets, fitting, batch)
     own = scored_images.split == "train" and train is None and scored_images.data is None
     how = FeatureProtocol(noise=NoiseSamples(std=std), seed=seed, batch=batch)
-    found = _cosines(run, aligner, [tap.name for tap in wanted], (means, own), (how, scored))
+    found = _cosines(run, [tap.name for tap in wanted], how, scored, means, own)
     rows: list[dict[str, Any]] = []
     for tap in wanted:
         mean = {metric: float(torch.cat(parts).double().mean()) for (name, metric), parts in found.items() if name == tap.name}
@@ -103,22 +102,17 @@ def teacher_floors(
 
 
 def _cosines(
-    run: Run,
-    aligner: Aligner,
-    names: list[str],
-    constants: tuple[TargetMeans, bool],
-    images: tuple[FeatureProtocol, ImageSet],
+    run: Run, names: list[str], how: FeatureProtocol, images: ImageSet, means: TargetMeans, own: bool
 ) -> dict[tuple[str, str], list[Tensor]]:
     """(tap, metric) -> cosines (B,) of each batch, with the label and without it.
 
     Args:
-        constants: sums of the training targets, and whether the images are among them.
-        images: how their features are computed, and the images.
+        means: sums of the training targets; own: whether the images are among them.
     """
-    (means, own), (how, scored), classes = constants, images, run.flow.config.classes
+    aligner, classes = run.aligner(), run.flow.config.classes
     found: dict[tuple[str, str], list[Tensor]] = {}
     for fed in (True, False) if classes else (False,):
-        for part in replace(how, feed_label=fed).real(run, names, scored):
+        for part in replace(how, feed_label=fed).real(run, names, images):
             target = aligner.target(part.x.to(run.device))
             floor = means.floor(target, part.y, own)
             for name in names:

@@ -3,15 +3,16 @@
 import math
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from rrepa_lab.align.config import AlignConfig
-from rrepa_lab.align.strategy import strategy_names
-from rrepa_lab.analysis.gradients import check_strategy, double_copy, group_gradients
+from rrepa_lab.align.strategy import STRATEGIES
+from rrepa_lab.analysis.gradients import double_copy, group_gradients
+from rrepa_lab.data.images import ImageSet
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.contract import ParameterGroup
@@ -64,18 +65,18 @@ def gradient_ratio(
     weight = align.weight if weight is None else weight
     if not align.taps or strategy == "none":
         raise LabError(f"run {run.name!r} with strategy {strategy!r} aligns nothing: there is no gradient to compare")
-    check_strategy(strategy, strategy_names()[1:])
+    STRATEGIES.check(strategy)
     if batches < 1:
         raise LabError(f"batches must be at least 1, not {batches}")
-    count = len(run.images(split))
-    size = min(run.config.train.batch if batch is None else batch, count)
+    images = run.images(split)
+    size = min(run.config.train.batch if batch is None else batch, len(images))
     if size < 1:
-        raise LabError(f"a gradient needs at least one image: batch {batch} of the {count} images of {split}")
+        raise LabError(f"a gradient needs at least one image: batch {batch} of the {len(images)} images of {split}")
     copy = double_copy(run, seed).to(run.device)
     groups = _nested_groups(copy)
     found: dict[str, list[list[float]]] = {group.name: [] for group in groups}
     changed = align.model_copy(update={"strategy": strategy})
-    for losses in _losses(run, copy, changed, _Batches(split, size, min(batches, count // size), seed)):
+    for losses in _losses(run, copy, changed, _Batches(images, size, min(batches, len(images) // size), seed)):
         likelihood, alignment = (group_gradients(loss, groups, keep=True) for loss in losses)
         for group, a, b in zip(groups, likelihood, alignment, strict=True):
             found[group.name].append(_lengths(a, b, weight))
@@ -84,24 +85,25 @@ def gradient_ratio(
     return table.assign(weight=weight, batch=size, split=split, seed=seed)
 
 
-class _Batches:
-    """Which images: `count` batches of `size`, drawn with `seed` from a split."""
+class _Batches(NamedTuple):
+    """Which images: `number` batches of `size`, drawn with `seed` from a set."""
 
-    def __init__(self, split: str, size: int, count: int, seed: int) -> None:
-        self.split, self.size, self.count, self.seed = split, size, count, seed
+    images: ImageSet
+    size: int
+    number: int
+    seed: int
 
 
 def _losses(run: Run, copy: Run, align: AlignConfig, batches: _Batches) -> Iterator[tuple[Tensor, Tensor]]:
     """L_nf and L_align, without lambda, of each batch; each can be differentiated any number of times."""
-    config, images = run.flow.config, run.images(batches.split)
+    classes, images = run.flow.config.classes, batches.images
     aligner = run.aligner(align, deepcopy(run.projectors).double())
     order = torch.randperm(len(images), generator=generator(batches.seed, 1)).split(batches.size)
-    for number, rows in enumerate(order[: batches.count]):
+    for number, rows in enumerate(order[: batches.number]):
         x, y = (part.to(run.device) for part in images.__getitems__(rows.tolist()))
-        noise = generator(batches.seed, 2, number)
-        noised = run.space.add_noise(x, noise).double()
+        noised = run.space.add_noise(x, generator(batches.seed, 2, number)).double()
         target = aligner.target(x).double()
-        encoded, loss, _ = aligner(copy.flow, noised, y if config.classes else None, target, plain=True)
+        encoded, loss, _ = aligner(copy.flow, noised, y if classes else None, target, plain=True)
         yield flow_loss(encoded.z, encoded.logdet, copy.flow.prior_var), loss
 
 

@@ -9,22 +9,13 @@ from torch import Tensor, nn
 from rrepa_lab.align.aligner import Aligner, layer_taps
 from rrepa_lab.align.config import AlignConfig
 from rrepa_lab.align.projector import Projectors
-from rrepa_lab.align.strategy import strategy_names
 from rrepa_lab.data.loaders import seeded
 from rrepa_lab.data.splits import class_names
-from rrepa_lab.errors import unknown
 from rrepa_lab.flow.contract import ParameterGroup
 from rrepa_lab.flow.perturb import perturb
 from rrepa_lab.flow.taps import Tap, Taps
 from rrepa_lab.runs.config import RunConfig, complete
 from rrepa_lab.runs.run import Run, build
-
-
-def check_strategy(name: str, known: tuple[str, ...]) -> str:
-    """The name itself; LabError with the nearest ones if it is unknown."""
-    if name not in strategy_names():
-        raise unknown("strategy", name, known)
-    return name
 
 
 def double_copy(source: Run | RunConfig, seed: int) -> Run:

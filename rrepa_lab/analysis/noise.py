@@ -22,7 +22,6 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.runs.config import ReadConfig
 from rrepa_lab.runs.run import Run, flow_of
-from rrepa_lab.sampling.denoise import levels_of
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def image_noise(run: Run | FlowModel, noise: int | NoiseSamples | None = None) -
     """
     given, config = NoiseSamples.of(noise), flow_of(run).config
     own = run.config.read if isinstance(run, Run) else ReadConfig()
-    levels = levels_of(run) if config.noise == "uniform" else None
+    levels = run.space.levels if isinstance(run, Run) and config.noise == "uniform" else None
     n = max(own.n_noise_samples, int(given.std is not None)) if given.n is None else given.n
     std = own.noise_std if given.std is None else given.std
     if std == 0 or n == 0:

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from rrepa_lab.align.strategy import strategy_names
-from rrepa_lab.analysis.gradients import AlignedBatch, check_strategy
+from rrepa_lab.align.strategy import STRATEGIES, strategy_names
+from rrepa_lab.analysis.gradients import AlignedBatch
 from rrepa_lab.flow.contract import ParameterGroup
 from rrepa_lab.flow.taps import Taps
 from rrepa_lab.runs.config import RunConfig
@@ -39,8 +39,7 @@ def routing(
         >>> sorted(set(table.query("gradient_norm > 0").block))  # the projector, and block 3 alone
         [0, 3]
     """
-    names = strategy_names()
-    strategies = [check_strategy(name, names) for name in (names[1:] if strategies is None else strategies)]
+    strategies = [STRATEGIES.check(name) for name in (strategy_names()[1:] if strategies is None else strategies)]
     batch = AlignedBatch.of(source, taps, images, seed)
     rows = []
     for tap in batch.taps:

@@ -41,9 +41,7 @@ class DataConfig(Config):
     @field_validator("name")
     @classmethod
     def _registered(cls, name: str) -> str:
-        if name not in DATA_SETS:
-            DATA_SETS[name]  # raises with the nearest names
-        return name
+        return DATA_SETS.check(name)
 
     @property
     def set(self) -> "DataSet":

@@ -40,19 +40,22 @@ class Guidance(NamedTuple):
         """A batch (B, ...) once for each branch, (branches * B, ...)."""
         return x if self.branches == 1 else torch.cat([x, x])
 
-    def combine(self, value: Tensor, start: int, tokens: int) -> Tensor:
-        """mu or alpha of all branches (branches * B, n, P) -> the guided one (B, n, P).
+    def weight(self, start: int, tokens: int, like: Tensor) -> float | Tensor:
+        """w of the tokens of `like` (B, n, P): one number, or (n, 1) when annealed.
 
         Args:
             start: position of the token before the first of these n, in the block's order.
             tokens: T.
         """
+        if not self.annealed:
+            return self.scale
+        positions = torch.arange(start + 1, start + 1 + like.shape[1], dtype=like.dtype, device=like.device)
+        return self.scale * positions[:, None] / (tokens - 1)
+
+    def combine(self, value: Tensor, weight: float | Tensor) -> Tensor:
+        """mu or alpha of all branches (branches * B, n, P) -> the guided one (B, n, P), with w from `weight`."""
         if self.branches == 1:
             return value
-        weight: float | Tensor = self.scale
-        if self.annealed:
-            positions = torch.arange(start + 1, start + 1 + value.shape[1], dtype=value.dtype, device=value.device)
-            weight = self.scale * positions[:, None] / (tokens - 1)
         conditional, unconditional = value.chunk(2)
         return conditional + weight * (conditional - unconditional)
 

@@ -1,6 +1,6 @@
 """A flow as a stack of blocks: all that families of flows share."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -56,37 +56,43 @@ class BlockFlow(nn.Module):
         recorder = Recorder(self.resolve(taps))
         tokens = self.tokenize(x)
         condition = self.condition(y, len(x), guidance, annealed, temperature)
-        logdet = tokens.new_zeros(len(x))
-        for number in range(1, self.config.blocks + 1):
-            block = self.block(number)
-            recorder.tokens(number, "in", tokens)
-            tokens, term, states = block(block.encode, tokens, condition.of_block(number), recorder.layers(number))
-            logdet = logdet + term
-            recorder.add(number, states)
-            recorder.tokens(number, "out", tokens)
-        return FlowOutput(tokens, logdet, recorder.states)
+        z, logdet = self.encode_blocks(tokens, condition, range(1, self.config.blocks + 1), recorder)
+        return FlowOutput(z, logdet, recorder.states)
 
     def log_prob(self, x: Tensor, y: Tensor | Condition | None = None) -> Tensor:
         """Exact log density of images (B, C, H, W) in [-1, 1] coordinates, (B,) nats; y as in `forward`."""
         out = self(x, y)
         return prior_log_prob(out.z, self.prior_var) + out.logdet
 
-    def encode_blocks(self, tokens: Tensor, condition: Condition, numbers: Iterable[int]) -> tuple[Tensor, Tensor]:
+    def encode_blocks(
+        self, tokens: Tensor, condition: Condition, numbers: Iterable[int], recorder: Recorder | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Encode tokens (B, T, P) by the blocks with these numbers alone; returns tokens and their logdet (B,) in nats."""
-        logdet = tokens.new_zeros(len(tokens))
+        recorder, logdet = recorder or Recorder([]), tokens.new_zeros(len(tokens))
         for number in numbers:
             block = self.block(number)
-            tokens, term, _ = block(block.encode, tokens, condition.of_block(number))
+            recorder.tokens(number, "in", tokens)
+            tokens, term, states = block(block.encode, tokens, condition.of_block(number), recorder.layers(number))
             logdet = logdet + term
+            recorder.add(number, states)
+            recorder.tokens(number, "out", tokens)
         return tokens, logdet
 
-    def invert_blocks(self, z: Tensor, condition: Condition, taps: list[Tap]) -> InverseOutput:
-        """Generate from noise (B, T, P), block after block; differentiable."""
+    def invert_blocks(
+        self, z: Tensor, condition: Condition, taps: list[Tap], after: Callable[[int, Tensor], object] | None = None
+    ) -> InverseOutput:
+        """Generate from noise (B, T, P), block after block; differentiable.
+
+        Args:
+            after: called after each block with its number and the tokens on its image side.
+        """
         recorder, tokens = Recorder(taps), z
         for number in range(self.config.blocks, 0, -1):
             block = self.block(number)
             recorder.tokens(number, "out", tokens)
             tokens, states = block(block.invert, tokens, condition.of_block(number), recorder.layers(number))
+            if after is not None:
+                after(number, tokens)
             recorder.add(number, states)
             recorder.tokens(number, "in", tokens)
         return InverseOutput(self.untokenize(tokens), recorder.states)

@@ -67,8 +67,3 @@ def finish(
         return Finished(x, "as generated")
     words = "denoised" if strength == 1.0 else f"denoised, strength {strength:g}"
     return Finished(denoise_step(flow, x, y, strength), words)
-
-
-def levels_of(run: Run | FlowModel) -> int | None:
-    """Integer values that a number of the run's images can take; None for a bare flow, which does not know them."""
-    return run.config.data.levels if isinstance(run, Run) else None

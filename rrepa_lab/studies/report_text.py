@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from rrepa_lab.measurements.spread import spread_text
 from rrepa_lab.paths import assets
 from rrepa_lab.readers import read_table
 
@@ -30,12 +31,12 @@ def _line(cells: list[str]) -> str:
 
 def spread(values: "pd.Series[float]", digits: int) -> str:
     """Mean ± sample standard deviation."""
-    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
+    return spread_text(float(values.mean()), float(values.std()), f".{digits}f")
 
 
 def cell(row: "Mapping[Any, Any] | pd.Series[Any]", digits: int) -> str:
     """The same of a row with `value` and `sd`."""
-    return f"{row['value']:.{digits}f} ± {row['sd']:.{digits}f}"
+    return spread_text(row["value"], row["sd"], f".{digits}f")
 
 
 def interval(row: Mapping[Any, Any], digits: int, name: str = "difference") -> str:

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from rrepa_lab.align.segments import encode_with_features
-from rrepa_lab.align.strategy import STRATEGIES, Features, Strategy, by_block
+from rrepa_lab.align.segments import segmented
+from rrepa_lab.align.strategy import STRATEGIES, Features, Strategy, by_block, by_tap
 from rrepa_lab.flow.condition import Condition
 from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.flow.taps import Tap
@@ -16,13 +16,7 @@ def passes(flow: FlowModel, x: Tensor, condition: Condition, taps: list[Tap], re
     for number, layers in by_block(taps).items():
         block, tokens = flow.block(number), encoded.states[Tap(number, "in").name].detach()
         found[number] = block(block.features, tokens, condition.of_block(number), layers)
-    return Features(encoded, {tap.name: found[tap.block][int(tap.layer)] for tap in taps})
+    return Features(encoded, by_tap(found, taps))
 
 
-def one_pass(flow: FlowModel, x: Tensor, condition: Condition, taps: list[Tap], refinements: int) -> Features:
-    """The encoding pass in segments."""
-    encoded, found = encode_with_features(flow, x, condition, by_block(taps), reverse=False)
-    return Features(encoded, {tap.name: found[tap.block][int(tap.layer)] for tap in taps})
-
-
-STRATEGIES.register("detach")(Strategy(passes, one_pass))
+STRATEGIES.register("detach")(Strategy(passes, one_pass=segmented(reverse=False)))

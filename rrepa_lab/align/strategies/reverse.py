@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rrepa_lab.align.segments import encode_with_features
-from rrepa_lab.align.strategy import STRATEGIES, Features, Strategy, by_block
+from rrepa_lab.align.segments import segmented
+from rrepa_lab.align.strategy import STRATEGIES, Features, Strategy, by_block, by_tap
 from rrepa_lab.flow.condition import Condition
 from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.flow.taps import Tap
@@ -19,13 +19,7 @@ def passes(flow: FlowModel, x: Tensor, condition: Condition, taps: list[Tap], re
     encoded = flow(x, condition, [Tap(number, "in").name for number in numbers])
     cache = {number: encoded.states[Tap(number, "in").name].detach() for number in numbers}
     found = pseudo_reverse(flow, encoded.z.detach(), cache, condition, by_block(taps), refinements).features
-    return Features(encoded, {tap.name: found[tap.block][int(tap.layer)] for tap in taps})
-
-
-def one_pass(flow: FlowModel, x: Tensor, condition: Condition, taps: list[Tap], refinements: int) -> Features:
-    """The encoding pass in segments."""
-    encoded, found = encode_with_features(flow, x, condition, by_block(taps), reverse=True)
-    return Features(encoded, {tap.name: found[tap.block][int(tap.layer)] for tap in taps})
+    return Features(encoded, by_tap(found, taps))
 
 
 class PseudoReverse(NamedTuple):
@@ -72,4 +66,4 @@ def pseudo_reverse(
     return PseudoReverse(found, rebuilt)
 
 
-STRATEGIES.register("reverse")(Strategy(passes, one_pass))
+STRATEGIES.register("reverse")(Strategy(passes, one_pass=segmented(reverse=True)))

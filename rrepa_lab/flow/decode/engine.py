@@ -1,6 +1,6 @@
 """Decoding of a whole flow: the method is chosen, the batch divided to fit into memory, the answer checked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +36,12 @@ class AutoregressiveFlow(FlowModel, Protocol):
 
     def block(self, number: int) -> AffineBlock:
         """The block with this number."""
+        ...
+
+    def invert_blocks(
+        self, z: Tensor, condition: Condition, taps: list[Tap], after: Callable[[int, Tensor], object] | None = None
+    ) -> InverseOutput:
+        """Generate from noise (B, T, P), token after token."""
         ...
 
 
@@ -112,17 +118,13 @@ def _decode_part(task: _Task, z: Tensor, condition: Condition, method: str) -> I
 
 
 def _sequential(task: _Task, z: Tensor, condition: Condition) -> InverseOutput:
-    flow, recorder, tokens = task.flow, Recorder(task.taps), z
-    passes = condition.guidance.branches * (flow.config.tokens - 1)
-    for number in range(task.blocks, 0, -1):
-        block = flow.block(number)
-        recorder.tokens(number, "out", tokens)
-        tokens, states = block(block.invert, tokens, condition.of_block(number), recorder.layers(number))
+    passes = condition.guidance.branches * (task.flow.config.tokens - 1)
+
+    def after(number: int, tokens: Tensor) -> None:
         _check_block(tokens, number)
-        recorder.add(number, states)
-        recorder.tokens(number, "in", tokens)
         task.report(number, len(z), passes, "sequential")
-    return InverseOutput(flow.untokenize(tokens), recorder.states, iterations=(passes,) * task.blocks)
+
+    return task.flow.invert_blocks(z, condition, task.taps, after)._replace(iterations=(passes,) * task.blocks)
 
 
 @torch.no_grad()
@@ -155,17 +157,15 @@ def _windowed(task: _Task, z: Tensor, condition: Condition, method: str) -> Inve
 
 def _refine(task: _Task, z: Tensor, tokens: dict[int, Tensor], condition: Condition, tolerance: float | None) -> Residual:
     """The answer after as many more iterations as bring it below the tolerance, with its error; none without a tolerance."""
-    check = residual(task.flow, z, tokens, condition)
-    for _ in range(MAX_RESIDUAL_ITERATIONS if tolerance is not None else 0):
-        if tolerance is None or check.error <= tolerance:
-            break
-        tokens = tokens | check.tokens
+    check, left = residual(task.flow, z, tokens, condition), MAX_RESIDUAL_ITERATIONS
+    while tolerance is not None and not check.error <= tolerance:
+        if not left:
+            raise ToleranceError(
+                f"jacobi cannot meet the tolerance {tolerance:g} here: iterations still change numbers by {check.error:.2g} in "
+                f"{str(z.dtype).removeprefix('torch.')}; choose a larger one, or method 'cached'"
+            )
+        left, tokens = left - 1, tokens | check.tokens
         check = residual(task.flow, z, tokens, condition)
-    if tolerance is not None and not check.error <= tolerance:
-        raise ToleranceError(
-            f"jacobi cannot meet the tolerance {tolerance:g} here: iterations still change numbers by {check.error:.2g} in "
-            f"{str(z.dtype).removeprefix('torch.')}; choose a larger one, or method 'cached'"
-        )
     return Residual({number: tokens[number] for number in check.tokens}, check.error)
 
 

@@ -123,7 +123,8 @@ class AffineBlock(nn.Module):
     def predict(self, hidden: Tensor, start: int, tokens: int, guidance: Guidance) -> tuple[Tensor, Tensor]:
         """mu and alpha (B, n, P) of the tokens that follow those at start..start+n-1, of `tokens` in all."""
         mu, alpha = self.project(hidden)
-        return guidance.combine(mu, start, tokens), guidance.combine(alpha, start, tokens)
+        weight = guidance.weight(start, tokens, mu)
+        return guidance.combine(mu, weight), guidance.combine(alpha, weight)
 
     def embed_label(self, condition: Condition) -> Tensor | None:
         """The vector that the condition adds to every token, (branches * B, 1, D); None for a flow without classes."""
