@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import platformdirs
+
 from rrepa_lab.errors import LabError
 
 _PACKAGE = Path(__file__).parent
@@ -28,3 +30,10 @@ def runs_root() -> Path:
     if "RREPA_RUNS" in os.environ:
         return Path(os.environ["RREPA_RUNS"])
     return _ROOT / "runs" if _ROOT in Path.cwd().parents else Path("runs")
+
+
+def cache_root() -> Path:
+    """Where decoded pictures, latents and features are kept: $RREPA_CACHE, or the user's cache directory."""
+    if os.environ.get("RREPA_CACHE"):
+        return Path(os.environ["RREPA_CACHE"]).expanduser()
+    return platformdirs.user_cache_path("rrepa_lab", appauthor=False)

@@ -1,11 +1,13 @@
 """Fixtures shared by all tests: perturbed float64 flows, and small real data."""
 
+import atexit
 import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
@@ -30,6 +32,9 @@ from rrepa_lab.paths import bundled
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+# one cache for each session of tests, which never is the user's own
+os.environ["RREPA_CACHE"] = tempfile.mkdtemp(prefix="rrepa-test-cache-")
+atexit.register(shutil.rmtree, os.environ["RREPA_CACHE"], ignore_errors=True)
 
 # small, and different in everything that can differ
 collect_ignore = ["extend", "golden"]  # doctests would import them, and so register what is in extend
