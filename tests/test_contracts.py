@@ -184,12 +184,12 @@ def _outputs(run: rl.Run, digits: Batch) -> dict[str, Tensor]:
 
 
 class Stripes:
-    """Images of vertical or horizontal stripes: an ImageSet in 10 lines."""
+    """Images of vertical or horizontal stripes: an ImageSet in 12 lines."""
 
     classes, levels = ["vertical", "horizontal"], 256
 
     def __init__(self, count: int) -> None:
-        self.labels = torch.arange(count) % 2
+        self.labels, self.fingerprint = torch.arange(count) % 2, f"{count:016x}"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -203,6 +203,7 @@ class Stripes:
 
 def test_an_image_set_needs_labels_and_batches():
     images: ImageSet = Stripes(60)
+    assert isinstance(images, ImageSet)
     table = rl.probe(rl.load("digits-none"), "block.4.layer.2", probes=["knn"], data={"train": images, "test": Stripes(24)})
     assert table.set_index("tap")["value"]["pixels"] == 1.0, "stripes of one direction and width are the same image"
 

@@ -1,10 +1,13 @@
 """Sets of images: the protocol that every split follows, and a split that lies in memory."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from rrepa_lab.data.fingerprint import fingerprint_of_tensors
 
 
 class Batch(NamedTuple):
@@ -23,7 +26,10 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class ImageSet(Protocol):
-    """A split: its length, batches by index, and what the numbers mean."""
+    """A split: its length, batches by index, what the numbers mean, and a fingerprint.
+
+    A set of files also has a `stamp`, which changes when a file is replaced in its place; see `data.fingerprint`.
+    """
 
     classes: list[str]
     levels: int  # integer values a number can take
@@ -31,6 +37,11 @@ class ImageSet(Protocol):
     @property
     def labels(self) -> Tensor:
         """(N,) int64, known without decoding a picture."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that depend on the images and their order, not on where they lie, found without decoding one."""
         ...
 
     def __len__(self) -> int: ...
@@ -51,6 +62,11 @@ class TensorImages:
     def labels(self) -> Tensor:
         """(N,) int64."""
         return self.y
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all numbers, labels and class names."""
+        return fingerprint_of_tensors((self.x, self.y), self.classes)
 
     @property
     def missing(self) -> list[str]:

@@ -8,12 +8,13 @@ in either place, have no labels. Entries that an operating system or an editor l
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from rrepa_lab.data.fingerprint import encoded
 from rrepa_lab.errors import LabError
 
 SPLITS = ("train", "val", "test")
@@ -157,8 +158,8 @@ def listing(part: Part, classes: Sequence[str] | None = None) -> Listing:
     ignored: Counter[str] = Counter()
     places = _class_folders(part.folder, ignored)
     listed = {name: [path for place in found for path in _pictures(place, ignored)] for name, found in places.items()}
-    files = {name: sorted(_relative(path, part.folder) for path in found) for name, found in listed.items() if found}
-    loose = sorted(_relative(path, part.folder) for path in _loose(part.folder, ignored))
+    files = {name: _in_order(found, part.folder) for name, found in listed.items() if found}
+    loose = _in_order(_loose(part.folder, ignored), part.folder)
     if not files and not loose:
         raise LabError(f"{part.folder} holds no pictures ({_ignored_words(ignored)}): {part.rule}")
     names = sorted(files) if classes is None else list(classes)
@@ -172,7 +173,7 @@ def listing(part: Part, classes: Sequence[str] | None = None) -> Listing:
         )
     if files and loose:
         ignored["pictures outside class folders"] += len(loose)
-    grouped = [files.get(name, []) for name in names] if names else [sorted(chain(loose, *files.values()))]
+    grouped = [files.get(name, []) for name in names] if names else [sorted(chain(loose, *files.values()), key=encoded)]
     return Listing(names, _divided(grouped, part), ignored)
 
 
@@ -196,7 +197,7 @@ def _divided(grouped: list[list[str]], part: Part) -> list[list[str]]:
 
 def _shares(files: list[str], part: Part) -> dict[str, list[str]]:
     """Split -> its files, sorted; all are for training where there are not enough for every split."""
-    order = sorted(files, key=lambda name: blake2b(b"0/" + name.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+    order = sorted(files, key=lambda name: blake2b(b"0/" + encoded(name), digest_size=8).digest())
     enough = len(files) > (part.val > 0) + (part.test > 0)
     test = max(1, int(len(files) * part.test + 0.5)) if enough and part.test else 0
     val = min(max(1, int(len(files) * part.val + 0.5)), len(files) - test - 1) if enough and part.val else 0
@@ -260,8 +261,9 @@ def _is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].casefold() in PICTURES
 
 
-def _relative(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
+def _in_order(paths: Iterable[Path], folder: Path) -> list[str]:
+    """Names relative to the folder, in an order that does not depend on how a file system composes umlauts."""
+    return sorted((path.relative_to(folder).as_posix() for path in paths), key=encoded)
 
 
 def first_names(names: Sequence[str]) -> str:

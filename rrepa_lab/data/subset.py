@@ -1,10 +1,12 @@
 """Class-balanced subsets: what a `limit` means wherever fewer images than a split has are read."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from rrepa_lab.data.fingerprint import digest
 from rrepa_lab.data.images import Batch, ImageSet, missing_classes
 from rrepa_lab.errors import LabError
 
@@ -49,6 +51,16 @@ class Subset:
     def labels(self) -> Tensor:
         """(n,) int64."""
         return self.images.labels[self.rows]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the whole set and the rows."""
+        return digest(self.images.fingerprint, ",".join(map(str, self.rows.tolist())))
+
+    @property
+    def stamp(self) -> str:
+        """That of the whole set."""
+        return str(getattr(self.images, "stamp", ""))
 
     @property
     def missing(self) -> list[str]:

@@ -1,12 +1,14 @@
 """Pictures in folders; `data.layout` says which layouts are read and how they are divided into splits."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from rrepa_lab.data import layout
 from rrepa_lab.data.config import DATA_SETS, DataConfig
+from rrepa_lab.data.fingerprint import FileFacts, file_facts
 from rrepa_lab.data.images import Batch, missing_classes
 from rrepa_lab.data.pictures import load_picture
 from rrepa_lab.data.pixels import to_integers, to_unit
@@ -30,6 +32,20 @@ class FolderImages:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @cached_property
+    def _facts(self) -> FileFacts:
+        return file_facts(self.root, self.files)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the names in this order, the sizes, and a sample of the bytes."""
+        return self._facts.fingerprint
+
+    @property
+    def stamp(self) -> str:
+        """Of the folder and the times of the files' last changes."""
+        return self._facts.stamp
 
     @property
     def missing(self) -> list[str]:
