@@ -15,9 +15,9 @@ from serving import serve
 from shell import (
     DEFAULT_RUN,
     PRIVATE,
+    answering,
     get_run,
     model_lock,
-    pair,
     show_errors,
     test_code,
     test_images,
@@ -63,12 +63,14 @@ def draw_verdict(view: ClassifyView) -> tuple[str, str]:
     """The image as the flow reads it, and the answers of one gradient step."""
     subject = subject_of(view.run, view.index, view.picture)
     lines = [f"Image: {subject.name}."]
-    for name, run in pair(view.run, view.other).items():
+    runs, left_out = answering(view.run, view.other)
+    for name, run in runs.items():
         result = classified(run, "gradient", subject.x)
         best, *others = (int(k) for k in result.top(2).labels[0])
         mark = "" if subject.label is None else " ✓" if best == subject.label else " ✗"
         ahead = f", {float(result.margin[0]):.2f} nats before {run.classes[others[0]]}" if others else ", its only class"
         lines.append(f"- **{name}** says **{run.classes[best]}**{mark}{ahead}")
+    lines += ["", left_out] if left_out else []
     return picture_table({subject.name: {"": subject.x[0]}}, what="input of the flow"), "\n".join(lines)
 
 
@@ -78,7 +80,7 @@ def draw_gradient(view: ClassifyView) -> Any:
     if not has_classes(view.run):
         return None
     subject = subject_of(view.run, view.index, view.picture)
-    results = {name: classified(run, "gradient", subject.x) for name, run in pair(view.run, view.other).items()}
+    results = {name: classified(run, "gradient", subject.x) for name, run in answering(view.run, view.other)[0].items()}
     return class_scores(results, get_run(view.run).classes, "gradient", what=subject.name)
 
 
@@ -88,7 +90,7 @@ def draw_bayes(view: ClassifyView) -> tuple[Any, Any, str]:
     if not has_classes(view.run):
         return None, None, ""
     subject = subject_of(view.run, view.index, view.picture)
-    runs, classes = pair(view.run, view.other), get_run(view.run).classes
+    (runs, _), classes = answering(view.run, view.other), get_run(view.run).classes
     results = {name: classified(run, "bayes", subject.x) for name, run in runs.items()}
     with model_lock:
         parts = {name: rl.evidence(run, subject.x.to(run.device))[0].cpu() for name, run in runs.items()}
@@ -106,7 +108,7 @@ def draw_ascent(view: ClassifyView) -> tuple[Any, Any]:
         return None, None
     subject = subject_of(view.run, view.index, view.picture)
     plots = []
-    for name, run in pair(view.run, view.other).items():
+    for name, run in answering(view.run, view.other)[0].items():
         result = classified(run, "iterated", subject.x)
         plots.append(_named(class_race(result, run.classes, truth=subject.label, run=subject.name, until=view.step), name))
     return plots[0], plots[1] if len(plots) > 1 else None
@@ -126,7 +128,7 @@ def draw_answers(view: ClassifyView) -> tuple[Any, Any, Any, str]:
     """The confusions of both runs, and the images of the first that match the choice."""
     if not has_classes(view.run):
         return None, None, gr.update(value=[]), ""
-    runs = pair(view.run, view.other)
+    runs, _ = answering(view.run, view.other)
     reports = {name: report_of(run, METHODS[view.method]) for name, run in runs.items()}
     report, x = reports[view.run], test_images(get_run(view.run)).x
     rows = matching_rows(report, view.of, view.taken_for, view.mistakes)

@@ -25,8 +25,8 @@ from shell import PRIVATE, PRIVATE_MODEL, get_run, with_model_lock
 from sidebar import about_run, build_sidebar, status_line
 
 INTRODUCTION = (
-    "# R-REPA lab\nNormalizing flows map images to noise exactly, and back. These small ones were trained on scikit-learn's "
-    "8x8 digits, with and without aligning their features to a frozen vision encoder."
+    "# R-REPA lab\nNormalizing flows map images to noise exactly, and back. The bundled ones are small and were trained on "
+    "scikit-learn's 8x8 digits, with and without aligning their features to a frozen vision encoder."
 )
 
 

@@ -22,11 +22,22 @@ from layer_studies import (
     study_folder,
     study_names,
 )
-from layer_tables import DIRECTIONS, KINDS, MEASURED, METRICS, SEEDS, SHIPPED_RUNS, known_rows, measure_and_keep, unmeasured
+from layer_tables import (
+    DIRECTIONS,
+    KINDS,
+    MEASURED,
+    METRICS,
+    SEEDS,
+    SHIPPED_RUNS,
+    known_rows,
+    measure_and_keep,
+    shipped,
+    unmeasured,
+)
 from layer_view import CHOICES, PART_NAMES, TABLE, LayersView
 from panels import Panel, Sidebar, Tab, Values
 from serving import serve
-from shell import PRIVATE, keep_file, pair, show_errors, stamp, with_model_lock, without_folders
+from shell import PRIVATE, get_run, keep_file, pair, show_errors, stamp, with_model_lock, without_folders
 
 from rrepa_lab.errors import LabError
 from rrepa_lab.studies.alignment import unguided
@@ -40,6 +51,8 @@ SOURCES = {SEEDS: "several training seeds", SHIPPED_RUNS: "the bundled runs", ME
 def draw_notes(view: LayersView) -> tuple[str, Any, str, str, Any]:
     """(note, its rows as CSV) of the table, and (note, scores, rows as CSV) of the settings A and B."""
     rows, remarks = known_rows(pair(view.run, view.other), view.metric, view.direction, view.source, view.strategies)
+    if view.source != MEASURED and get_run(view.run).name not in {*shipped(SHIPPED_RUNS)["run"]}:
+        remarks = [f"**{view.run}** is not in these tables, which are of digits: choose “{SOURCES[MEASURED]}”.", *remarks]
     note = known_note(rows, remarks, view.metric)
     download = _download(rows, f"layers-{view.metric}-{view.direction}-{view.source}.csv")
     try:

@@ -26,6 +26,7 @@ from rrepa_lab.viz.images import encoded, grid, picture
 NAME, TITLE = "samples", "Samples"
 ALL_CLASSES = "every class"
 GRID_PIXELS = 560  # width of a grid, about
+MAX_ROWS = 20  # classes in a grid: of many classes the first
 POLL_SECONDS = 0.2  # between two views of a grid that is being filled
 SAVE_ZIP = "() => document.querySelector('#samples-file').click()"  # a browser saves what a click requests
 
@@ -73,7 +74,8 @@ def _row(run: rl.Run, label: int, seeds: range, guidance: rl.Guidance, denoise: 
 
 def labels_of(choice: str, run: rl.Run) -> list[int]:
     """The labels of a grid, a row each."""
-    return list(range(len(run.classes))) if choice == ALL_CLASSES and run.flow.config.classes else [label_of(choice, run)]
+    every = choice == ALL_CLASSES and run.flow.config.classes
+    return list(range(min(MAX_ROWS, len(run.classes)))) if every else [label_of(choice, run)]
 
 
 def grid_image(rows: list[Row], total: int) -> Image.Image:
@@ -111,7 +113,7 @@ def _outputs(view: SamplesView, runs: dict[str, rl.Run], rows: dict[str, list[Ro
     name, run = next(iter(runs.items()))
     several = len(labels_of(view.choice, run)) > 1
     caption = (
-        f"{'rows are classes in order' if several else _label_text(view.choice, run)}, columns are seeds {view.seed} to "
+        f"{_rows_text(run) if several else _label_text(view.choice, run)}, columns are seeds {view.seed} to "
         f"{view.seed + view.count - 1}, guidance {view.guidance:g}, temperature {view.temperature:g}, "
         f"{rows[name][0].finish}. Decoding ({view.method}, {run.device.type.upper()}): {'; '.join(costs)}. "
         f"Demo size: a flow of {parameters(run)} on {run.flow.config.image_size}x{run.flow.config.image_size} "
@@ -123,8 +125,17 @@ def _outputs(view: SamplesView, runs: dict[str, rl.Run], rows: dict[str, list[Ro
 
 def _label_text(choice: str, run: rl.Run) -> str:
     if choice == ALL_CLASSES and run.flow.config.classes:
-        return ALL_CLASSES
+        return ALL_CLASSES if len(run.classes) <= MAX_ROWS else _first(run)
     return f"class {choice}" if label_of(choice, run) >= 0 else "no label"
+
+
+def _rows_text(run: rl.Run) -> str:
+    some = _first(run) if len(run.classes) > MAX_ROWS else "classes"
+    return f"rows are {some}: {', '.join(run.classes[:MAX_ROWS])}"
+
+
+def _first(run: rl.Run) -> str:
+    return f"the first {MAX_ROWS} of {len(run.classes)} classes"
 
 
 def code(view: SamplesView) -> Code:
@@ -207,7 +218,7 @@ def _build_controls(default: SamplesView) -> dict[str, Any]:
         count = gr.Slider(1, 16, default.count, step=1, label="Samples a row", info="seeds count up from the sidebar's seed")
         guidance = gr.Slider(
             0, 5, default.guidance, step=0.1, label="Guidance",
-            info="0 is none and scores best on digits; more exaggerates the class",
+            info="0 is none; more exaggerates the class",
         )  # fmt: skip
     with gr.Row():
         temperature = gr.Slider(

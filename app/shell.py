@@ -81,6 +81,20 @@ def pair(first: str, second: str) -> dict[str, rl.Run]:
     return {name: get_run(name) for name in dict.fromkeys((first, second)) if name != NO_RUN}
 
 
+def answering(first: str, second: str) -> tuple[dict[str, rl.Run], str]:
+    """Of `pair` the runs that can classify the same image, and why the second is left out where it is."""
+    runs = pair(first, second)
+    if len(runs) < 2:
+        return runs, ""
+    one, other = runs.values()
+    pictures = [(run.config.data.channels, run.config.data.image_size, run.config.data.image_size) for run in (one, other)]
+    if one.classes == other.classes and pictures[0] == pictures[1]:
+        return runs, ""
+    shapes = ["x".join(map(str, shape)) for shape in pictures]
+    what = "has other classes" if shapes[0] == shapes[1] else f"takes images of {shapes[1]}, not {shapes[0]}"
+    return {first: one}, f"**{second}** is left out: it {what}."
+
+
 @lru_cache(maxsize=8)
 def test_images(run: rl.Run) -> Batch:
     """N_TEST_IMAGES images of the run's test split, class-balanced, with their labels: those that can be picked by number."""

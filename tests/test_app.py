@@ -683,3 +683,17 @@ def test_a_broken_off_picture_and_a_bomb_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(rl.LabError, match="whole.png is too large"):
         read_picture(tmp_path / "whole.png")
+
+
+def test_classify_leaves_out_a_run_of_other_classes_and_says_so(monkeypatch):
+    from classify import ClassifyView, draw_bayes, draw_verdict
+
+    photos = rl.load("digits-none")
+    photos.classes = [f"class {number}" for number in range(10)]
+    monkeypatch.setattr("shell.get_run", lambda name: photos if name == "photos" else rl.load(name))
+    _, both = draw_verdict(ClassifyView("digits-reverse", "digits-none"))
+    _, one = draw_verdict(ClassifyView("digits-reverse", "photos"))
+    assert "**digits-none** says" in both
+    assert "**photos** says" not in one
+    assert one.endswith("**photos** is left out: it has other classes.")
+    assert "photos" not in draw_bayes(ClassifyView("digits-reverse", "photos"))[2]

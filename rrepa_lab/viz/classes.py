@@ -9,7 +9,7 @@ from torch import Tensor
 from rrepa_lab.analysis.classify import Classification
 from rrepa_lab.analysis.report import ClassificationReport
 from rrepa_lab.measurements.metrics import metric_of
-from rrepa_lab.viz.theme import COLOURS, INK, SCALE, SYMBOLS, one_of, styled
+from rrepa_lab.viz.theme import COLOURS, INK, SCALE, SYMBOLS, class_axis, legend_lines, one_of, styled
 
 _UNITS = {"gradient": "d log p / d logit, nats", "bayes": "log posterior, nats", "iterated": "logit of the soft label"}
 
@@ -23,9 +23,10 @@ def class_scores(
         scores, best = result.scores[row].tolist(), int(result.label[row])
         lines = [2.5 if k == best else 0 for k in range(len(scores))]
         figure.add_bar(name=name, x=list(classes), y=scores, marker={"color": colour, "line": {"width": lines, "color": INK}})
-    figure.update_xaxes(title="class", type="category")
+    below = class_axis(figure, classes)
     figure.update_yaxes(title=_UNITS.get(method, "score"))
-    return styled(figure, f"Class scores by {_method(method)}", f"{what}; outlined: the run's prediction", height=340)
+    caption = f"{what}; outlined: the run's prediction"
+    return styled(figure, f"Class scores by {_method(method)}", caption, height=340, below=below)
 
 
 def class_race(
@@ -63,12 +64,12 @@ def class_race(
         figure.update_xaxes(range=[steps[0] - 0.5, steps[-1] + 0.5])
         figure.update_yaxes(range=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
     winner = classes[max(range(len(classes)), key=lambda k: shown[-1][k])]
-    title = f"Which class {'wins' if len(shown) == len(path) else 'leads'}? {winner}, by {_method(result.method)}"
-    return styled(figure, title, caption, height=350, legend=2)
+    title = f"Highest score {'at the end' if len(shown) == len(path) else 'so far'}: {winner}, by {_method(result.method)}"
+    return styled(figure, title, caption, height=350, legend=legend_lines([classes[k] for k in order]))
 
 
 def evidence_map(parts: Mapping[str, Tensor], classes: Sequence[str], what: str = "one image") -> go.Figure:
-    """Which block speaks for which class: one image's `rl.evidence` (N, K) of several runs, on one scale around zero."""
+    """The class scores of each block: one image's `rl.evidence` (N, K) of several runs, on one scale around zero."""
     figure = make_subplots(1, len(parts), subplot_titles=list(parts), shared_yaxes=True, horizontal_spacing=0.04)
     most = max(float(values.abs().max()) for values in parts.values())
     for column, (name, values) in enumerate(parts.items(), start=1):
@@ -77,9 +78,9 @@ def evidence_map(parts: Mapping[str, Tensor], classes: Sequence[str], what: str 
             z=values.numpy(), x=list(classes), y=blocks, coloraxis="coloraxis", xgap=1, ygap=2, name=name, row=1, col=column,
             hovertemplate=f"{name}<br>block %{{y}}, class %{{x}}: %{{z:.3f}} nats per logit<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(title="class", type="category")
+    below = class_axis(figure, classes, columns=len(parts))
     figure.update_yaxes(type="category")
-    figure.update_yaxes(title="block that sees the label", col=1)
+    figure.update_yaxes(title="block", col=1)
     figure.update_layout(
         coloraxis={
             "colorscale": "PuOr", "cmin": -most, "cmax": most, "colorbar": {"thickness": 12, "title": {"text": "nats"}},
@@ -87,7 +88,7 @@ def evidence_map(parts: Mapping[str, Tensor], classes: Sequence[str], what: str 
     )  # fmt: skip
     figure.update_annotations(font={"size": 12})
     caption = f"{what}; the one-step score split by block, nats per logit; a column sums to the class's score"
-    return styled(figure, "Which block speaks for which class?", caption, height=260, legend=0)
+    return styled(figure, "Class scores by block", caption, height=260, legend=0, below=below)
 
 
 def confusion(report: ClassificationReport) -> go.Figure:
@@ -104,14 +105,14 @@ def confusion(report: ClassificationReport) -> go.Figure:
             hovertemplate="class %{y}, answered %{x}: %{text} images, %{z:.3f} of the class<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_xaxes(title="answer", type="category")
+    below = class_axis(figure, names, "answer")
     figure.update_yaxes(title="class", type="category", autorange="reversed")
     accuracy = report.summary.iloc[0]
     caption = (
         f"{_who(report)}, {accuracy['n']} images, accuracy "
         f"{accuracy['value']:.3f} ± {accuracy['standard_error']:.3f} (binomial)"
     )
-    return styled(figure, "Class against answer", caption, height=420, legend=0)
+    return styled(figure, "Class against answer", caption, height=420, legend=0, below=below)
 
 
 def calibration(report: ClassificationReport) -> go.Figure:

@@ -1,6 +1,5 @@
-"""Inner states become pictures: the way of an image, features as colours, and maps of many images."""
+"""Inner states become pictures: the states of an image, features as colours, and maps of many images."""
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,11 +11,13 @@ from torch import Tensor
 from rrepa_lab.analysis.trace import Trace
 from rrepa_lab.data.pixels import to_uint8
 from rrepa_lab.errors import LabError
-from rrepa_lab.viz.theme import COLOURS, SYMBOLS, one_of, styled
+from rrepa_lab.viz.theme import COLOURS, SYMBOLS, legend_lines, one_of, styled
+
+LEGEND_CLASSES = 40  # of more than these a legend would be taller than the map
 
 
 def path_strip(traces: Mapping[str, Trace], row: int = 0, caption: str = "") -> go.Figure:
-    """One image's way through the blocks, a picture a stage and a strip a trace; values are clipped to [-1, 1]."""
+    """One image after each block, a picture a stage and a strip a trace; values are clipped to [-1, 1]."""
     strips, errors = {}, []
     for name, trace in traces.items():
         strips[name] = {_stage(tap, trace): image[row] for tap, image in trace.images.items()}
@@ -117,6 +118,8 @@ def embedding(table: pd.DataFrame, highlight: int | None = None) -> go.Figure:
     if highlight is not None and not deep:
         caption += f", image {highlight} ringed"
     names = [str(label) for label in table["label"].unique()]
-    in_a_line = max(1, 360 // (50 + 7 * max(map(len, names))))  # entries of the legend, on half a page or a phone
     title = f"{method.upper()} of the features, by class"
-    return styled(figure, title, caption, height=460, legend=math.ceil(len(names) / in_a_line))
+    if len(names) > LEGEND_CLASSES:
+        figure.update_layout(showlegend=False)
+        return styled(figure, title, f"{caption}; {len(names)} classes, named where the pointer is", height=460, legend=0)
+    return styled(figure, title, caption, height=460, legend=legend_lines(names))

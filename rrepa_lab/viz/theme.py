@@ -1,7 +1,8 @@
 """One look for all plotly figures: transparent, with greys that pass contrast on white and on black."""
 
+import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -43,6 +44,30 @@ def styled(figure: go.Figure, title: str, caption: str = "", height: int = 320, 
             align="left", showarrow=False, font={"size": 11},
         )  # fmt: skip
     return figure
+
+
+CHARACTER = 7  # pixels of a character of a legend or a tick label, on average
+PANEL = 360  # pixels across a plot on half a page or on a phone
+
+
+def legend_lines(names: Sequence[str]) -> int:
+    """Lines that a legend of these entries takes above a plot on half a page."""
+    in_a_line = max(1, PANEL // (50 + CHARACTER * max(map(len, names), default=0)))
+    return math.ceil(len(names) / in_a_line)
+
+
+def class_axis(figure: go.Figure, names: Sequence[str], title: str = "class", columns: int = 1) -> int:
+    """Make the x axes categories of these names, upright where they do not fit side by side.
+
+    Args:
+        columns: plots side by side.
+
+    Returns: pixels from the plot to its caption, `below` of `styled`.
+    """
+    longest = CHARACTER * max(map(len, names), default=0)
+    upright = len(names) * (longest + 6) > PANEL / columns
+    figure.update_xaxes(title=title, type="category", tickangle=-90 if upright else 0)
+    return 50 + longest if upright else 50
 
 
 def one_of(values: Iterable[Any]) -> str:
