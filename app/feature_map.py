@@ -260,7 +260,10 @@ def _build_choice(default: FeatureMapView) -> dict[str, Any]:
         method = gr.Radio([PCA, UMAP], value=default.method, label="Map", info="at once, or after some seconds")
     with gr.Row(equal_height=False):
         block = gr.Slider(1, config.blocks, default.block, step=1, label="Block", info="1 is next to the image")
-        layer = gr.Slider(1, config.layers, default.layer, step=1, label="Layer", info="of that block's Transformer")
+        layer = gr.Slider(
+            1, max(config.depths), default.layer, step=1, label="Layer",
+            info="of that block's Transformer; in a shallower block its last",
+        )  # fmt: skip
     return {"images": images, "method": method, "block": block, "layer": layer}
 
 
@@ -280,7 +283,7 @@ def fit(run: rl.Run, view: FeatureMapView) -> dict[str, Any]:
     last = max(image_count(run, images) for images in (REAL, CONDITIONAL)) - 1
     return {
         "block": gr.update(maximum=run.flow.config.blocks, value=tap.block),
-        "layer": gr.update(maximum=run.flow.config.layers, value=int(tap.layer)),
+        "layer": gr.update(maximum=max(run.flow.config.depths), value=int(tap.layer)),
         "image": gr.update(maximum=last, value=min(view.image, last)),
     }
 

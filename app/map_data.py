@@ -36,7 +36,7 @@ class MapView(NamedTuple):
     def batch(self) -> FeatureBatch:
         """The images with the features of this layer."""
         config = self.run.flow.config
-        small = image_count(self.run, self.images) * config.width * config.blocks * config.layers <= MAX_CACHED_VALUES
+        small = image_count(self.run, self.images) * config.width * sum(config.depths) <= MAX_CACHED_VALUES
         taps = tuple(tap.name for tap in self.run.flow.resolve("block.*.layer.*")) if small else (self.tap.name,)
         return _features(self.run, self.images, self.seed if self.images != REAL else 0, taps)
 

@@ -129,7 +129,13 @@ def build(sidebar: Sidebar) -> Tab:
             elem_id="block",
         )  # fmt: skip
         layer = gr.Slider(
-            1, config.layers, default.layer, step=1, label="Layer", info="of that block's Transformer", elem_id="layer"
+            1,
+            max(config.depths),
+            default.layer,
+            step=1,
+            label="Layer",
+            elem_id="layer",
+            info="of that block's Transformer; in a shallower block its last",
         )
         with gr.Column(min_width=180, scale=0):
             play = gr.Button("Play", size="sm", variant="primary", elem_id="play")
@@ -178,7 +184,7 @@ def fit(run: rl.Run, view: ReversePathView) -> dict[str, Any]:
         "choice": gr.Dropdown(choices=choices, value=view.choice if view.choice in choices else choices[0]),
         "image": gr.Slider(maximum=last, value=min(view.image, last)),
         "block": gr.Slider(maximum=run.flow.config.blocks, value=tap.block),
-        "layer": gr.Slider(maximum=run.flow.config.layers, value=int(tap.layer)),
+        "layer": gr.Slider(maximum=max(run.flow.config.depths), value=int(tap.layer)),
     }
 
 

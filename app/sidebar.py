@@ -38,7 +38,7 @@ def about_run(name: str) -> str:
     strategy = "not aligned" if align.strategy == "none" else f"**{align.strategy}** {align.place}"
     lines = [
         f"{strategy}  ",
-        f"{config.data.name}, {config.flow.blocks} blocks x {config.flow.layers} layers, {parameters(run)}  ",
+        f"{config.data.name}, {config.flow.size}, {parameters(run)}  ",
         f"step {run.step:,} of {config.train.steps:,}, {'GPU' if run.device.type == 'cuda' else 'CPU'}",
     ]
     scores = scores_of(name)

@@ -57,7 +57,7 @@ _tables: "WeakKeyDictionary[rl.Run, dict[str, pd.DataFrame]]" = WeakKeyDictionar
 def tap_choices(run: rl.Run) -> list[tuple[str, str]]:
     """Every layer of the flow, (label, tap); the aligned ones are marked."""
     config = run.flow.config
-    taps = [Tap(block, layer) for block in range(1, config.blocks + 1) for layer in range(1, config.layers + 1)]
+    taps = [Tap(block, layer) for block, depth in enumerate(config.depths, start=1) for layer in range(1, depth + 1)]
     aligned = run.config.align.taps
     return [(f"block {t.block}, layer {t.layer}{' (aligned)' if t.name in aligned else ''}", t.name) for t in taps]
 
@@ -67,8 +67,8 @@ def tap_in(run: rl.Run, tap: str) -> str:
     taps = [name for _, name in tap_choices(run)]
     if tap in taps:
         return tap
-    config = run.flow.config
-    return next(iter(run.config.align.taps), Tap(max(1, config.blocks - 1), (config.layers + 1) // 2).name)
+    block = max(1, run.flow.config.blocks - 1)
+    return next(iter(run.config.align.taps), Tap(block, (run.flow.config.layers_of(block) + 1) // 2).name)
 
 
 def routing_of(run: rl.Run, tap: str) -> pd.DataFrame:
@@ -189,7 +189,7 @@ def _build_form(default: TrainingView) -> dict[str, Any]:
             [str(number) for number in range(1, config.blocks + 1)], value=list(default.blocks),
             label="Aligned blocks", info="1 makes the image", interactive=may,
         )  # fmt: skip
-        layer = gr.Slider(1, config.layers, default.layer, step=1, label="Layer", info="of those blocks", interactive=may)
+        layer = gr.Slider(1, max(config.depths), default.layer, step=1, label="Layer", info="of those blocks", interactive=may)
         weight = gr.Slider(0, 2, default.weight, step=0.05, label="Lambda", info="weight of alignment", interactive=may)
     return {"name": name, "preset": preset, "blocks": blocks, "layer": layer, "weight": weight, "steps": steps}
 

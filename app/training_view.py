@@ -18,7 +18,7 @@ class TrainingView(View):
     name: str = NEW_RUN
     preset: str = DEFAULT_RUN
     blocks: tuple[str, ...] = tuple(map(str, _ALIGN.blocks))  # aligned, from 1
-    layer: int = _ALIGN.layers[0]
+    layer: int = _ALIGN.pairs[0][1][0]
     weight: float = field(default=_ALIGN.weight, metadata=linked_as("lambda"))
     steps: int = 200
     more: tuple[str, ...] = ()  # runs in addition to those of the sidebar

@@ -51,7 +51,7 @@ def trajectory_of(run: rl.Run, view: ReversePathView, *taps: str) -> Trajectory:
     Of a small flow all layers are kept, so that moving a slider needs no other pass.
     """
     config = run.flow.config
-    if N_IMAGES * config.tokens * config.width * config.blocks * config.layers <= MAX_CACHED_VALUES:
+    if N_IMAGES * config.tokens * config.width * sum(config.depths) <= MAX_CACHED_VALUES:
         taps = ("block.*.layer.*",)
     label = label_of(view.choice, run)
     return _trajectory(
@@ -100,9 +100,9 @@ def teacher_of(run: rl.Run, trajectory: Trajectory) -> Tensor | None:
 
 
 def tap_in(run: rl.Run, block: int, layer: int) -> Tap:
-    """The layer of the sliders; in a smaller flow the last there is."""
-    config = run.flow.config
-    return Tap(min(block, config.blocks), min(layer, config.layers))
+    """The layer of the sliders; in a smaller flow or a shallower block the last there is."""
+    number = min(block, run.flow.config.blocks)
+    return Tap(number, min(layer, run.flow.config.layers_of(number)))
 
 
 def strip(trajectory: Trajectory) -> dict[str, Tensor]:

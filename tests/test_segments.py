@@ -78,7 +78,7 @@ def test_gradients_are_those_of_the_plain_passes(strategy, place):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_kind_of_flow(strategy, config):
     flow = make_flow(CONFIGS[config])
-    taps = [Tap(flow.config.blocks, 1), Tap(flow.config.blocks - 1, flow.config.layers)]
+    taps = [Tap(flow.config.blocks, 1), Tap(flow.config.blocks - 1, flow.config.layers_of(flow.config.blocks - 1))]
     same(gradients(False, flow, strategy, taps, 0.5), gradients(True, flow, strategy, taps, 0.5))
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 from torch import Tensor, nn
 
 from rrepa_lab.flow.condition import Condition, Guidance
-from rrepa_lab.flow.taps import Tap, Taps
+from rrepa_lab.flow.taps import Depths, Tap, Taps
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -155,8 +155,8 @@ class Geometry(Protocol):
         ...
 
     @property
-    def layers(self) -> int:
-        """Of a block."""
+    def layers(self) -> Depths:
+        """Of every block, or of each block."""
         ...
 
     @property

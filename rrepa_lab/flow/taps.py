@@ -6,7 +6,7 @@ reads when encoding and what it writes when generating. Blocks and layers count 
 image token order, whatever order its block works in.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple, Self
 
@@ -45,12 +45,34 @@ class Tap(NamedTuple):
         return path if isinstance(self.layer, str) else f"{path}.transformer.layers.{self.layer - 1}"
 
 
-def all_taps(blocks: int, layers: int) -> list[Tap]:
+Depths = int | Sequence[int]  # Transformer layers of every block, or of each block
+
+
+def depths_of(blocks: int, layers: Depths) -> tuple[int, ...]:
+    """The number of layers of each block, block 1 first.
+
+    Example:
+        >>> depths_of(3, 2), depths_of(3, [8, 2, 2])
+        ((2, 2, 2), (8, 2, 2))
+    """
+    return (layers,) * blocks if isinstance(layers, int) else tuple(layers)
+
+
+def depth_words(blocks: int, layers: Depths) -> str:
+    """Blocks and layers in words, "4 blocks of 2 layers", "3 blocks of 8, 2 and 2 layers"."""
+    if isinstance(layers, int):
+        return f"{blocks} blocks of {layers} layers"
+    first = ", ".join(map(str, layers[:-1]))
+    return f"{blocks} blocks of {first + ' and ' if first else ''}{layers[-1]} layers"
+
+
+def all_taps(blocks: int, layers: Depths) -> list[Tap]:
     """Every address of a flow, from the image to the noise."""
-    return [Tap(t, place) for t in range(1, blocks + 1) for place in ("in", *range(1, layers + 1), "out")]
+    depths = depths_of(blocks, layers)
+    return [Tap(t, place) for t, depth in enumerate(depths, start=1) for place in ("in", *range(1, depth + 1), "out")]
 
 
-def resolve(patterns: str | Iterable[str], blocks: int, layers: int) -> list[Tap]:
+def resolve(patterns: str | Iterable[str], blocks: int, layers: Depths) -> list[Tap]:
     """The taps that match names or glob patterns ("block.*.layer.2"), in flow order, each once.
 
     Raises: LabError when a pattern matches nothing.
@@ -60,7 +82,7 @@ def resolve(patterns: str | Iterable[str], blocks: int, layers: int) -> list[Tap
     for pattern in patterns:
         if not any(fnmatchcase(tap.name, pattern) for tap in known):
             near = unknown("tap", pattern, [tap.name for tap in known])
-            raise LabError(f"{near} (this flow has {blocks} blocks of {layers} layers, counted from 1)")
+            raise LabError(f"{near} (this flow has {depth_words(blocks, layers)}, counted from 1)")
     return [tap for tap in known if any(fnmatchcase(tap.name, pattern) for pattern in patterns)]
 
 

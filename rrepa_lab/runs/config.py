@@ -117,10 +117,22 @@ class RunConfig(Config):
                 raise ValueError(f"align.strategy is {align.strategy!r} but align.blocks is empty")
             if self.encoder is None:
                 raise ValueError(f"align.strategy is {align.strategy!r} but there is no encoder")
-        for what, given, most in (("blocks", align.blocks, flow.blocks), ("layers", align.layers, flow.layers)):
-            if align.strategy != "none" and not all(number < 0 or 1 <= number <= most for number in given):
-                raise ValueError(f"align.{what} {given} must lie in 1..{most}")
+            _check_places(align, flow)
         return self
+
+
+def _check_places(align: AlignConfig, flow: FlowConfig) -> None:
+    """ValueError for an aligned block or layer that the flow does not have."""
+    if not all(number < 0 or 1 <= number <= flow.blocks for number in align.blocks):
+        raise ValueError(f"align.blocks {align.blocks} must lie in 1..{flow.blocks}")
+    if isinstance(align.layers[0], list) and len(align.layers) != len(align.blocks):
+        raise ValueError(f"align.layers has {len(align.layers)} lists, but align.blocks {align.blocks}: one for each block")
+    for block, layers in align.pairs:
+        number = block if block > 0 else max(1, flow.blocks + 1 + block)
+        depth = flow.layers_of(number)
+        wrong = [layer for layer in layers if layer == 0 or layer > depth]
+        if wrong:
+            raise ValueError(f"align.layers {layers}: layer {wrong[0]} is not in 1..{depth}, the layers of block {number}")
 
 
 def complete(config: RunConfig, classes: Sequence[str] | None = None) -> RunConfig:

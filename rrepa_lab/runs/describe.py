@@ -12,7 +12,7 @@ from rrepa_lab.runs.config import RunConfig
 def summary(config: RunConfig) -> str:
     """Size, strategy and steps in a line."""
     flow = config.flow
-    size = f"{flow.blocks} blocks x {flow.layers} layers, width {flow.width}"
+    size = f"{flow.size}, width {flow.width}"
     if config.origin:
         return f"{size}, imported"
     if config.align.strategy == "none":
@@ -32,7 +32,7 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
         "image": "x".join(map(str, flow.image_shape)),
         "tokens": flow.tokens,
         "token_size": flow.token_size,
-        "flow": f"{flow.blocks} blocks x {flow.layers} layers, width {flow.width}",
+        "flow": f"{flow.size}, width {flow.width}",
         "parameters": parameters,
         "noise": f"gaussian, sigma {flow.noise_std}" if flow.noise == "gaussian" else "uniform dequantization",
         "strategy": align.strategy,

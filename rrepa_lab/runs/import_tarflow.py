@@ -176,7 +176,7 @@ def _possible(path: Path, state: dict[str, Tensor]) -> list[dict[str, Any]]:
     sure = {
         "width": width,
         "blocks": _count(state, r"blocks\.(\d+)\."),
-        "layers": _count(state, r"blocks\.0\.attn_blocks\.(\d+)\."),
+        "layers": _depths(state),
         "mlp_ratio": hidden / width,
         "classes": 0 if classes is None or not classes.ndim else len(classes),
         "volume_preserving": outputs == token_size,
@@ -190,6 +190,14 @@ def _possible(path: Path, state: dict[str, Tensor]) -> list[dict[str, Any]]:
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:
     return len({found[1] for found in map(re.compile(pattern).match, state) if found})
+
+
+def _depths(state: dict[str, Tensor]) -> int | list[int]:
+    """Layers of every block where all have the same number, else of each block."""
+    blocks = _count(state, r"blocks\.(\d+)\.")
+    depths = [_count(state, rf"blocks\.{number}\.attn_blocks\.(\d+)\.") for number in range(blocks)]
+    # a block without any layer misses tensors, which `_weights` names
+    return depths[0] if set(depths) <= {depths[0], 0} else depths
 
 
 def _decide(path: Path, possible: list[dict[str, Any]], stated: list[tuple[str, str, int]]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def image_bytes(config: FlowConfig, branches: int, element: int) -> int:
         branches: of the guidance.
         element: bytes of a number.
     """
-    hidden = config.tokens * config.width * max(2 * config.layers, 2 * (3 + round(config.mlp_ratio)))
+    hidden = config.tokens * config.width * max(2 * max(config.depths), 2 * (3 + round(config.mlp_ratio)))
     return element * (branches * hidden + config.dims * (2 * config.blocks + 4))
 
 

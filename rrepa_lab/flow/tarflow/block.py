@@ -26,6 +26,7 @@ class AffineBlock(nn.Module):
     Args:
         config: of the flow.
         reversed_order: whether the block works from the last token of the image to the first.
+        layers: of its Transformer; by default those of a flow whose blocks are all alike.
 
     Example:
         >>> block = AffineBlock(FlowConfig(classes=10), reversed_order=False)
@@ -35,7 +36,7 @@ class AffineBlock(nn.Module):
 
     angles: Tensor | None  # of rotary positions
 
-    def __init__(self, config: FlowConfig, reversed_order: bool) -> None:
+    def __init__(self, config: FlowConfig, reversed_order: bool, layers: int | None = None) -> None:
         super().__init__()
         c = config
         self.tokens, self.reversed_order, self.volume_preserving = c.tokens, reversed_order, c.volume_preserving
@@ -44,7 +45,8 @@ class AffineBlock(nn.Module):
         self.class_embed = nn.Parameter(torch.randn(c.classes, c.width) * 1e-2) if c.classes else None
         angles = axial_angles(c.side, c.head_width) if c.positions == "rotary" else None
         self.register_buffer("angles", angles, persistent=False)
-        self.transformer = CausalTransformer(c.layers, c.width, c.head_width, c.mlp_ratio, c.mlp)
+        depth = c.layers_of(1) if layers is None else layers
+        self.transformer = CausalTransformer(depth, c.width, c.head_width, c.mlp_ratio, c.mlp)
         self.proj_out = nn.Linear(c.width, c.token_size if c.volume_preserving else 2 * c.token_size)
         # both zero, so that a fresh block is the identity (the public code leaves the bias as it comes)
         nn.init.zeros_(self.proj_out.weight)

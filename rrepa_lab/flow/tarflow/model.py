@@ -38,7 +38,8 @@ class TarFlow(BlockFlow):
         variance = torch.ones(config.tokens, config.token_size) if config.volume_preserving else None
         self.register_buffer("prior_var", variance)
         self.blocks = nn.ModuleList(
-            AffineBlock(config, reversed_order=number % 2 == 0) for number in range(1, config.blocks + 1)
+            AffineBlock(config, reversed_order=number % 2 == 0, layers=depth)
+            for number, depth in enumerate(config.depths, start=1)
         )
 
     @property
