@@ -28,6 +28,7 @@ def register(commands: Commands) -> None:
     train.add_argument("--encoder", metavar="DIR", help="align with the encoder that `encoder train` wrote to this folder")
     train.add_argument("--seed", type=int, help="train.seed")
     train.add_argument("--resume", action="store_true", help="resume the run in --out")
+    train.add_argument("--init", metavar="RUN", help="begin with the weights of this run, imported ones too")
     train.add_argument("--dry-run", action="store_true", help="print the configuration, without training")
     add_device(train, "auto")
 
@@ -93,7 +94,7 @@ def _train(args: argparse.Namespace, config: "RunConfig", stopped: Callable[[], 
     report = None
     with (
         progress(config.train.steps, "step", silent=silent) as bar,
-        closing(train(config, args.out, resume=args.resume, device=args.device, stop=stopped)) as reports,
+        closing(train(config, args.out, resume=args.resume, init=args.init, device=args.device, stop=stopped)) as reports,
     ):
         for report in reports:
             bar.update(report.step - bar.n)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from rrepa_lab.evaluation.validation import Validation
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.presets import read_config
+from rrepa_lab.runs.run import Run
+from rrepa_lab.runs.store import load
 from rrepa_lab.training.loop import train_run
 from rrepa_lab.training.reports import StepReport
 
@@ -17,6 +19,7 @@ def train(
     *,
     settings: Mapping[str, Any] | None = None,
     resume: bool | Literal["auto"] = False,
+    init: str | Path | Run | None = None,
     device: str = "auto",
     stop: Callable[[], bool] | None = None,
 ) -> Generator[StepReport, None, None]:
@@ -32,6 +35,9 @@ def train(
         settings: dotted overrides, {"train.steps": 200}.
         resume: go on with the run in `out`, which `source` must then configure; "auto" goes on if there is one and else
             begins. A folder in which no step was taken begins anew either way. A run that is finished yields no report.
+        init: begin with the weights of this run, which must have the same geometry, and a fresh optimizer; classes go by
+            name, and projectors are taken over where teacher, tap and sizes agree (`runs.init`). The new run records it.
+            With `resume="auto"` it is used where the run begins.
         device: "auto", "cpu", "cuda" or a numbered GPU, "cuda:1".
         stop: asked after every step; if it returns true in any process, all save, yield a last report that is not
             recorded, and end.
@@ -50,4 +56,5 @@ def train(
         (4, 2)
     """
     config = read_config(source).override(settings or {})
-    return train_run(config, Path(out), Validation, resume=resume, device=device, stop=stop)
+    source_run = init if isinstance(init, Run | None) else load(init)
+    return train_run(config, Path(out), Validation, resume=resume, init=source_run, device=device, stop=stop)

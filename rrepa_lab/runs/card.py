@@ -26,7 +26,7 @@ def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = No
         "A TARFlow that was trained elsewhere and imported. How it was trained is not on file: the `train` settings in",
         "config.json are defaults and say nothing about it.",
     ]
-    lines = [f"# {run.name}", "", *(imported if run.config.origin else trained), "", "| | |", "|---|---|"]
+    lines = [f"# {run.name}", "", *(imported if run.config.origin else trained), *_init_lines(run), "", "| | |", "|---|---|"]
     for key, value in facts.items():
         shown = "<br>".join(value) if isinstance(value, list) else value
         lines.append(f"| {key} | {shown} |")
@@ -48,6 +48,15 @@ def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = No
         lines += ["", "## Scores", "", *score_lines(scores)]
     lines += ["", "Load it: `rl.load(<this folder>)`; command line: `rrepa-lab sample <this folder>`.", ""]
     write_text(Path(run.directory) / "card.md", "\n".join(lines))
+
+
+def _init_lines(run: Run) -> list[str]:
+    """Whose weights the training began with."""
+    init = run.config.init
+    if init is None:
+        return []
+    lines = [f"Began with the weights of {init.name} at step {init.step} (fingerprint {init.weights}) and a fresh optimizer."]
+    return lines + ([f"Those were imported: {init.origin}."] if init.origin else [])
 
 
 def similarity_lines(report: "pd.Series[Any]") -> list[str]:

@@ -82,6 +82,24 @@ class ReadConfig(Config):
     noise_std: float | None = Field(None, ge=0, description="sigma of these; null for the training noise")
 
 
+class InitConfig(Config):
+    """The run whose weights a training began with; a record that `train --init` writes, not a setting."""
+
+    name: str = Field(description="of that run")
+    step: int = Field(ge=0, description="at which its weights were taken")
+    weights: str = Field(description="their fingerprint, see `runs.init.weights_fingerprint`")
+    origin: str = Field("", description="where they came from, if that run was imported")
+    classes: str = Field("", description="how the class tables were taken over, in words")
+    projectors: list[str] = Field([], description="aligned taps whose projectors were taken over")
+
+    @property
+    def words(self) -> str:
+        """In a line, for descriptions."""
+        parts = [f"{self.name} at step {self.step} (weights {self.weights})", f"classes: {self.classes}"]
+        parts += [f"projectors of {', '.join(self.projectors)}"] if self.projectors else []
+        return "; ".join([*parts, *([self.origin] if self.origin else [])])
+
+
 class RunConfig(Config):
     """Everything that defines a run.
 
@@ -99,6 +117,7 @@ class RunConfig(Config):
     encoder: EncoderConfig | None = Field(None, description="the frozen teacher; needed by every strategy but none")
     train: TrainConfig = TrainConfig()
     read: ReadConfig = ReadConfig()
+    init: InitConfig | None = Field(None, description="the run whose weights it began with; `train --init` records it")
     origin: str = Field("", description="where the weights come from, if they were not trained here; `train` then says nothing")
 
     @property

@@ -15,9 +15,9 @@ def summary(config: RunConfig) -> str:
     size = f"{flow.size}, width {flow.width}"
     if config.origin:
         return f"{size}, imported"
-    if config.align.strategy == "none":
-        return f"{size}, not aligned, {config.train.steps} steps"
-    return f"{size}, {config.align.strategy} {config.align.place}, {config.train.steps} steps"
+    how = "not aligned" if config.align.strategy == "none" else f"{config.align.strategy} {config.align.place}"
+    began = f", from {config.init.name}" if config.init is not None else ""
+    return f"{size}, {how}, {config.train.steps} steps{began}"
 
 
 def describe_config(config: RunConfig) -> dict[str, Any]:
@@ -41,6 +41,8 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
         facts["aligned"] = [f"{name} ({Tap.parse(name).module_path})" for name in align.taps]
         facts["lambda"] = align.weight
         facts["encoder"] = f"{config.encoder.model}, {config.encoder.weights}"
+    if config.init is not None:
+        facts["began with"] = config.init.words
     if config.origin:
         return facts | {"origin": config.origin}
     return facts | {"steps": config.train.steps, "batch": config.train.batch, "lr": config.train.lr, "seed": config.train.seed}

@@ -29,6 +29,7 @@ from rrepa_lab.flow.tarflow.model import TarFlow
 from rrepa_lab.runs.card import write_card
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.describe import describe_config
+from rrepa_lab.runs.init import imagenet_classes
 from rrepa_lab.runs.run import Run
 
 _FILE_NAME = re.compile(
@@ -277,8 +278,4 @@ def _origin(path: Path, inside: str) -> str:
 def _class_names(classes: int, data: str) -> list[str]:
     if classes != 1000 or not data.startswith("imagenet"):
         return [str(number) for number in range(classes)]
-    from timm.data.imagenet_info import ImageNetInfo
-
-    names = list(ImageNetInfo().label_descriptions())
-    # two are called "crane"; tables are keyed by name
-    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+    return list(imagenet_classes().values())

@@ -64,7 +64,8 @@ def resumes(config: RunConfig, classes: list[str], out: Path, resume: bool | str
     )
     # version 0.1 stored relative paths and blocks as they were given
     old, new = complete(old_config, old_classes).flat(), config.flat()
-    for key in (key for key in [*old, *new] if not key.startswith("read.")):  # the noise of a reading trains nothing
+    # the noise of a reading trains nothing, and whose weights it began with is known from the state
+    for key in (key for key in [*old, *new] if key.split(".")[0] not in ("read", "init")):
         if old.get(key) != new.get(key):
             change = f"{key} was {old.get(key)}, now {new.get(key)}"
             raise LabError(f"{out} was trained with another configuration ({change}): resume {out / 'config.json'}")

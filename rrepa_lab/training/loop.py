@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from rrepa_lab.data.facts import check_data
+from rrepa_lab.errors import LabError
 from rrepa_lab.runs.config import RunConfig, complete
+from rrepa_lab.runs.init import check_geometry
+from rrepa_lab.runs.run import Run
 from rrepa_lab.runs.store import pick_device
 from rrepa_lab.training.compiling import check_compiler
 from rrepa_lab.training.reports import StepReport, ValidatorFactory
@@ -22,17 +25,24 @@ def train_run(
     validator: ValidatorFactory,
     *,
     resume: bool | Literal["auto"] = False,
+    init: Run | None = None,
     device: str = "auto",
     stop: Callable[[], bool] | None = None,
 ) -> Generator[StepReport, None, None]:
     """Train the run of this configuration in `out`; see `rl.train` for what it yields, saves and raises.
 
     Args:
+        init: the run whose weights a new training begins with.
         validator: makes the function that measures the averaged weights every `train.eval_every` steps.
     """
-    config = complete(config)
+    # what another training began with, or was imported from, is not true of this one; a resumed one has it on file
+    config = complete(config).model_copy(update={"origin": "", "init": None})
+    if init is not None:
+        if resume is True:
+            raise LabError("init begins a new run and resume goes on with one: give one of them")
+        check_geometry(config, init)
     check_data(config.data)
     if config.train.compile:
         check_compiler()
-    with Session(config, out, resume, pick_device(device), validator) as session:
+    with Session(config, out, resume, pick_device(device), validator, init) as session:
         yield from session.run(stop)

@@ -24,6 +24,7 @@ from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.flow.likelihood import HALF_LOG_2PI
 from rrepa_lab.runs.card import write_card
 from rrepa_lab.runs.config import RunConfig
+from rrepa_lab.runs.init import start_from
 from rrepa_lab.runs.records import Records
 from rrepa_lab.runs.run import BEST, Run, build
 from rrepa_lab.training import folder
@@ -47,7 +48,13 @@ class Session:
     """
 
     def __init__(
-        self, config: RunConfig, out: Path, resume: bool | str, device: torch.device, validator: ValidatorFactory
+        self,
+        config: RunConfig,
+        out: Path,
+        resume: bool | str,
+        device: torch.device,
+        validator: ValidatorFactory,
+        init: Run | None = None,
     ) -> None:
         self.config, self.out = config, out
         self.images = load_split(config.data, "train")
@@ -62,6 +69,8 @@ class Session:
         # what cannot begin is found out before anything is written
         folder.resumes(config, classes, out, resume)
         run = build(config, classes)
+        if init is not None:
+            start_from(run, init)
         self.lock = FileLock(out / folder.LOCK)
         main_decides(self.accelerator, lambda: folder.take(out, self.lock))
         try:
@@ -74,7 +83,10 @@ class Session:
             raise
 
     def _prepare(self, run: Run, state: Checkpoint | None) -> None:
-        config, t = self.config, self.config.train
+        # whose weights it began with: known now, or when it was begun
+        record = RunConfig.from_dict(state.config, stored=True).init if state and state.config else run.config.init
+        self.config = config = self.config.model_copy(update={"init": record})
+        t = config.train
         self.step, self.learning_rate, self.step_complete = state.step if state else 0, 0.0, True
         self.rows = list(state.rows) if state else []
         if state and not state.config:  # of version 0.1, whose records were a file of their own
