@@ -13,7 +13,7 @@ from rrepa_lab.bench.timing import alternate, kept_bytes, summary
 from rrepa_lab.data.loaders import generator, seeded
 from rrepa_lab.flow.perturb import perturb
 from rrepa_lab.flow.tarflow.model import TarFlow
-from rrepa_lab.runs.config import RunConfig
+from rrepa_lab.runs.config import RunConfig, complete
 from rrepa_lab.training.objective import Objective
 
 
@@ -30,6 +30,7 @@ def step_costs(
     Returns: columns strategy, refinements, seconds (median), fastest, slowest, ratio (to `none` in the same round,
         median), kept_mib (what the graph keeps for the backward pass, MiB, parameters not counted), images, repeats.
     """
+    config = complete(config)  # as many classes as the data have, and blocks counted from 1
     align = config.align
     cases: dict[tuple[str, int], Callable[[], Any]] = {}
     shape, width = (images, *config.flow.image_shape), 64
