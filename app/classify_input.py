@@ -48,7 +48,7 @@ def from_pad(run: str, index: int, editor: dict[str, Any] | None) -> OwnPicture 
     ink = np.max([np.asarray(layer)[..., 3] for layer in layers], axis=0) / 255 if layers else np.zeros((8, 8))
     if not ink.any():
         return None
-    x = from_drawing(ink.astype(np.float32), get_run(run).flow.config.image_size)
+    x = from_drawing(ink.astype(np.float32), get_run(run).config.data.image_size)
     return OwnPicture(_values_for(run, x), "your drawing", int(index))
 
 

@@ -64,11 +64,11 @@ def _row(run: rl.Run, label: int, seeds: range, guidance: rl.Guidance, denoise: 
     began = time.perf_counter()
     made = rl.sample(run, seeds, label, guidance, denoise=denoise, method=method)
     seconds = time.perf_counter() - began
-    flow, generated = run.flow, made.path[-2 if denoise else -1]
+    flow, generated = run.flow, made.x[-1]
     y = made.labels.to(run.device) if flow.config.classes else None
     with torch.no_grad():
         again = flow(generated, flow.condition(y, len(generated), guidance)).z
-    error = float((flow.untokenize(again) - made.path[0]).abs().max())
+    error = float((flow.untokenize(again) - made.x[0]).abs().max())
     return Row(made.images.cpu(), seconds, error, made.finish)
 
 
@@ -116,7 +116,7 @@ def _outputs(view: SamplesView, runs: dict[str, rl.Run], rows: dict[str, list[Ro
         f"{_rows_text(run) if several else _label_text(view.choice, run)}, columns are seeds {view.seed} to "
         f"{view.seed + view.count - 1}, guidance {view.guidance:g}, temperature {view.temperature:g}, "
         f"{rows[name][0].finish}. Decoding ({view.method}, {run.device.type.upper()}): {'; '.join(costs)}. "
-        f"Demo size: a flow of {parameters(run)} on {run.flow.config.image_size}x{run.flow.config.image_size} "
+        f"Demo size: a flow of {parameters(run)} on {run.config.data.image_size}x{run.config.data.image_size} "
         f"{run.config.data.name}."
     )
     second = grids[1] if len(grids) > 1 else ("", gr.update(visible=False))

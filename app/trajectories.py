@@ -74,8 +74,8 @@ def _trajectory(
         source, columns = x[rows], [f"test image {row}" for row in rows]
     labels = torch.full((N_IMAGES,), label, device=run.device) if flow.config.classes else None
     trace = rl.trace(run, source, labels, "reverse", taps, guidance=guidance)
-    made = trace.images["block.1.in"].to(run.device)
-    done = finish(run, made, labels) if start == NOISE else Finished(made, "")
+    made = trace.x["block.1.in"].to(run.device)
+    done = finish(run, made, labels) if start == NOISE else Finished(run.space.decode(made), "")
     return Trajectory(trace, done.images.clamp(-1, 1).cpu(), columns, done.how)
 
 

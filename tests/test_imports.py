@@ -9,7 +9,7 @@ PACKAGE = Path(rrepa_lab.__file__).parent
 # the order of rrepa_lab/README.md; a file of the package itself is a room of its own
 ORDER = (
     "errors", "signals", "checks", "values", "files", "config", "readers", "registry", "paths",
-    "data", "space", "flow", "align", "runs", "training", "measurements", "sampling", "analysis", "evaluation",
+    "data", "flow", "align", "space", "runs", "training", "measurements", "sampling", "analysis", "evaluation",
     "viz", "batch", "studies", "bench", "cli",
 )  # fmt: skip
 

@@ -10,8 +10,9 @@ from rrepa_lab.align.strategy import STRATEGIES
 from rrepa_lab.checks import whole_number
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.finite import NotFiniteError, cause
-from rrepa_lab.flow.inputs import as_condition, as_images
+from rrepa_lab.flow.inputs import as_condition
 from rrepa_lab.flow.taps import Taps
+from rrepa_lab.runs.inputs import as_pictures, encoded
 from rrepa_lab.runs.run import Run
 
 
@@ -68,8 +69,9 @@ def alignment(
         >>> list(found.similarity)
         ['block.4.layer.2']
     """
-    x = as_images(run.flow, x)
-    clean = x if clean is None else as_images(run.flow, clean)
+    given = as_pictures(run, x)
+    x = encoded(run, given)
+    clean = given if clean is None else as_pictures(run, clean)
     if len(clean) != len(x):
         raise LabError(f"{len(x)} images but {len(clean)} clean ones: give the same images with and without noise")
     condition = as_condition(run.flow, y, len(x), classes=run.classes)

@@ -63,7 +63,7 @@ def embed(
         umap: its settings.
         images: which, under direction "forward".
 
-    Returns: one row a tap and image: run, strategy, train_seed, tap, block, layer, module_path, image (row, or the seed
+    Returns: one row a tap and image: run, strategy, space, train_seed, tap, block, layer, module_path, image (row, or the seed
         of a sample), label (class name, "" if there is none), c1, c2 and c3, method, explained (part of the variance
         that the PCA axes shown hold; nan for umap), direction, label_fed, guidance, n_noise_samples, noise_std, pool, seed, n.
 

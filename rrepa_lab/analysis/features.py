@@ -20,7 +20,7 @@ from rrepa_lab.data.subset import limited
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.condition import Guidance
 from rrepa_lab.flow.decode.plan import Decoding
-from rrepa_lab.flow.inputs import as_images
+from rrepa_lab.runs.inputs import as_pictures, for_flow
 from rrepa_lab.runs.run import Run
 from rrepa_lab.sampling.denoise import finish
 from rrepa_lab.sampling.sample import noise, seed_range
@@ -142,7 +142,7 @@ class FeatureProtocol:
         workers = 0 if isinstance(images, TensorImages) else run.config.train.worker_count
         for rows, (x, y) in zip(batches, stream(images, batches, workers), strict=True):
             label = y.to(run.device) if self.feed_label else None
-            views = [as_images(run.flow, view) for view in on_images.views_of_rows(x, rows)]
+            views = [for_flow(run.flow, view) for view in on_images.views_of_rows(run.space.encode(x), rows)]
             taken = [run.flow(view, label, taps).states for view in views]
             states = {name: torch.stack([one[name] for one in taken]).mean(dim=0) for name in taken[0]}
             yield self._pooled(states if len(taken) > 1 else taken[0], y, x)
@@ -189,7 +189,7 @@ def image_set(run: Run, images: Images) -> ImageSet:
     if isinstance(found, Batch):
         if len(found.x) != len(found.y):
             raise LabError(f"{len(found.x)} images but {len(found.y)} labels")
-        x = as_images(run.flow, found.x) if len(found.x) else found.x
+        x = as_pictures(run, found.x) if len(found.x) else found.x
         found = TensorImages(x.detach().cpu(), torch.as_tensor(found.y).cpu(), run.classes, 0)
     if not len(found) or (images.limit is not None and images.limit < 1):
         raise LabError("there are no images to measure")

@@ -17,6 +17,7 @@ from rrepa_lab.data.loaders import generator
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.contract import ParameterGroup
 from rrepa_lab.flow.likelihood import flow_loss
+from rrepa_lab.measurements.columns import about
 from rrepa_lab.runs.run import Run
 
 METRICS = ("likelihood_gradient", "alignment_gradient", "gradient_ratio", "gradient_cosine")
@@ -46,8 +47,8 @@ def gradient_ratio(
         batch: images in each; by default `train.batch`, since the norm of a gradient depends on it.
         seed: of the choice of images and of the noise.
 
-    Returns: rows run, strategy, train_seed, group, block (0 for all), metric, value (mean over batches), standard_error (of
-        that mean), n (images), parameters, weight, batch, split, seed. Groups: "all"; "block.<t>"; the groups of
+    Returns: rows run, strategy, space, train_seed, group, block (0 for all), metric, value (mean over batches), standard_error
+        (of that mean), n (images), parameters, weight, batch, split, seed. Groups: "all"; "block.<t>"; the groups of
         `routing`. Metrics: likelihood_gradient and alignment_gradient (norms, lambda included), gradient_ratio (mean of
         the ratios; nan where the likelihood's gradient is zero), gradient_cosine (between the two; nan where either is
         zero).
@@ -80,8 +81,8 @@ def gradient_ratio(
         likelihood, alignment = (group_gradients(loss, groups, keep=True) for loss in losses)
         for group, a, b in zip(groups, likelihood, alignment, strict=True):
             found[group.name].append(_lengths(a, b, weight))
-    about = {"run": run.name, "strategy": strategy, "train_seed": run.config.train.seed}
-    table = pd.DataFrame([about | row for group in groups for row in _rows(group, found[group.name], size)])
+    named = about(run) | {"strategy": strategy}
+    table = pd.DataFrame([named | row for group in groups for row in _rows(group, found[group.name], size)])
     return table.assign(weight=weight, batch=size, split=split, seed=seed)
 
 
@@ -101,7 +102,7 @@ def _losses(run: Run, copy: Run, align: AlignConfig, batches: _Batches) -> Itera
     order = torch.randperm(len(images), generator=generator(batches.seed, 1)).split(batches.size)
     for number, rows in enumerate(order[: batches.number]):
         x, y = (part.to(run.device) for part in images.__getitems__(rows.tolist()))
-        noised = run.space.add_noise(x, generator(batches.seed, 2, number)).double()
+        noised = run.space.add_noise(run.space.encode(x), generator(batches.seed, 2, number)).double()
         target = aligner.target(x).double()
         encoded, loss, _ = aligner(copy.flow, noised, y if classes else None, target, plain=True)
         yield flow_loss(encoded.z, encoded.logdet, copy.flow.prior_var), loss

@@ -50,8 +50,8 @@ class AlignedBatch:
         run = double_copy(source, seed)
         wanted = layer_taps(run.flow.resolve(taps or run.config.align.taps or "block.*.layer.1"))
         x, y = run.data("test", images)
-        x = x.double()
-        target = run.aligner().target(x).double()
+        target = run.aligner().target(x.double()).double()
+        x = run.space.encode(x).double()
         return cls(run, wanted, x, y if run.flow.config.classes else None, target, seed)
 
     def projectors(self, tap: Tap) -> Projectors:

@@ -11,13 +11,14 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.flow.condition import Condition
 from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.flow.finite import NotFiniteError, cause, listed, rows_not_finite
-from rrepa_lab.flow.inputs import as_images, gradients, leaf, usable
+from rrepa_lab.flow.inputs import gradients, leaf, usable
 from rrepa_lab.flow.likelihood import prior_log_prob
+from rrepa_lab.runs.inputs import encoded
 from rrepa_lab.runs.run import Run, flow_of
 
 
 class LabelMask:
-    """A flow, images as its input, their noise, and which blocks are given the label."""
+    """A flow, its input for images, their noise, and which blocks are given the label."""
 
     def __init__(
         self,
@@ -31,7 +32,7 @@ class LabelMask:
         if self.flow.config.classes == 0:
             raise LabError("this flow was trained without classes: there is nothing to classify")
         self.noise, self.batch = image_noise(run, noise), whole_number("batch", batch, 1)
-        self.x = as_images(self.flow, x)
+        self.x = encoded(run, x)
         if not len(self.x):
             raise LabError("no images to classify")
         count = self.flow.config.blocks

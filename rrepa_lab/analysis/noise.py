@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rrepa_lab.checks import real_number, seed_number, whole_number
 from rrepa_lab.data.loaders import generator
-from rrepa_lab.data.pixels import add_noise, bin_centres, dequantize
+from rrepa_lab.data.pixels import add_noise, dequantize
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.runs.config import ReadConfig
@@ -67,28 +67,24 @@ class ImageNoise(NamedTuple):
     levels: int | None = None  # of a run that was trained under uniform noise
     seed: int = 0
 
-    def clean(self, x: Tensor) -> Tensor:
-        """The flow's input for images (B, C, H, W) in [-1, 1] without a noise sample."""
-        return x if self.levels is None else bin_centres(x, self.levels)
-
     def add(self, x: Tensor, *key: int) -> Tensor:
-        """Images under one noise sample, from a random stream of its own for each key."""
+        """x under one noise sample, from a random stream of its own for each key."""
         if self.std == self.std:
-            return add_noise(self.clean(x), self.std, generator(self.seed, *key))
+            return add_noise(x, self.std, generator(self.seed, *key))
         assert self.levels is not None
         return dequantize(x, self.levels, generator(self.seed, *key))
 
     def views(self, x: Tensor) -> Iterator[Tensor]:
-        """The images without noise, or under one sample after the other."""
+        """x (B, *shape), what the space makes of images, as it is or under one sample after the other."""
         if not self.n:
-            yield self.clean(x)
+            yield x
         for number in range(self.n):
             yield self.add(x, number)
 
     def views_of_rows(self, x: Tensor, rows: Sequence[int]) -> Iterator[Tensor]:
         """As `views`, for images at these rows of a set: the noise depends on seed, row and sample alone."""
         if not self.n:
-            yield self.clean(x)
+            yield x
         for number in range(self.n):
             key = (number,) if number else ()
             yield torch.cat([self.add(image[None], row, *key) for image, row in zip(x, rows, strict=True)])
@@ -121,7 +117,7 @@ def image_noise(run: Run | FlowModel, noise: int | NoiseSamples | None = None) -
     """
     given, config = NoiseSamples.of(noise), flow_of(run).config
     own = run.config.read if isinstance(run, Run) else ReadConfig()
-    levels = run.space.levels if isinstance(run, Run) and config.noise == "uniform" else None
+    levels = run.config.data.levels if isinstance(run, Run) and config.noise == "uniform" else None
     n = max(own.n_noise_samples, int(given.std is not None)) if given.n is None else given.n
     std = own.noise_std if given.std is None else given.std
     if std == 0 or n == 0:

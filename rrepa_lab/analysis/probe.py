@@ -66,7 +66,7 @@ def probe(
         data: "train" and "test": image sets or (x, y) batches instead of the run's own splits.
         limit: so many images of each, class-balanced, seed 0.
 
-    Returns: columns run, strategy, train_seed, tap, block, layer, module_path, metric (linear_accuracy, knn_accuracy,
+    Returns: columns run, strategy, space, train_seed, tap, block, layer, module_path, metric (linear_accuracy, knn_accuracy,
         <method>_accuracy), value, standard_error (binomial), n (images scored), n_train, direction, label_fed, guidance,
         n_noise_samples, noise_std, pool, probe (what was fitted), seed, device.
 

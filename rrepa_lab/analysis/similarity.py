@@ -57,7 +57,7 @@ def similarity(
         neighbours: k of CKNNA and mutual k-NN.
         images: which, under "forward"; the n x n kernels want a thousand or some thousands.
 
-    Returns: columns run, strategy, train_seed, tap, block, layer, module_path, metric, value, n, other, other_tap,
+    Returns: columns run, strategy, space, train_seed, tap, block, layer, module_path, metric, value, n, other, other_tap,
         direction, label_fed, guidance, n_noise_samples, noise_std, pool, neighbours, seed, device; with "teacher_cosine"
         also floor, above_floor (value - floor) and floor_of ("position" or "label and position"), nan and "" beside other
         metrics. The floor is nan too where the training split is not at hand.
@@ -113,7 +113,7 @@ class _Pair(NamedTuple):
 def _with_run(
     run: Run, other: Run, wanted: list[Tap], other_taps: Taps | None, taps: Taps, how: FeatureProtocol, images: Images
 ) -> _Pair:
-    if other.flow.config.image_shape != run.flow.config.image_shape:
+    if other.space.picture_shape != run.space.picture_shape:
         raise LabError(f"{run.name} and {other.name} are flows of images of different sizes")
     partners = other.flow.resolve(taps if other_taps is None else other_taps)
     if other_taps is None and partners != wanted:

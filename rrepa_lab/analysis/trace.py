@@ -1,7 +1,8 @@
 """The states of images in a flow in either direction, and how far the two directions agree."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
@@ -13,10 +14,12 @@ from rrepa_lab.flow.condition import Condition, Guidance
 from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.flow.decode.plan import Decoding
 from rrepa_lab.flow.finite import NotFiniteError, cause, listed, rows_not_finite
-from rrepa_lab.flow.inputs import as_condition, as_images, as_noise
+from rrepa_lab.flow.inputs import as_condition, as_noise
 from rrepa_lab.flow.taps import Tap, Taps
 from rrepa_lab.measurements.columns import about, place
+from rrepa_lab.runs.inputs import encoded, space_of
 from rrepa_lab.runs.run import Run, flow_of
+from rrepa_lab.space.contract import Space
 
 BATCH = 64  # images in one pass
 Direction = Literal["forward", "reverse"]
@@ -36,11 +39,18 @@ class Trace:
     """
 
     states: dict[str, Tensor]  # tap -> (B, T, D), or (B, T, P) for block.<t>.in and .out; image token order
-    images: dict[
-        str, Tensor
-    ]  # in the order of the pass, by tap (the image is block.1.in, the noise block.<N>.out): (B, C, H, W)
-    error: Tensor  # (B,) largest difference after going there and back, in the units of the source; nan if not checked
+    x: dict[str, Tensor]  # between the blocks, in the order of the pass, by tap (block.1.in is that of the image): (B, *shape)
+    error: Tensor  # (B,) largest difference after going there and back, in the units of x or noise; nan if not checked
     direction: Direction
+    space: Space = field(repr=False)  # of x
+
+    @cached_property
+    def images(self) -> dict[str, Tensor]:
+        """x as pictures to look at, (B, C, H, W) by tap: of pixels x itself, of latents each stage decoded.
+
+        Only block.1.in is a picture that the space was made for; what decoding makes of the others `space.stage_words` names.
+        """
+        return {name: self.space.show(x) for name, x in self.x.items()}
 
 
 @torch.no_grad()
@@ -90,7 +100,7 @@ def trace(
     decoding = Decoding.of(method, run.plan if isinstance(run, Run) else None)
     wanted = [tap.name for tap in flow.resolve(taps)]
     sides = [Tap(1, "in").name, *(Tap(t, "out").name for t in range(1, flow.config.blocks + 1))] if path else []
-    source = as_noise(flow, source) if is_noise else as_images(flow, source)
+    source = as_noise(flow, source) if is_noise else encoded(run, source)
     if not len(source):
         raise LabError("nothing to trace: the source is empty")
     condition = as_condition(flow, y, len(source), guidance, run.classes if isinstance(run, Run) else None)
@@ -104,8 +114,9 @@ def trace(
         if again is not None and check:
             error[rows] = (again - source[rows]).abs().flatten(1).amax(dim=1).float().cpu()
     order = sides if forward else sides[::-1]
-    images = {name: flow.untokenize(store.values[name]) for name in order}
-    return Trace({name: store.values[name] for name in wanted}, images, error, "forward" if forward else "reverse")
+    x = {name: flow.untokenize(store.values[name]) for name in order}
+    states = {name: store.values[name] for name in wanted}
+    return Trace(states, x, error, "forward" if forward else "reverse", space_of(run))
 
 
 class _Tracer(NamedTuple):
@@ -168,7 +179,7 @@ def agreement(
 ) -> pd.DataFrame:
     """How far the states of an image's reverse pass are from those of its forward pass: equal by invertibility, rounding apart.
 
-    Returns: one row a tap: run, strategy, train_seed, tap, block, layer, module_path, gap (largest difference between
+    Returns: one row a tap: run, strategy, space, train_seed, tap, block, layer, module_path, gap (largest difference between
         the directions), spread (standard deviation of the state over images, tokens and width), relative_gap (gap /
         spread), round_trip_error (of the images), n, guidance, dtype.
 

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     seeds = parse_integers("--seeds", args.seeds)
     pairs = [(label, seed) for label in labels for seed in seeds]
     columns = len(seeds) if len(labels) > 1 else None
-    check_sheet(args.out, len(pairs), *loaded.flow.config.image_shape[1:], columns)
+    check_sheet(args.out, len(pairs), *loaded.space.picture_shape[1:], columns)
     total = loaded.flow.config.blocks * len(pairs)
     with tqdm(total=total, unit="image and block", disable=None, leave=False, dynamic_ncols=True) as bar:
         samples = sample(

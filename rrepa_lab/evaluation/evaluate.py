@@ -19,13 +19,13 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.evaluator import Evaluator, find_evaluator, frechet_distance, load_evaluator
 from rrepa_lab.flow.condition import Guidance
 from rrepa_lab.flow.finite import NotFiniteError, cause, listed, rows_not_finite
-from rrepa_lab.flow.inputs import as_images
 from rrepa_lab.flow.likelihood import bits_per_dim, nats_per_dim
 from rrepa_lab.measurements.columns import about, accuracy
+from rrepa_lab.runs.inputs import for_flow
 from rrepa_lab.runs.run import Run
 from rrepa_lab.sampling.sample import SamplesNotFiniteError, sample, seed_range
 
-_COLUMNS = ["run", "strategy", "split", "train_seed", "metric", "value", "unit", "n", "protocol"]
+_COLUMNS = ["run", "strategy", "space", "split", "train_seed", "metric", "value", "unit", "n", "protocol"]
 
 
 def evaluate(
@@ -50,7 +50,7 @@ def evaluate(
         limit: likelihood and accuracies of so many images of the split, class-balanced (seed 0); samples are compared with all
             of it.
 
-    Returns: columns run, strategy, split, train_seed, metric, value, unit, n, protocol.
+    Returns: columns run, strategy, space, split, train_seed, metric, value, unit, n, protocol.
 
     Raises: LabError for numbers out of range, a split that does not exist; NotFiniteError where a score is not finite.
 
@@ -116,7 +116,7 @@ def evaluate_samples(
         seed: of the first sample.
         split: the real images.
 
-    Returns: columns run, strategy, split, train_seed, metric, value, unit, n, protocol, standard_error (binomial, of the
+    Returns: columns run, strategy, space, split, train_seed, metric, value, unit, n, protocol, standard_error (binomial, of the
         agreement), guidance, annealed, temperature, denoise, strength, seed, finish (what the last step was).
 
     Raises: LabError where no evaluator is bundled for the run's data, for fewer samples than the evaluator has features, or
@@ -171,15 +171,17 @@ def _likelihood(run: Run, batch: Batch, n_noise_samples: int, seed: int, part: s
 
     def log_prob(noised: Tensor) -> Tensor:
         parts = [slice(start, start + 256) for start in range(0, len(noised), 256)]
-        return torch.cat([flow.log_prob(as_images(flow, noised[part]), None if y is None else y[part]) for part in parts])
+        return torch.cat([flow.log_prob(for_flow(flow, noised[part]), None if y is None else y[part]) for part in parts])
 
     noises = [generator(seed, number) for number in range(n_noise_samples)]
-    densities = torch.stack([log_prob(run.space.add_noise(batch.x, noise)) for noise in noises])
+    x = run.space.encode(batch.x)
+    densities = torch.stack([log_prob(run.space.add_noise(x, noise)) for noise in noises])
     if config.noise == "gaussian":
         values = nats_per_dim(densities, config.dims)
         metric, unit, how = "nats_per_dim", "nats/dim", f"gaussian noise, sigma {config.noise_std}"
+        how += "" if run.config.space.is_pixels else f" in {run.space.unit}, per dimension of these"
     else:
-        values = bits_per_dim(densities, config.dims, run.space.levels)
+        values = bits_per_dim(densities, config.dims, run.config.data.levels)
         metric, unit, how = "bits_per_dim", "bits/dim", "uniform dequantization"
     bad = rows_not_finite(densities.T)
     if bad:

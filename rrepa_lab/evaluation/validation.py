@@ -28,16 +28,20 @@ class Validation:
         self.config, self.device = config, device
         held_out = load_split(config.data, validation_split(config.data), train.classes)
         self.batches = {"held_out": whole(held_out, IMAGES), "train": whole(train, IMAGES)}
+        self.encoded: dict[str, Tensor] = {}  # what the flow takes of them, without noise
 
     @torch.no_grad()
     def __call__(self, run: Run) -> dict[str, float]:
         """held_out_nats_per_dim, held_out_accuracy (of a flow with classes), and the same for train."""
         found: dict[str, float] = {}
         for number, (name, batch) in enumerate(self.batches.items()):
-            x, y = batch.x.to(self.device), batch.y.to(self.device)
+            if name not in self.encoded:  # once: the space does not learn
+                self.encoded[name] = run.space.encode(batch.x.to(self.device))
+            x, y = self.encoded[name], batch.y.to(self.device)
             found[f"{name}_nats_per_dim"] = self._nats(run, x, y, number)
             if self.config.flow.classes:
-                found[f"{name}_accuracy"] = float((classify(run, x).label == y).double().mean())
+                given = batch.x.to(self.device) if run.config.space.is_pixels else x
+                found[f"{name}_accuracy"] = float((classify(run, given).label == y).double().mean())
         return found
 
     def _nats(self, run: Run, x: Tensor, y: Tensor, number: int) -> float:

@@ -42,8 +42,11 @@ def usable(x: Tensor) -> Tensor:
     return x.clone() if x.is_inference() else x
 
 
-def as_images(flow: FlowModel, x: Any) -> Tensor:
+def as_images(flow: FlowModel, x: Any, shape: tuple[int, int, int] | None = None) -> Tensor:
     """Images (B, C, H, W) on the device and in the dtype of the flow, in [-1, 1]; see the table above.
+
+    Args:
+        shape: (C, H, W) of the pictures where the flow does not model these themselves, but latents of them.
 
     Raises: LabError for another type or shape, and for rows with NaN or infinite pixels. Warns of pixels far outside
         [-1, 1].
@@ -51,11 +54,11 @@ def as_images(flow: FlowModel, x: Any) -> Tensor:
     x = _tensor(x, "images")
     like = next(flow.parameters())
     if x.dtype == torch.uint8:
-        flow.check_shape(x)
+        _check_shape(flow, x, shape)
         return x.to(like) / 127.5 - 1
     if not x.is_floating_point():
         raise LabError(f"images of {_name(x)} have no stated scale: give floats in [-1, 1], or uint8 in 0..255")
-    flow.check_shape(x)
+    _check_shape(flow, x, shape)
     x = x.to(like)
     check_rows(x, "images")
     if x.numel():
@@ -68,6 +71,14 @@ def as_images(flow: FlowModel, x: Any) -> Tensor:
                 stacklevel=3,
             )
     return x
+
+
+def _check_shape(flow: FlowModel, x: Tensor, shape: tuple[int, int, int] | None) -> None:
+    if shape is None or shape == flow.config.image_shape:
+        flow.check_shape(x)
+    elif x.ndim != 4 or x.shape[1:] != shape:
+        c, h, w = shape
+        raise LabError(f"images must be (B, {c}, {h}, {w}) for this run, not {tuple(x.shape)}")
 
 
 def as_noise(flow: FlowModel, z: Any) -> Tensor:

@@ -10,8 +10,11 @@ from rrepa_lab.runs.run import Run
 
 
 def about(run: Run) -> dict[str, Any]:
-    """Which run was measured: run, strategy, train_seed."""
-    return {"run": run.name, "strategy": run.config.align.strategy, "train_seed": run.config.train.seed}
+    """Which run was measured, and what its flow models: run, strategy, space, train_seed."""
+    config = run.config
+    return {
+        "run": run.name, "strategy": config.align.strategy, "space": config.space_words, "train_seed": config.train.seed,
+    }  # fmt: skip
 
 
 def place(tap: Tap | str) -> dict[str, Any]:

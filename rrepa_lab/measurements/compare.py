@@ -12,7 +12,10 @@ from rrepa_lab.runs.config import RunConfig
 
 UNSET = "-"  # in a column of settings: the source has no such setting
 # settings of a configuration that say who a run is, not what it is
-_NAMES = ("name", "train.seed", "data.path", "train.log_every", "train.eval_every", "train.save_every", "train.num_workers")
+_NAMES = (
+    "name", "train.seed", "data.path", "train.log_every", "train.eval_every", "train.save_every", "train.num_workers",
+    "space.weights", "space.cache",
+)  # fmt: skip
 
 
 class Finding(NamedTuple):
@@ -30,7 +33,7 @@ class Finding(NamedTuple):
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """Dotted settings that make a difference: of an unaligned run, none about alignment but its strategy."""
-    flat = {key: value for key, value in config.flat().items() if key not in _NAMES}
+    flat = {key: value for key, value in config.flat().items() if key not in _NAMES and not key.startswith("space.stored")}
     if config.align.strategy != "none":
         return flat
     return {key: value for key, value in flat.items() if key == "align.strategy" or not key.startswith(("align.", "encoder"))}

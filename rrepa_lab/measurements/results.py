@@ -136,7 +136,8 @@ def read_result(path: Path | str) -> Result:
 def _measurement(row: dict[str, Any], by: Sequence[str]) -> Measurement:
     """A row of a tidy table; columns that are neither identity nor setting become part of the protocol."""
     parts = [str(row["protocol"])] if _there(row.get("protocol")) else []
-    rest = [key for key in row if key not in _IDENTITY | _FOUND and key not in by]
+    plain = {"space"} if row.get("space") == "pixels" else set()  # said of latents alone
+    rest = [key for key in row if key not in _IDENTITY | _FOUND | plain and key not in by]
     parts += [f"{key} {row[key]}" for key in rest if _there(row[key])]
     value, n = float(row["value"]), row.get("n")
     return Measurement(

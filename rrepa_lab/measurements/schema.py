@@ -30,6 +30,7 @@ COLUMNS: dict[str, Column] = (
     _columns(
         "run",
         run=("text", "name of the run"), strategy=("text", "align.strategy"), train_seed=("integer", "train.seed"),
+        space=("text", "what the flow models: pixels, or a kind of latents with the shape and a fingerprint"),
         weight=("number", "lambda"), source=("text", "folder or file a measurement comes from"),
     )
     | _columns(

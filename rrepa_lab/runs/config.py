@@ -1,4 +1,4 @@
-"""Everything that defines a run: data, flow, alignment, teacher, training, and the noise of its readings."""
+"""Everything that defines a run: data, space, flow, alignment, teacher, training, and the noise of its readings."""
 
 import hashlib
 import json
@@ -15,6 +15,8 @@ from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.splits import class_names
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.tarflow.config import FlowConfig
+from rrepa_lab.space.config import SpaceConfig, check_frame
+from rrepa_lab.space.contract import Frame
 
 MAX_WORKERS = 8
 
@@ -112,6 +114,7 @@ class RunConfig(Config):
 
     name: str = Field("unnamed", pattern=r"^[A-Za-z0-9][\w.-]*$", description="how the run is called")
     data: DataConfig = DataConfig()
+    space: SpaceConfig = SpaceConfig()
     flow: FlowConfig = FlowConfig()
     align: AlignConfig = AlignConfig()
     encoder: EncoderConfig | None = Field(None, description="the frozen teacher; needed by every strategy but none")
@@ -125,11 +128,27 @@ class RunConfig(Config):
         """The name with a hash of all settings, "digits-reverse-1a2b3c4d": a folder for this configuration alone."""
         return f"{self.name}-{hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:8]}"
 
+    @property
+    def frame(self) -> Frame:
+        """The sizes between which the space lies, and the noise of the training."""
+        data, flow = self.data, self.flow
+        picture = (data.channels, data.image_size, data.image_size)
+        return Frame(picture, flow.image_shape, data.levels, flow.noise, flow.noise_std)
+
+    @property
+    def space_words(self) -> str:
+        """The space in a protocol: "pixels", or its kind, the shape of x and 8 hex digits of its statistics."""
+        if self.space.is_pixels:
+            return "pixels"
+        shape, known = "x".join(map(str, self.flow.image_shape)), self.space.fingerprint
+        return f"{self.space.kind} {shape}" + (f" [{known}]" if known else "")
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for key in ("image_size", "channels"):
-            if getattr(self.data, key) != getattr(self.flow, key):
-                raise ValueError(f"flow.{key} is {getattr(self.flow, key)} but data.{key} is {getattr(self.data, key)}")
+        try:
+            check_frame(self.space, self.frame)
+        except LabError as error:
+            raise ValueError(str(error)) from None
         align, flow = self.align, self.flow
         if align.strategy != "none":
             if not align.blocks:
@@ -158,7 +177,7 @@ def complete(config: RunConfig, classes: Sequence[str] | None = None) -> RunConf
     """The configuration with everything that depends on its data and sizes filled in, as a training stores it.
 
     flow.classes of -1 becomes the number of classes of the data; blocks and layers to be aligned that count from the end
-    count from 1; data.path is absolute.
+    count from 1; data.path and the folder of a space are absolute.
 
     Args:
         classes: the class names; by default those of the data, whose folder is then listed.
@@ -174,4 +193,5 @@ def complete(config: RunConfig, classes: Sequence[str] | None = None) -> RunConf
     if data.name == "folder" and data.path is not None:
         data = data.model_copy(update={"path": str(data.root)})
     align = config.align.counted(flow.blocks, flow.layers)
-    return config.model_copy(update={"data": data, "flow": flow, "align": align})
+    space = config.space.absolute()
+    return config.model_copy(update={"data": data, "space": space, "flow": flow, "align": align})

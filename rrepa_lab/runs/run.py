@@ -33,7 +33,8 @@ from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.flow.decode.plan import DecodePlan
 from rrepa_lab.flow.tarflow.model import TarFlow
 from rrepa_lab.runs.config import RunConfig, complete
-from rrepa_lab.space.pixels import Pixels
+from rrepa_lab.space.config import SPACES, SpaceConfig
+from rrepa_lab.space.contract import Frame, Space
 
 FORMAT = 2  # of config.json; 1 has the names of settings of version 0.1
 BEST = "best.safetensors"  # the weights that were best on the validation split, where `train.keep` asks for them
@@ -59,6 +60,7 @@ class Run:
     directory: Path | None = None
     plan: DecodePlan | None = None  # how it is decoded fastest, see `rl.calibrate`
     _encoder: Teacher | None = field(default=None, repr=False)
+    _space: tuple[SpaceConfig, Frame, Space] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -71,10 +73,16 @@ class Run:
         return self.directory.absolute().name
 
     @property
-    def space(self) -> Pixels:
-        """What the flow models."""
-        flow = self.config.flow
-        return Pixels(flow.image_shape, self.config.data.levels, flow.noise, flow.noise_std)
+    def space(self) -> Space:
+        """What the flow models; its weights are loaded at the first use of them, and kept, on the run's device.
+
+        Raises: LabError for weights that are not named. Their first use raises one where they are missing, or are not those
+            that the run was trained with.
+        """
+        key = (self.config.space, self.config.frame)
+        if self._space is None or self._space[:2] != key:
+            self._space = (*key, SPACES[key[0].kind].make(*key))
+        return self._space[2].to(self.device)
 
     @property
     def device(self) -> torch.device:

@@ -13,14 +13,15 @@ from rrepa_lab.checks import real_number
 from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.flow.finite import NotFiniteError, cause, check_rows, listed, rows_not_finite
 from rrepa_lab.flow.inputs import gradients, leaf, usable
+from rrepa_lab.runs.inputs import space_of
 from rrepa_lab.runs.run import Run, flow_of
 
 
 class Finished(NamedTuple):
     """Images after the last step of sampling, not clipped, and what that step was."""
 
-    images: Tensor  # (B, C, H, W)
-    how: str  # "denoised", "denoised, strength 0.5", "rounded down to 17 levels" or "as generated"
+    images: Tensor  # (B, C, H, W), decoded where the run models latents
+    how: str  # "denoised", "denoised, strength 0.5", "rounded down to 17 levels" or "as generated"; ", decoded by vae"
 
 
 def denoise_step(flow: FlowModel, x: Tensor, y: Tensor | None = None, strength: float = 1.0) -> Tensor:
@@ -52,7 +53,7 @@ def denoise_step(flow: FlowModel, x: Tensor, y: Tensor | None = None, strength: 
 def finish(
     run: Run | FlowModel, x: Tensor, y: Tensor | None = None, *, denoise: bool = True, strength: float = 1.0
 ) -> Finished:
-    """The last step of sampling for images (B, C, H, W) as generated.
+    """The last steps of sampling for x (B, *shape) as generated: the noise is taken out, then pictures are decoded.
 
     Args:
         denoise: under Gaussian noise, `denoise_step` with this `strength`. Under uniform noise a run's images always go back
@@ -62,8 +63,9 @@ def finish(
     if flow.config.noise == "uniform":
         if not isinstance(run, Run):
             return Finished(x, "as generated, on the dequantization scale")
-        return Finished(run.space.decode(x), f"rounded down to {run.space.levels} levels")
-    if not denoise:
-        return Finished(x, "as generated")
-    words = "denoised" if strength == 1.0 else f"denoised, strength {strength:g}"
-    return Finished(denoise_step(flow, x, y, strength), words)
+        return Finished(run.space.decode(x), f"rounded down to {run.config.data.levels} levels")
+    space, words = space_of(run), "as generated"
+    if denoise:
+        words = "denoised" if strength == 1.0 else f"denoised, strength {strength:g}"
+        x = denoise_step(flow, x, y, strength)
+    return Finished(space.decode(x), words if space.name == "pixels" else f"{words}, decoded by {space.name}")

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -16,11 +17,14 @@ from rrepa_lab.flow.decode.plan import Decoding, Progress
 from rrepa_lab.flow.finite import NotFiniteError, cause, listed
 from rrepa_lab.flow.inputs import as_labels
 from rrepa_lab.flow.taps import Tap
+from rrepa_lab.runs.inputs import space_of
 from rrepa_lab.runs.run import Run, flow_of
 from rrepa_lab.sampling.denoise import finish
+from rrepa_lab.space.contract import Space
 
 BATCH = 256  # images decoded at once, at most
 FAR = 10.0  # generated numbers beyond this are a warning: images lie in [-1, 1]
+FAR_LATENTS = 20.0  # the same for latents, whose standard deviation is about 1
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,20 @@ class Samples:
     images: Tensor  # (B, C, H, W), clipped to [-1, 1]
     labels: Tensor  # (B,) int64; -1 is no label
     seeds: list[int]
-    path: list[Tensor]  # (B, C, H, W) not clipped: noise, then the tokens after each block, N..1, then the finished image
+    x: list[Tensor]  # (B, *shape) of the space: noise, then the tokens after each block, N..1
+    finished: Tensor | None  # (B, C, H, W) `images` before clipping; None where x is not denoised
+    space: Space = field(repr=False)  # of x
     method: str = "cached"  # that they were decoded by
     error: float | None = None  # the largest of any decoding that measured it, see `TarFlow.inverse`
     finish: str = "denoised"  # what the last step was, see `sampling.denoise.finish`
+
+    @cached_property
+    def path(self) -> list[Tensor]:
+        """Pictures to look at, (B, C, H, W), not clipped: of the noise, after each block, N..1, then the finished image.
+
+        Of pixels they are x itself; of latents each stage is decoded, see `space.stage_words`.
+        """
+        return [*map(self.space.show, self.x), *([] if self.finished is None else [self.finished])]
 
 
 class SamplesNotFiniteError(NotFiniteError):
@@ -121,12 +135,12 @@ def sample(
         parts += [] if part is None else [part]
     if bad:
         raise _overflow(flow, sorted(bad), seeds, y, rule)
-    path = [torch.cat(stages) for stages in zip(*(part.path for part in parts), strict=True)]
-    images = torch.cat([part.images for part in parts])
-    _warn_far(path[flow.config.blocks], images, rule.scale)
+    x = [torch.cat(stages) for stages in zip(*(part.x for part in parts), strict=True)]
+    images, space = torch.cat([part.images for part in parts]), space_of(run)
+    _warn_far(space, x[-1], images, rule.scale)
     errors = [part.out.error for part in parts if part.out.error is not None]
-    made = Samples(images.clamp(-1, 1), y, seeds, path, parts[0].out.method, max(errors, default=None))
-    return replace(made, finish=parts[0].how)
+    made = Samples(images.clamp(-1, 1), y, seeds, x, images if denoise else None, space, parts[0].out.method)
+    return replace(made, error=max(errors, default=None), finish=parts[0].how)
 
 
 def check_guided(guidance: Guidance, y: Tensor | None) -> None:
@@ -140,7 +154,7 @@ def check_guided(guidance: Guidance, y: Tensor | None) -> None:
 
 
 class _Part(NamedTuple):
-    path: list[Tensor]
+    x: list[Tensor]
     images: Tensor  # not clipped
     how: str
     out: InverseOutput
@@ -148,7 +162,7 @@ class _Part(NamedTuple):
 
 def _decode(settings: _Settings, z: Tensor, y: Tensor | None) -> tuple[_Part | None, list[tuple[int, int | None]]]:
     """A batch, and the rows that overflow with the block where they do: they are taken out, and the others tried again."""
-    flow, denoise = flow_of(settings.run), settings.denoise
+    flow = flow_of(settings.run)
     sides = [Tap(number, "in").name for number in range(flow.config.blocks, 0, -1)]
     left, failed = torch.arange(len(z), device=z.device), list[tuple[int, int | None]]()
     while len(left):
@@ -156,15 +170,15 @@ def _decode(settings: _Settings, z: Tensor, y: Tensor | None) -> tuple[_Part | N
         condition = flow.condition(y_left, len(left), settings.guidance)
         try:
             out = flow.inverse(z[left], condition, method=settings.decoding, taps=sides, progress=settings.progress)
-            path = [flow.untokenize(z[left]), *(flow.untokenize(out.states[name]) for name in sides)]
-            done = finish(settings.run, path[-1], y_left, denoise=denoise, strength=settings.strength)
+            x = [flow.untokenize(z[left]), *(flow.untokenize(out.states[name]) for name in sides)]
+            done = finish(settings.run, x[-1], y_left, denoise=settings.denoise, strength=settings.strength)
         except NotFiniteError as error:
             failed += [(int(left[row]), error.block) for row in error.rows]
             kept = torch.ones(len(left), dtype=torch.bool, device=z.device)
             kept[error.rows] = False
             left = left[kept]
             continue
-        return _Part([*path, done.images] if denoise else path, done.images, done.how, out), failed
+        return _Part(x, done.images, done.how, out), failed
     return None, failed
 
 
@@ -179,13 +193,15 @@ def _overflow(
     return SamplesNotFiniteError(f"{text}: {cause(flow, guidance)}", rows, max(at, default=None))
 
 
-def _warn_far(generated: Tensor, finished: Tensor, guidance: float) -> None:
-    largest = torch.maximum(generated.abs(), finished.abs()).flatten(1).amax(dim=1)
-    far = int((largest > FAR).sum())
+def _warn_far(space: Space, generated: Tensor, finished: Tensor, guidance: float) -> None:
+    largest = generated.abs().flatten(1).amax(dim=1)
+    if space.name == "pixels":
+        largest = torch.maximum(largest, finished.abs().flatten(1).amax(dim=1))
+    far = int((largest > (FAR if space.name == "pixels" else FAR_LATENTS)).sum())
     if far:
-        text = (
-            f"{far} of {len(finished)} samples left [-1, 1] by far (numbers up to {float(largest.max()):.3g}) and are clipped"
-        )
+        left = "left [-1, 1] by far" if space.name == "pixels" else f"are far from any latents of {space.name}"
+        text = f"{far} of {len(finished)} samples {left} (numbers up to {float(largest.max()):.3g})"
+        text += " and are clipped" if space.name == "pixels" else ""
         advice = f"; guidance {guidance:g} is the likely cause" if guidance else ""
         warnings.warn(text + advice, LabWarning, stacklevel=3)
 

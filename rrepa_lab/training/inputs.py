@@ -44,7 +44,7 @@ class StepInputs:
         if data.shift:
             x = shifted(x, data.shift, data.shift_probability, generator(seed, SHIFT, *key))
         clean = x.to(self.device)
-        noised = self.space.add_noise(clean, generator(seed, NOISE, *key))
+        noised = self.space.add_noise(self.space.encode(clean), generator(seed, NOISE, *key))
         labels = None
         if self.config.flow.classes:
             dropped = torch.rand(len(y), generator=generator(seed, DROP, *key)) < self.config.train.label_drop

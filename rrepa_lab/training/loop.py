@@ -12,6 +12,7 @@ from rrepa_lab.data.facts import check_data
 from rrepa_lab.errors import LabError
 from rrepa_lab.runs.config import RunConfig, complete
 from rrepa_lab.runs.init import check_geometry
+from rrepa_lab.runs.inputs import with_statistics
 from rrepa_lab.runs.run import Run
 from rrepa_lab.runs.store import pick_device
 from rrepa_lab.training.compiling import check_compiler
@@ -41,6 +42,7 @@ def train_run(
         if resume is True:
             raise LabError("init begins a new run and resume goes on with one: give one of them")
         check_geometry(config, init)
+    config = with_statistics(config)
     check_data(config.data)
     if config.train.compile:
         check_compiler()

@@ -1,11 +1,14 @@
 """The space of pixels: a flow models the picture itself."""
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from rrepa_lab.data.pixels import bin_centres, from_dequantized, training_noise
+from rrepa_lab.space.config import SPACES, SpaceConfig
+from rrepa_lab.space.contract import Frame, Shape
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,34 @@ class Pixels:
         True
     """
 
-    shape: tuple[int, int, int]
+    shape: Shape
     levels: int
     noise: str
     noise_std: float
     name: str = "pixels"
+    stage_words: str = ""
+
+    @property
+    def picture_shape(self) -> Shape:
+        """That of x."""
+        return self.shape
 
     @property
     def unit(self) -> str:
         """Pixels, or dequantized integers on the same scale."""
         return "pixels in [-1, 1]" if self.noise == "gaussian" else f"dequantized pixels in [-1, 1], {self.levels} levels"
 
-    def encode(self, pictures: Tensor) -> Tensor:
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """None: x is the picture."""
+        return {}
+
+    @property
+    def quality(self) -> dict[str, Any]:
+        """None: nothing is lost."""
+        return {}
+
+    def encode(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The pictures themselves; under uniform noise the centres of their bins, the mean of the dequantized values."""
         return pictures if self.noise == "gaussian" else bin_centres(pictures, self.levels)
 
@@ -44,6 +63,25 @@ class Pixels:
         """The pictures themselves; under uniform noise the integer whose bin holds the value."""
         return x if self.noise == "gaussian" else from_dequantized(x, self.levels)
 
-    def add_noise(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def show(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
+
+    def add_noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """x + sigma * eps, or (integer + u) / levels * 2 - 1; the noise is drawn on the CPU."""
-        return training_noise(pictures, self.noise, self.noise_std, self.levels, generator)
+        return training_noise(x, self.noise, self.noise_std, self.levels, generator)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Itself: there are no weights."""
+        return self
+
+
+class _Kind:
+    def shape(self, config: SpaceConfig, picture: Shape) -> Shape:
+        return picture
+
+    def make(self, config: SpaceConfig, frame: Frame) -> Pixels:
+        return Pixels(frame.x, frame.levels, frame.noise, frame.noise_std)
+
+
+SPACES.register("pixels")(_Kind())
