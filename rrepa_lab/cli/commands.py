@@ -17,6 +17,7 @@ from rrepa_lab.cli import (
     evaluate,
     import_tarflow,
     probe,
+    push,
     read_noise,
     sample,
     trace,
@@ -24,6 +25,6 @@ from rrepa_lab.cli import (
 )
 
 COMMANDS = (
-    train, import_tarflow, sample, encoder, trace, classify, probe, evaluate, read_noise, bench, batch, compare, describe,
+    train, import_tarflow, sample, encoder, trace, classify, probe, evaluate, read_noise, bench, batch, compare, push, describe,
     doctor, app,
 )  # fmt: skip

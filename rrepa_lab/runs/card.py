@@ -1,25 +1,44 @@
 """card.md: what a run is, how it was trained and how it scores, for a reader who finds the folder."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
 from rrepa_lab.readers import MIB, MissingFileError, read_table
+from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.describe import describe_config
+from rrepa_lab.runs.names import BEST, CARD, SCORES
 from rrepa_lab.runs.records import Records
-from rrepa_lab.runs.run import BEST, Run
 
-SCORES = "scores.csv"
 # columns of metrics.jsonl that hold a floor of the similarity -> what its constants know
 FLOORS = {"floors.label_position": "label and position", "floors.position": "position"}
 
 
-def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = None) -> None:
+class Described(Protocol):
+    """What a card needs of a run."""
+
+    config: RunConfig
+    step: int
+    directory: Path | None
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        ...
+
+
+def write_card(run: Described, metrics: pd.DataFrame, scores: pd.DataFrame | None = None) -> None:
     """Write (or replace) card.md in the run's directory; scores are the table of `rl.evaluate`."""
     assert run.directory is not None
+    last = "Load it: `rl.load(<this folder>)`; command line: `rrepa-lab sample <this folder>`."
+    write_text(run.directory / CARD, "\n".join([*card_lines(run, metrics, scores), "", last, ""]))
+
+
+def card_lines(run: Described, metrics: pd.DataFrame, scores: pd.DataFrame | None = None) -> list[str]:
+    """The lines of a card in Markdown, the title first: facts, training, scores."""
     facts = describe_config(run.config)
     trained = [f"A TARFlow trained by rrepa_lab, step {run.step} of {run.config.train.steps}."]
     imported = [
@@ -28,8 +47,8 @@ def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = No
     ]
     lines = [f"# {run.name}", "", *(imported if run.config.origin else trained), *_init_lines(run), "", "| | |", "|---|---|"]
     for key, value in facts.items():
-        shown = "<br>".join(value) if isinstance(value, list) else value
-        lines.append(f"| {key} | {shown} |")
+        shown = "<br>".join(value) if isinstance(value, list) else str(value)
+        lines.append(f"| {key} | {shown.replace('|', chr(92) + '|')} |")
     if len(metrics):
         last = metrics.iloc[-1]
         lines += [
@@ -46,11 +65,10 @@ def write_card(run: Run, metrics: pd.DataFrame, scores: pd.DataFrame | None = No
         lines.append("Curves: metrics.jsonl.")
     if scores is not None:
         lines += ["", "## Scores", "", *score_lines(scores)]
-    lines += ["", "Load it: `rl.load(<this folder>)`; command line: `rrepa-lab sample <this folder>`.", ""]
-    write_text(Path(run.directory) / "card.md", "\n".join(lines))
+    return lines
 
 
-def _init_lines(run: Run) -> list[str]:
+def _init_lines(run: Described) -> list[str]:
     """Whose weights the training began with."""
     init = run.config.init
     if init is None:
@@ -75,7 +93,7 @@ def similarity_lines(report: "pd.Series[Any]") -> list[str]:
     return lines
 
 
-def _best_line(run: Run, metrics: pd.DataFrame) -> list[str]:
+def _best_line(run: Described, metrics: pd.DataFrame) -> list[str]:
     """The validation at which the kept weights were best, in words."""
     metric = run.config.train.keep
     column = f"held_out_{metric}"
@@ -104,7 +122,7 @@ def read_scores(directory: Path) -> pd.DataFrame | None:
     return table.assign(value=numbers.astype(float), **texts)
 
 
-def save_scores(run: Run, scores: pd.DataFrame) -> None:
+def save_scores(run: Described, scores: pd.DataFrame) -> None:
     """Keep the table of `rl.evaluate` in the run's directory: scores.csv, and in the card."""
     assert run.directory is not None
     write_text(run.directory / SCORES, scores.to_csv(index=False))

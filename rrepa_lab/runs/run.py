@@ -23,6 +23,7 @@ from rrepa_lab.align.encoder import make_teacher
 from rrepa_lab.align.projector import Projectors
 from rrepa_lab.align.target import Targets
 from rrepa_lab.align.teacher import Teacher
+from rrepa_lab.checks import whole_number
 from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.data.loaders import seeded
 from rrepa_lab.data.splits import load_split
@@ -32,13 +33,14 @@ from rrepa_lab.files import write_atomically, write_text
 from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.flow.decode.plan import DecodePlan
 from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.runs.card import read_scores
 from rrepa_lab.runs.config import RunConfig, complete
+from rrepa_lab.runs.hub import push
+from rrepa_lab.runs.model_card import CARD_PICTURES, CardPicture, model_card
+from rrepa_lab.runs.names import CONFIG, FORMAT, PUBLISHED, WEIGHTS
+from rrepa_lab.runs.records import Records
 from rrepa_lab.space.config import SPACES, SpaceConfig
 from rrepa_lab.space.contract import Frame, Space
-
-FORMAT = 2  # of config.json; 1 has the names of settings of version 0.1
-BEST = "best.safetensors"  # the weights that were best on the validation split, where `train.keep` asks for them
-PLAN = "decoding.json"  # how it is decoded fastest, see `sampling.calibrate`
 
 
 @dataclass(eq=False)
@@ -166,22 +168,43 @@ class Run:
         metadata = {"step": str(step)}  # one key: safetensors writes several in any order, and the bytes would differ
         write_atomically(path, lambda temporary: save_file(stored, temporary, metadata))
 
-    def push(self, repo_id: str, private: bool = True) -> str:
-        """Upload the run directory to the Hugging Face Hub (needs a login and network); returns its address."""
+    def push(self, repo_id: str, private: bool = True, *, samples: int = 16, license: str = "unknown") -> str:
+        """Upload the saved run to the Hugging Face Hub in one commit, with a model card; returns its address.
+
+        Uploaded are the files that `rl.load` and a reader need (`runs.names.PUBLISHED`), never the state for resuming. The
+        card has facts, scores with their protocol if the run was evaluated (`rrepa-lab evaluate RUN --save`), and a picture
+        of samples. `rl.load(repo_id)` gives the same run back.
+
+        Args:
+            repo_id: "owner/name".
+            private: of a repository that is made by this; one that exists keeps what it is.
+            samples: images of that picture, drawn here and now; 0 for none.
+            license: of the weights, for the card, by the Hub's identifiers: "mit", "cc-by-nc-4.0".
+
+        Raises: LabError for a run that is not saved, no token, a name or a login that the Hub refuses, and no network.
+        """
         if self.directory is None:
             raise LabError("only a saved run can be pushed: call run.save(directory) and rl.load(directory) first")
-        from huggingface_hub import HfApi
+        files: dict[str, Path | bytes] = {name: path for name in PUBLISHED if (path := self.directory / name).is_file()}
+        if CONFIG not in files or WEIGHTS not in files:
+            raise LabError(f"{self.directory} is no saved run: it lacks {CONFIG if CONFIG not in files else WEIGHTS}")
+        pictures = self._pictures(whole_number("samples", samples))
+        files |= {name: one.png for name, one in pictures.items()}
+        scores = read_scores(self.directory)
+        card = model_card(self, repo_id, license, Records(self.directory).table(), scores, pictures)
+        files["README.md"] = card.encode()
+        replaces = [*PUBLISHED, *(f"{name}.png" for name in CARD_PICTURES.names())]
+        return push(repo_id, files, replaces, private, f"{self.name}, step {self.step}")
 
-        api = HfApi()
-        try:
-            url = api.create_repo(repo_id, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo_id, folder_path=self.directory, ignore_patterns=["train_state.pt", ".*"])
-        except Exception as error:
-            reason = str(error).strip().splitlines()[:1]
-            raise LabError(
-                f"could not push to {repo_id!r} ({type(error).__name__}: {''.join(reason)}); logged in? hf auth login"
-            ) from error
-        return str(url)
+    def _pictures(self, count: int) -> dict[str, CardPicture]:
+        """The pictures of the model card by file name; one that cannot be drawn is a warning."""
+        found: dict[str, CardPicture] = {}
+        for name in CARD_PICTURES.names() if count else ():
+            try:
+                found[f"{name}.png"] = CARD_PICTURES[name](self, count)
+            except LabError as error:
+                warnings.warn(f"the card has no picture of {name}: {error}", LabWarning, stacklevel=3)
+        return found
 
 
 def flow_of(source: Run | FlowModel) -> FlowModel:

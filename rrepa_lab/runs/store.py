@@ -16,7 +16,9 @@ from rrepa_lab.paths import assets, runs_root
 from rrepa_lab.readers import MIB, MissingFileError, check_file, read_json, validate
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.describe import summary
-from rrepa_lab.runs.run import BEST, FORMAT, PLAN, Run, modules
+from rrepa_lab.runs.hub import fetch
+from rrepa_lab.runs.names import BEST, CARD, CONFIG, FORMAT, PLAN, PUBLISHED
+from rrepa_lab.runs.run import Run, modules
 
 LARGEST_CONFIG = 16 * 2**20  # bytes of a config.json
 CHECKPOINTS = ("best", "last")
@@ -70,12 +72,13 @@ def pick_device(name: str) -> torch.device:
 
 
 @torch.inference_mode(False)  # its weights may be needed in a graph later
-def load(name: str | Path, device: str = "cpu", checkpoint: str = "best") -> Run:
-    """A fresh run by bundled or local name, run directory, or Hugging Face Hub id ("owner/name").
+def load(name: str | Path, device: str = "cpu", checkpoint: str = "best", revision: str | None = None) -> Run:
+    """A fresh run by bundled or local name, run directory, or Hugging Face Hub id ("owner/name", "owner/name@revision").
 
     Args:
         checkpoint: "best" takes the weights that were best on the validation split where the run kept them
             (`train.keep`), else the last ones; "last" always takes the last ones.
+        revision: of a run on the Hub: a branch, a tag or a commit; the newest by default.
 
     Raises: LabError when there is no such run, its files are truncated or do not belong together, or its weights hold NaN or
         infinite numbers.
@@ -88,7 +91,7 @@ def load(name: str | Path, device: str = "cpu", checkpoint: str = "best") -> Run
     where = pick_device(device)
     if checkpoint not in CHECKPOINTS:
         raise unknown("checkpoint", checkpoint, CHECKPOINTS)
-    directory = _find(name)
+    directory = _find(name, revision)
     config, classes = read_config(directory)
     path = directory / (BEST if checkpoint == "best" and (directory / BEST).is_file() else "model.safetensors")
     shapes, step = _read_header(path)
@@ -102,28 +105,37 @@ def load(name: str | Path, device: str = "cpu", checkpoint: str = "best") -> Run
     return run.to(where)
 
 
-def _find(name: str | Path) -> Path:
+def _find(name: str | Path, revision: str | None = None) -> Path:
     text = str(name)
     for directory in (assets() / "runs" / text, Path(text), runs_root() / text):
-        if (directory / "config.json").is_file():
+        if (directory / CONFIG).is_file():
+            if revision is not None:
+                raise LabError(f"{directory} is on this machine: a revision ({revision}) is one of a run on the Hub")
             return directory
     if isinstance(name, Path) or Path(text).exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
         if Path(text).exists():
             raise LabError(f"{text} is not a run directory: it has no config.json")
         raise unknown("run", text, [info.name for info in available()])
-    return _download(text)
+    repo_id, _, tag = text.partition("@")
+    if tag and revision is not None and tag != revision:
+        raise LabError(f"{text} names the revision {tag}, and revision is {revision}: give one of them")
+    return _download(repo_id, tag or revision)
 
 
-def _download(repo_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    files = ["config.json", "model.safetensors", BEST, "metrics.jsonl", "card.md", "scores.csv", PLAN]
+def _download(repo_id: str, revision: str | None) -> Path:
+    """The folder of a run of the Hub in this machine's cache. Its configuration comes first: what is no run stays there."""
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=files))
-    except Exception as error:
+        directory = fetch(repo_id, [CONFIG], revision)
+    except LabError as error:
         known = ", ".join(info.name for info in available())
-        reason = type(error).__name__
-        raise LabError(f"no run {repo_id!r} here, and the Hub did not give it ({reason}); local runs: {known}") from error
+        raise LabError(f"no run {repo_id!r} on this machine (there are {known}), and {error}") from error
+    if not (directory / CONFIG).is_file():
+        raise LabError(f"{repo_id} on the Hub is no rrepa_lab run: it has no {CONFIG}")
+    try:
+        read_config(directory)
+    except LabError as error:
+        raise LabError(f"{repo_id} on the Hub is no rrepa_lab run: {error}") from None
+    return fetch(repo_id, [*PUBLISHED, CARD, "README.md"], directory.name)
 
 
 def read_config(directory: Path) -> tuple[RunConfig, list[str]]:

@@ -17,7 +17,8 @@ from rrepa_lab.flow.decode.engine import INNER_TOL_RATIO
 from rrepa_lab.flow.decode.jacobi import decode_windows
 from rrepa_lab.flow.decode.plan import DecodePlan, Decoding, default_tolerance
 from rrepa_lab.flow.tarflow.model import TarFlow
-from rrepa_lab.runs.run import PLAN, Run
+from rrepa_lab.runs.names import PLAN
+from rrepa_lab.runs.run import Run
 from rrepa_lab.sampling.sample import noise, seed_range
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)  # images decoded at once that jacobi and cached are compared at

@@ -25,8 +25,9 @@ from rrepa_lab.flow.likelihood import HALF_LOG_2PI
 from rrepa_lab.runs.card import write_card
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.init import start_from
+from rrepa_lab.runs.names import BEST
 from rrepa_lab.runs.records import Records
-from rrepa_lab.runs.run import BEST, Run, build
+from rrepa_lab.runs.run import Run, build
 from rrepa_lab.training import folder
 from rrepa_lab.training.compiling import allow_multiple_backward
 from rrepa_lab.training.inputs import StepInputs

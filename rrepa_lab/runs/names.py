@@ -1,0 +1,13 @@
+"""The files of a run directory, and the version of their format."""
+
+FORMAT = 2  # of config.json; 1 has the names of settings of version 0.1
+CONFIG = "config.json"  # all settings and the class names
+WEIGHTS = "model.safetensors"  # averaged weights and projectors after the last step
+BEST = "best.safetensors"  # the weights that were best on the validation split, where `train.keep` asks for them
+PLAN = "decoding.json"  # how it is decoded fastest, see `sampling.calibrate`
+METRICS = "metrics.jsonl"  # the reports of the training
+SCORES = "scores.csv"  # the table of `rl.evaluate`
+CARD = "card.md"
+
+# what others need of a run; neither the state for resuming nor the card, whose place on the Hub README.md takes
+PUBLISHED = (CONFIG, WEIGHTS, BEST, PLAN, METRICS, SCORES)
