@@ -187,10 +187,10 @@ def test_an_error_that_ends_a_training_saves_first(tiny, tmp_path, monkeypatch):
 
     inputs, count = StepInputs.__call__, iter(range(100))
 
-    def broken(self, batch, rows, step, process):
+    def broken(self, batch, rows, epoch):
         if next(count) == 7:
             raise LabError("photos/cat/7.png is a picture that cannot be read")
-        return inputs(self, batch, rows, step, process)
+        return inputs(self, batch, rows, epoch)
 
     monkeypatch.setattr(StepInputs, "__call__", broken)
     with pytest.raises(LabError, match=r"photos/cat/7.png"):

@@ -231,10 +231,10 @@ def test_dequantization_stays_in_its_bin():
 
 
 def test_two_processes_train_like_one(tmp_path):
-    # without noise, label drop and shifts, which each process draws for itself, the shared batches are the whole difference
-    small = ["flow.width=16", "flow.head_width=16", "train.steps=4", "train.batch=32", "train.log_every=2"]
-    alike = ["train.label_drop=0", "flow.noise_std=0", "data.shift=0", "train.precision=float32"]
-    settings = [word for setting in [*small, *alike] for word in ("--set", setting)]
+    # noise, dropped labels, flips and shifts belong to the image, whichever process reads it
+    small = ["flow.width=16", "flow.head_width=16", "train.steps=20", "train.batch=32", "train.log_every=1"]
+    drawn = ["train.label_drop=0.1", "flow.noise_std=0.1", "data.flip=true", "data.shift=1", "train.precision=float32"]
+    settings = [word for setting in [*small, *drawn] for word in ("--set", setting)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = ["--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1])]
@@ -244,7 +244,7 @@ def test_two_processes_train_like_one(tmp_path):
         subprocess.run([sys.executable, "-m", *launcher, *words], check=True, capture_output=True, timeout=120, env=env)
     one, two = (Records(tmp_path / name).table() for name in ("one", "two"))
     for column in ("loss", "nats_per_dim", "grad_norm", "similarity.block.3.layer.2"):
-        assert two[column].tolist() == pytest.approx(one[column].tolist(), abs=1e-4), column
+        assert two[column].tolist() == pytest.approx(one[column].tolist(), abs=1e-4 if column == "grad_norm" else 1e-5), column
 
 
 @contextlib.contextmanager

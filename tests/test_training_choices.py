@@ -14,6 +14,7 @@ from rrepa_lab.data.augment import shifted
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.data.splits import load_split
+from rrepa_lab.data.streams import RowStreams
 from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
 from rrepa_lab.runs.records import Records
@@ -224,15 +225,15 @@ def test_a_training_ends_when_nothing_gets_better(tiny, tmp_path):
 
 def test_random_shifts_move_whole_images_onto_background():
     x, _ = whole(load_split(DataConfig(), "test"))
-    moved = shifted(x, 1, 1.0, generator(0, 1))
+    moved = shifted(x, 1, 1.0, RowStreams((0, 1), range(len(x))))
     padded = torch.nn.functional.pad(x, (1, 1, 1, 1), value=-1.0)
     candidates = torch.stack([padded[:, :, r : 8 + r, c : 8 + c] for r in range(3) for c in range(3)])
     same = (candidates == moved).flatten(2).all(dim=2)
     assert same.any(dim=0).all()
     parts = same.double().mean(dim=1)
     assert parts.min() > 0.05, "every direction occurs"
-    assert torch.equal(shifted(x, 1, 0.0, generator(0, 1)), x)
-    half = (shifted(x, 2, 0.5, generator(0, 2)) == x).flatten(1).all(dim=1).double().mean()
+    assert torch.equal(shifted(x, 1, 0.0, RowStreams((0, 1), range(len(x)))), x)
+    half = (shifted(x, 2, 0.5, RowStreams((0, 2), range(len(x)))) == x).flatten(1).all(dim=1).double().mean()
     assert 0.4 < half < 0.65
 
 

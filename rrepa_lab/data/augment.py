@@ -8,21 +8,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rrepa_lab.config import Config
+from rrepa_lab.data.streams import RowStreams
 
 
-def shifted(x: Tensor, most: int, probability: float, draw: torch.Generator) -> Tensor:
+def shifted(x: Tensor, most: int, probability: float, draws: RowStreams) -> Tensor:
     """Move each image by whole pixels, at random; what comes in from outside is background.
 
     Args:
         x: (B, C, H, W) in [-1, 1].
         most: largest shift in either direction, pixels; rows and columns are drawn independently, uniformly.
         probability: of an image to be moved.
+        draws: streams of the B images.
 
     Returns: (B, C, H, W).
     """
     count, _, height, width = x.shape
-    moves = torch.randint(-most, most + 1, (count, 2), generator=draw)
-    moves = moves * (torch.rand(count, 1, generator=draw) < probability)
+    numbers = draws.scalars(3)
+    moves = (numbers[:, :2] * (2 * most + 1)).long() - most
+    moves = moves * (numbers[:, 2:] < probability)
     padded = F.pad(x, (most, most, most, most), value=-1.0)
     rows = torch.arange(height) + most - moves[:, :1]
     columns = torch.arange(width) + most - moves[:, 1:]

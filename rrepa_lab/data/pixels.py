@@ -1,13 +1,11 @@
 """Pixel values: scaling to [-1, 1] and back, training noise, dequantization, drawings."""
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rrepa_lab.data.streams import Draws, normal_rows, uniform_rows
 from rrepa_lab.errors import LabError
 
 
@@ -21,9 +19,9 @@ def to_integers(x: Tensor, levels: int) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * ((levels - 1) / 2)).round()
 
 
-def dequantize(x: Tensor, levels: int, generator: torch.Generator | None = None) -> Tensor:
+def dequantize(x: Tensor, levels: int, draws: Draws = None) -> Tensor:
     """Uniform dequantization: (integer + u) / levels * 2 - 1 with u in [0, 1), drawn on the CPU."""
-    u = torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    u = uniform_rows(x.shape, draws, x.dtype).to(x.device)
     return (to_integers(x, levels) + u) * (2 / levels) - 1
 
 
@@ -40,24 +38,14 @@ def bin_centres(x: Tensor, levels: int) -> Tensor:
     return (to_integers(x, levels) + 0.5) * (2 / levels) - 1
 
 
-def add_noise(x: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
-    """x + std * eps with standard normal eps, drawn on the CPU so that a seed means the same everywhere; see `normal_rows`."""
-    return x + std * normal_rows(x.shape, generator, x.dtype).to(x.device)
+def add_noise(x: Tensor, std: float, draws: Draws = None) -> Tensor:
+    """x + std * eps with standard normal eps, drawn on the CPU so that a seed means the same everywhere."""
+    return x + std * normal_rows(x.shape, draws, x.dtype).to(x.device)
 
 
-def normal_rows(shape: Sequence[int], generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal numbers (B, ...) on the CPU: row i depends on the generator and i, not on how many rows follow.
-
-    torch fills a CPU tensor in chunks of 16 numbers, and the last chunk from its end: each row is padded to whole chunks.
-    """
-    numbers = math.prod(shape[1:])
-    padded = torch.randn(shape[0], -(-numbers // 16) * 16, generator=generator, dtype=dtype)
-    return padded[:, :numbers].reshape(tuple(shape))
-
-
-def training_noise(x: Tensor, kind: str, std: float, levels: int, generator: torch.Generator | None = None) -> Tensor:
+def training_noise(x: Tensor, kind: str, std: float, levels: int, draws: Draws = None) -> Tensor:
     """The noise a flow is trained under: `kind` is "gaussian" with this `std`, or "uniform" dequantization of `levels`."""
-    return add_noise(x, std, generator) if kind == "gaussian" else dequantize(x, levels, generator)
+    return add_noise(x, std, draws) if kind == "gaussian" else dequantize(x, levels, draws)
 
 
 def to_uint8(x: Tensor) -> np.ndarray:

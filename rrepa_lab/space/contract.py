@@ -11,6 +11,8 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from rrepa_lab.data.streams import Draws
+
 Shape = tuple[int, int, int]  # (C, H, W)
 
 
@@ -87,7 +89,7 @@ class Space(Protocol):
         """What the pictures of `show` are: "" for x itself, or "decoded from the latents of this stage"."""
         ...
 
-    def add_noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def add_noise(self, x: Tensor, draws: Draws = None) -> Tensor:
         """x -> x under the noise that the flow is trained under; the noise is drawn on the CPU."""
         ...
 

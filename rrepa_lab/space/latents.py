@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.data.pixels import add_noise
+from rrepa_lab.data.streams import Draws
 from rrepa_lab.space.config import SpaceConfig, check_shape, check_statistics
 from rrepa_lab.space.contract import Frame, Shape
 
@@ -108,9 +109,9 @@ class LatentSpace:
         """As `decode`, back on the device of x."""
         return self.decode(x).to(x.device)
 
-    def add_noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def add_noise(self, x: Tensor, draws: Draws = None) -> Tensor:
         """x + sigma * eps; the noise is drawn on the CPU."""
-        return add_noise(x, self.frame.noise_std, generator)
+        return add_noise(x, self.frame.noise_std, draws)
 
     def to(self, device: torch.device | str) -> Self:
         """Move it; returns itself."""

@@ -7,7 +7,7 @@ from rrepa_lab.align.floors import position_floor
 from rrepa_lab.align.target import Targets
 from rrepa_lab.data.augment import shifted
 from rrepa_lab.data.images import Batch, ImageSet
-from rrepa_lab.data.loaders import generator
+from rrepa_lab.data.streams import RowStreams
 from rrepa_lab.data.subset import whole
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.space.contract import Space
@@ -19,7 +19,7 @@ FLOOR_IMAGES = 512  # that the floors are taken over where the teacher's feature
 
 
 class StepInputs:
-    """Makes the inputs of a step from a batch of the training split; its random numbers depend on seed, step and process.
+    """Makes the inputs of a step from a batch of the training split; its random numbers depend on seed, epoch and image.
 
     Args:
         space: of the run, which adds the noise.
@@ -29,27 +29,37 @@ class StepInputs:
     def __init__(self, config: RunConfig, space: Space, targets: Targets | None, device: torch.device) -> None:
         self.config, self.space, self.targets, self.device = config, space, targets, device
 
-    def __call__(self, batch: Batch, rows: list[int], step: int, process: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Noised images (B, C, H, W), labels (B,) with -1 where they are dropped, and targets (B, T, E).
+    def __call__(self, batch: Batch, rows: list[int], epoch: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Noised x (B, C, H, W), labels (B,) with -1 where they are dropped, and targets (B, T, E).
 
         Args:
             rows: of the images in the training split.
-            step: steps done before this one.
+            epoch: passes through the training split before this one.
         """
-        (x, y), (seed, data) = batch, (self.config.train.seed, self.config.data)
-        key = (step, process)
-        if data.flip:
-            mirrored = torch.rand(len(x), generator=generator(seed, FLIP, *key)) < 0.5
-            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-        if data.shift:
-            x = shifted(x, data.shift, data.shift_probability, generator(seed, SHIFT, *key))
-        clean = x.to(self.device)
-        noised = self.space.add_noise(self.space.encode(clean), generator(seed, NOISE, *key))
+        clean = self.view(batch.x, rows, epoch).to(self.device)
+        noised = self.space.add_noise(self.space.encode(clean), self._draws(NOISE, rows, epoch))
         labels = None
         if self.config.flow.classes:
-            dropped = torch.rand(len(y), generator=generator(seed, DROP, *key)) < self.config.train.label_drop
-            labels = torch.where(dropped, -1, y).to(self.device)
+            dropped = self._draws(DROP, rows, epoch).scalars()[:, 0] < self.config.train.label_drop
+            labels = torch.where(dropped, -1, batch.y).to(self.device)
         return noised, labels, None if self.targets is None else self.targets(clean, rows)
+
+    def view(self, x: Tensor, rows: list[int], epoch: int) -> Tensor:
+        """The pictures (B, C, H, W) as this epoch shows them: mirrored, and shifted."""
+        data, mirrored = self.config.data, self.mirrored(rows, epoch)
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        if data.shift:
+            x = shifted(x, data.shift, data.shift_probability, self._draws(SHIFT, rows, epoch))
+        return x
+
+    def mirrored(self, rows: list[int], epoch: int) -> Tensor:
+        """Which of the images are mirrored in this epoch (B,), bool."""
+        if not self.config.data.flip:
+            return torch.zeros(len(rows), dtype=torch.bool)
+        return self._draws(FLIP, rows, epoch).scalars()[:, 0] < 0.5
+
+    def _draws(self, purpose: int, rows: list[int], epoch: int) -> RowStreams:
+        return RowStreams((self.config.train.seed, purpose, epoch), rows)
 
     def precompute(self, images: ImageSet, num_workers: int) -> dict[str, float]:
         """Keep the targets of all training images where that pays; returns the floors of the similarity.

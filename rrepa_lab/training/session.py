@@ -63,6 +63,7 @@ class Session:
         self.accelerator = accelerator_on(device)
         self.device: torch.device = self.accelerator.device
         size, processes = min(config.train.batch, len(self.images)), self.accelerator.num_processes
+        self.steps_per_epoch = len(self.images) // size
         if size < processes:
             what = f"train.batch {config.train.batch}" if size == config.train.batch else f"a training split of {size} images"
             raise LabError(f"{what} cannot be shared among {processes} processes: each needs an image of every batch")
@@ -215,7 +216,7 @@ class Session:
             group["lr"] = self.learning_rate
         with allow_multiple_backward() if t.compile else nullcontext():
             with self._autocast():
-                losses: Losses = self.wrapped(*self.inputs(batch, rows, self.step, self.accelerator.process_index))
+                losses: Losses = self.wrapped(*self.inputs(batch, rows, self.step // self.steps_per_epoch))
             _check_finite(losses, self.step + 1)
             self.optimizer.zero_grad()
             self.accelerator.backward(losses.total)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.data.pixels import bin_centres, from_dequantized, training_noise
+from rrepa_lab.data.streams import Draws
 from rrepa_lab.space.config import SPACES, SpaceConfig
 from rrepa_lab.space.contract import Frame, Shape
 
@@ -67,9 +68,9 @@ class Pixels:
         """x itself."""
         return x
 
-    def add_noise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def add_noise(self, x: Tensor, draws: Draws = None) -> Tensor:
         """x + sigma * eps, or (integer + u) / levels * 2 - 1; the noise is drawn on the CPU."""
-        return training_noise(x, self.noise, self.noise_std, self.levels, generator)
+        return training_noise(x, self.noise, self.noise_std, self.levels, draws)
 
     def to(self, device: torch.device | str) -> Self:
         """Itself: there are no weights."""
