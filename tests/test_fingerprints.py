@@ -6,13 +6,14 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from rrepa_lab.data.config import DataConfig
-from rrepa_lab.data.images import ImageSet, TensorImages
+from rrepa_lab.data.images import TensorImages
 from rrepa_lab.data.splits import load_split
 from rrepa_lab.data.subset import limited
 
@@ -27,7 +28,7 @@ def photos(root: Path, names: tuple[str, ...] = ("ant", "bee"), splits: tuple[st
     return root
 
 
-def split(root: Path, name: str = "train", size: int = 8, classes: list[str] | None = None) -> ImageSet:
+def split(root: Path, name: str = "train", size: int = 8, classes: list[str] | None = None) -> Any:
     return load_split(DataConfig(name="folder", path=str(root), image_size=size, channels=3), name, classes)
 
 

@@ -77,7 +77,7 @@ def _print_plan(args: argparse.Namespace, config: "RunConfig") -> None:
     from rrepa_lab.runs.config import complete
     from rrepa_lab.runs.describe import describe_config
 
-    known = config.data.name != "folder" or config.data.path is not None
+    known = config.data.path is not None or not getattr(config.data.set, "needs_path", False)
     counted = config.align.counted(config.flow.blocks, config.flow.layers)
     config = complete(config) if known else config.model_copy(update={"align": counted})
     facts: dict[str, Any] = describe_config(config)

@@ -197,8 +197,9 @@ def _rows_done(spec: ArraySpec) -> int:
         return 0
     same = {key: noted.get(key) for key in spec.description} == spec.description
     done = noted.get("rows")
-    valid = same and isinstance(done, int) and 0 < done <= spec.shape[0]
-    return done if valid and size >= _header_bytes(spec) + done * spec.row_bytes else 0
+    if not same or not isinstance(done, int) or not 0 < done <= spec.shape[0]:
+        return 0
+    return done if size >= _header_bytes(spec) + done * spec.row_bytes else 0
 
 
 def _check_room(folder: Path, spec: ArraySpec) -> None:

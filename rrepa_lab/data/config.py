@@ -24,8 +24,11 @@ class DataConfig(Config):
         (17, False)
     """
 
-    name: str = Field("digits", description="a registered data set: digits, folder")
-    path: str | None = Field(None, description="an image folder: <split>/<class>/<picture>, or <class>/<picture>")
+    name: str = Field("digits", description="a registered data set: digits, folder, cifar10, imagenet, hub:<owner>/<name>")
+    path: str | None = Field(
+        None, description="an image folder, <split>/<class>/<picture> or <class>/<picture>; or the files of a published set"
+    )
+    download: bool = Field(False, description="fetch a published set that is not at data.path")
     image_size: int = Field(8, ge=1, description="height and width; folder images are resized and cropped to it")
     channels: Literal[1, 3] = 1
     flip: bool = Field(False, description="mirror half of the training images; not for digits or text")
@@ -60,7 +63,7 @@ class DataConfig(Config):
 
     @property
     def root(self) -> Path:
-        """The image folder, absolute; LabError if data.path is not set."""
+        """data.path, absolute; LabError if it is not set."""
         if self.path is None:
             raise LabError(
                 "data.path is not set: give the image folder (train --set data.path=photos, import-tarflow --data photos, "
@@ -70,7 +73,10 @@ class DataConfig(Config):
 
 
 class DataSet(Protocol):
-    """A named collection of images with its splits; `DATA_SETS.register(name)` adds one."""
+    """A named collection of images with its splits; `DATA_SETS.register(name)` adds one, `DATA_SETS.family` many.
+
+    A set that cannot be read without data.path may say so in an attribute `needs_path`.
+    """
 
     levels: int  # integer values that a number of an image can take
 
@@ -93,4 +99,4 @@ class DataSet(Protocol):
         ...
 
 
-DATA_SETS: Registry[DataSet] = Registry("data set", "rrepa_lab.data.sets")
+DATA_SETS: Registry[DataSet] = Registry("data set", "rrepa_lab.data.sets", order=("digits", "folder"))

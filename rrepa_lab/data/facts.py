@@ -35,7 +35,7 @@ def check_data(config: DataConfig, classes: Sequence[str] | None = None) -> Data
         levels = images.levels
         ignored |= getattr(images, "ignored", {})  # of sets that list folders
     if "train" not in counts:
-        raise LabError(f"{config.root} has no train/: there is nothing to train on")
+        raise LabError(f"{config.path or config.name} has no train/: there is nothing to train on")
     return DataFacts(names, counts, ignored, rules, missing, levels)
 
 

@@ -38,7 +38,7 @@ PICTURES = frozenset(
         ".webp",
     )
 )
-_SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _SYSTEM = frozenset(("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"))
 
 
@@ -82,7 +82,7 @@ def parts(root: Path, holdout: float) -> dict[str, Part]:
         raise LabError(f"no image folder at {root} ({what}): data.path names a folder of <split>/<class> or <class> folders")
     own = _split_folders(root)
     if not own:
-        return _carved(root, holdout or SHARE, SHARE)
+        return carved(root, holdout or SHARE, SHARE)
     if {"val", "test"} <= own.keys():
         unused = " (data.holdout is not used)" if holdout else ""
         return {
@@ -91,13 +91,13 @@ def parts(root: Path, holdout: float) -> dict[str, Part]:
         }
     test = own.get("test") or own.get("val")
     if test is None:
-        return _carved(own["train"], holdout or SHARE, SHARE)
-    found = _carved(own["train"], holdout, 0) if "train" in own else {}
+        return carved(own["train"], holdout or SHARE, SHARE)
+    found = carved(own["train"], holdout, 0) if "train" in own else {}
     rule = "test = test/" if "test" in own else f"test = {test.name}/ (no test folder)"
     return found | {"test": Part(test, "test", 0, 0, rule)}
 
 
-def _carved(folder: Path, val: float, test: float) -> dict[str, Part]:
+def carved(folder: Path, val: float, test: float) -> dict[str, Part]:
     """A folder divided into splits, each with its rule in words."""
     if val + test > 0.999:
         raise LabError(f"data.holdout is {val}: with {test:.0%} for test nothing is left to train on")
@@ -113,11 +113,11 @@ def _split_folders(root: Path) -> dict[str, Path]:
     """Split -> its folder, where the folder is laid out by splits."""
     names = {name.casefold(): name for name in _folders(root)}
     own: dict[str, Path] = {}
-    for split, spellings in _SPLIT_NAMES.items():
+    for split, spellings in SPLIT_NAMES.items():
         for spelling in spellings:
             if spelling in names:
                 own.setdefault(split, root / names[spelling])
-    others = [name for key, name in names.items() if all(key not in spellings for spellings in _SPLIT_NAMES.values())]
+    others = [name for key, name in names.items() if all(key not in spellings for spellings in SPLIT_NAMES.values())]
     # a class may be called "train": then it has pictures of its own, and so have the classes beside it
     if others and all(_has_loose(folder) for folder in own.values()) and any(_has_loose(root / name) for name in others):
         return {}
@@ -131,6 +131,21 @@ def class_names(root: Path, holdout: float) -> list[str]:
     """
     found = parts(root, holdout)
     folder = found.get("train", found["test"]).folder
+    classes = filled_classes(folder)
+    if len(classes) == 1:
+        inner = _class_folders(folder)[classes[0]][0]
+        if not _has_loose(inner) and (_split_folders(inner) or (folder == root and len(_folders(inner)) > 1)):
+            raise LabError(f"{root} holds one folder, {inner.name}, with the image folder in it: set data.path={inner}")
+    return classes
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The names of the class folders in a folder, alphabetically; whether pictures lie in them is not looked up."""
+    return list(_class_folders(folder))
+
+
+def filled_classes(folder: Path) -> list[str]:
+    """The class folders in a folder, alphabetically; none for pictures without them. LabError where one has no picture."""
     classes = _class_folders(folder)
     filled = [name for name, places in classes.items() if any(next(_pictures(place), None) for place in places)]
     if not filled:
@@ -140,10 +155,6 @@ def class_names(root: Path, holdout: float) -> list[str]:
     empty = [name for name in classes if name not in filled]
     if empty:
         raise LabError(f"{classes[empty[0]][0]} holds no pictures: fill this class folder, or remove it")
-    if len(filled) == 1:
-        inner = classes[filled[0]][0]
-        if not _has_loose(inner) and (_split_folders(inner) or (folder == root and len(_folders(inner)) > 1)):
-            raise LabError(f"{root} holds one folder, {inner.name}, with the image folder in it: set data.path={inner}")
     return filled
 
 
@@ -182,11 +193,11 @@ def _divided(grouped: list[list[str]], part: Part) -> list[list[str]]:
     shares = {"train": 1, "val": part.val, "test": part.test}
     if not (part.val or part.test):
         return grouped
-    divided = [_shares(files, part) for files in grouped]
+    divided = [shares_of(files, part.val, part.test) for files in grouped]
     if all(any(found[share] for found in divided) for share, size in shares.items() if size):
         return [found[part.share] for found in divided]
     # too few pictures in each class: divided as one class
-    everything = _shares([name for files in grouped for name in files], part)
+    everything = shares_of([name for files in grouped for name in files], part.val, part.test)
     if not everything[part.share]:
         count = sum(map(len, grouped))
         what = "1 picture" if count == 1 else f"{count} pictures"
@@ -195,13 +206,18 @@ def _divided(grouped: list[list[str]], part: Part) -> list[list[str]]:
     return [[name for name in files if name in kept] for files in grouped]
 
 
-def _shares(files: list[str], part: Part) -> dict[str, list[str]]:
-    """Split -> its files, sorted; all are for training where there are not enough for every split."""
-    order = sorted(files, key=lambda name: blake2b(b"0/" + encoded(name), digest_size=8).digest())
-    enough = len(files) > (part.val > 0) + (part.test > 0)
-    test = max(1, int(len(files) * part.test + 0.5)) if enough and part.test else 0
-    val = min(max(1, int(len(files) * part.val + 0.5)), len(files) - test - 1) if enough and part.val else 0
-    return {"test": sorted(order[:test]), "val": sorted(order[test : test + val]), "train": sorted(order[test + val :])}
+def shares_of(names: Sequence[str], val: float, test: float) -> dict[str, list[str]]:
+    """Split -> its part of the names, in their order, chosen by a hash of the names alone.
+
+    All are for training where there are not enough for every split.
+    """
+    position = {name: number for number, name in enumerate(names)}
+    order = sorted(names, key=lambda name: blake2b(b"0/" + encoded(name), digest_size=8).digest())
+    enough = len(names) > (val > 0) + (test > 0)
+    tests = max(1, int(len(names) * test + 0.5)) if enough and test else 0
+    vals = min(max(1, int(len(names) * val + 0.5)), len(names) - tests - 1) if enough and val else 0
+    parts = {"test": order[:tests], "val": order[tests : tests + vals], "train": order[tests + vals :]}
+    return {split: sorted(part, key=position.__getitem__) for split, part in parts.items()}
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -4,7 +4,9 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,41 +40,68 @@ def read_picture(path: Path | str, least: int | None = None) -> Image.Image:
     Raises: LabError, in one line that names the file, if it is missing, empty, no picture, cut off, of more than 20
         megapixels (found in its header, before it is decoded), or of numbers whose range is not known.
     """
-    with _opened(Path(path)) as opened:
-        if least is not None:
-            opened.draft(None, (least, least))
-        opened.load()
-        return _upright(opened, eight_bits(opened))
+    _check_file(Path(path))
+    with _opened(Path(path), Path(path).name) as opened:
+        return _read(opened, least)
+
+
+def picture_of_bytes(data: bytes, name: str, least: int | None = None) -> Image.Image:
+    """The bytes of a picture file as `read_picture` reads it; `name` is what an error calls it."""
+    if not data:
+        raise LabError(f"{name} is empty: there is no picture in it")
+    with _opened(BytesIO(data), name) as opened:
+        return _read(opened, least)
+
+
+class Header(NamedTuple):
+    """What a picture file says of itself before it is decoded."""
+
+    width: int
+    height: int
+    mode: str  # Pillow's: L, RGB, RGBA, P, CMYK, I;16
+    frames: int  # of which the first is read
+
+
+def read_header(path: Path | str) -> Header:
+    """The header of a picture file; LabError for what `read_picture` would refuse by it."""
+    _check_file(Path(path))
+    with _opened(Path(path), Path(path).name) as opened:
+        return Header(opened.width, opened.height, opened.mode, getattr(opened, "n_frames", 1))
 
 
 def check_size(path: Path | str) -> None:
     """LabError for a file that `read_picture` would refuse by its header: no picture, or of more than 20 megapixels."""
-    with _opened(Path(path)):
-        pass
+    read_header(path)
+
+
+def _read(opened: Image.Image, least: int | None) -> Image.Image:
+    if least is not None:
+        opened.draft(None, (least, least))
+    opened.load()
+    return _upright(opened, eight_bits(opened))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """A picture file whose header was read and is of a size that is decoded; what goes wrong within it is one line."""
-    _check_file(path)
+def _opened(source: Path | BytesIO, name: str) -> Iterator[Image.Image]:
+    """A picture whose header was read and is of a size that is decoded; what goes wrong within it is one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of EXIF and other parts beside the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as opened:
+            with Image.open(source, formats=FORMATS) as opened:
                 if opened.width * opened.height > MEGAPIXELS * 1e6:
                     raise Image.DecompressionBombError
                 yield opened
     except LabError as error:
-        raise LabError(f"{path.name} {error}") from None
+        raise LabError(f"{name} {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise LabError(f"{path.name} is too large: pictures may have up to {MEGAPIXELS} megapixels") from None
+        raise LabError(f"{name} is too large: pictures may have up to {MEGAPIXELS} megapixels") from None
     except UnidentifiedImageError:
-        raise LabError(f"{path.name} is not a picture: give a PNG, JPEG, WebP, GIF, BMP or TIFF file") from None
+        raise LabError(f"{name} is not a picture: give a PNG, JPEG, WebP, GIF, BMP or TIFF file") from None
     except MemoryError:
         raise
     except Exception as error:  # decoders of damaged files raise whatever they stumble on
-        raise LabError(f"{path.name} is a picture that cannot be read to its end ({type(error).__name__})") from None
+        raise LabError(f"{name} is a picture that cannot be read to its end ({type(error).__name__})") from None
 
 
 def _check_file(path: Path) -> None:

@@ -82,7 +82,7 @@ def _of_split(run: Run, split: str, n_noise_samples: int, seed: int, limit: int 
     x, y = x.to(run.device), y.to(run.device)
     part = "" if len(y) == len(images) else f", {subset_words(len(y), len(images))}"
     rule = split_rule(run.config.data, split)
-    if run.config.data.name == "folder" and rule != f"{split} = {split}/":
+    if run.config.data.name != "digits" and rule != f"{split} = {split}/":
         part += f", {rule}"
     rows = [_likelihood(run, Batch(x, y), n_noise_samples, seed, part)]
     for method in ("gradient", "bayes") if run.config.flow.classes else ():

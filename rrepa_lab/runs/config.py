@@ -190,7 +190,7 @@ def complete(config: RunConfig, classes: Sequence[str] | None = None) -> RunConf
         flow = flow.model_copy(update={"classes": len(names)})
     elif flow.classes not in (0, len(names)):
         raise LabError(f"flow.classes is {flow.classes}, but {data.name} has {len(names)} classes")
-    if data.name == "folder" and data.path is not None:
+    if data.path is not None:
         data = data.model_copy(update={"path": str(data.root)})
     align = config.align.counted(flow.blocks, flow.layers)
     space = config.space.absolute()

@@ -68,7 +68,7 @@ class FolderImages:
 class Folder:
     """The image folder that `data.path` names."""
 
-    levels = 256
+    levels, needs_path = 256, True
 
     def classes(self, config: DataConfig) -> list[str]:
         """The class folders of train/, alphabetically."""
