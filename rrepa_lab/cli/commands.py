@@ -22,9 +22,10 @@ from rrepa_lab.cli import (
     sample,
     trace,
     train,
+    vae,
 )
 
 COMMANDS = (
-    train, import_tarflow, sample, encoder, trace, classify, probe, evaluate, read_noise, bench, batch, compare, push, describe,
-    doctor, app,
+    train, import_tarflow, sample, encoder, vae, trace, classify, probe, evaluate, read_noise, bench, batch, compare, push,
+    describe, doctor, app,
 )  # fmt: skip

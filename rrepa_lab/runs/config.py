@@ -149,6 +149,9 @@ class RunConfig(Config):
             check_frame(self.space, self.frame)
         except LabError as error:
             raise ValueError(str(error)) from None
+        if self.space.cache == "on" and (self.space.sample or self.data.shift):
+            why = "space.sample is set" if self.space.sample else f"data.shift is {self.data.shift}"
+            raise ValueError(f"space.cache is 'on' but {why}, so that there are no latents to keep: set space.cache=auto")
         align, flow = self.align, self.flow
         if align.strategy != "none":
             if not align.blocks:

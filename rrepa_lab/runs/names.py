@@ -8,6 +8,9 @@ PLAN = "decoding.json"  # how it is decoded fastest, see `sampling.calibrate`
 METRICS = "metrics.jsonl"  # the reports of the training
 SCORES = "scores.csv"  # the table of `rl.evaluate`
 CARD = "card.md"
+SPACE = "space"  # a folder with a copy of the autoencoder, where the run models its latents
 
 # what others need of a run; neither the state for resuming nor the card, whose place on the Hub README.md takes
-PUBLISHED = (CONFIG, WEIGHTS, BEST, PLAN, METRICS, SCORES)
+PUBLISHED = (
+    CONFIG, WEIGHTS, BEST, PLAN, METRICS, SCORES, f"{SPACE}/{CONFIG}", f"{SPACE}/{WEIGHTS}", f"{SPACE}/{CARD}",
+)  # fmt: skip

@@ -2,8 +2,8 @@
 
 A run directory holds config.json (everything needed to build it), model.safetensors (averaged weights and projectors after
 the last step), best.safetensors (the same at the step that was best on the validation split, if `train.keep` names a metric),
-metrics.jsonl, card.md, scores.csv once it was evaluated, decoding.json once it was calibrated, and train_state.pt while it
-can be resumed.
+metrics.jsonl, card.md, space/ (of a flow of latents, a copy of its autoencoder), scores.csv once it was evaluated,
+decoding.json once it was calibrated, and train_state.pt while it can be resumed.
 """
 
 import json
@@ -37,8 +37,9 @@ from rrepa_lab.runs.card import read_scores
 from rrepa_lab.runs.config import RunConfig, complete
 from rrepa_lab.runs.hub import push
 from rrepa_lab.runs.model_card import CARD_PICTURES, CardPicture, model_card
-from rrepa_lab.runs.names import CONFIG, FORMAT, PUBLISHED, WEIGHTS
+from rrepa_lab.runs.names import CONFIG, FORMAT, PUBLISHED, SPACE, WEIGHTS
 from rrepa_lab.runs.records import Records
+from rrepa_lab.space.autoencoder import copy_autoencoder, is_autoencoder
 from rrepa_lab.space.config import SPACES, SpaceConfig
 from rrepa_lab.space.contract import Frame, Space
 
@@ -81,10 +82,25 @@ class Run:
         Raises: LabError for weights that are not named. Their first use raises one where they are missing, or are not those
             that the run was trained with.
         """
-        key = (self.config.space, self.config.frame)
+        key = (self._space_config(), self.config.frame)
         if self._space is None or self._space[:2] != key:
             self._space = (*key, SPACES[key[0].kind].make(*key))
         return self._space[2].to(self.device)
+
+    def _space_config(self) -> SpaceConfig:
+        """The settings of the space; where its folder is gone, with the copy in the run's directory."""
+        config, copy = self.config.space, None if self.directory is None else self.directory / SPACE
+        if copy is None or config.weights is None or not is_autoencoder(copy) or Path(config.weights).expanduser().exists():
+            return config
+        return config.model_copy(update={"weights": str(copy)})
+
+    def _save_space(self, directory: Path) -> None:
+        """Copy a space that the kit has trained into the directory, so that the run can be moved."""
+        source = self._space_config().weights
+        folder = Path(source).expanduser() if source else directory
+        if is_autoencoder(directory / SPACE) or not is_autoencoder(folder) or self.config.space.is_pixels:
+            return
+        copy_autoencoder(folder, directory / SPACE)
 
     @property
     def device(self) -> torch.device:
@@ -150,6 +166,7 @@ class Run:
         """Write config.json and model.safetensors, each atomically, weights in `dtype`."""
         directory = Path(directory)
         self.save_config(directory)
+        self._save_space(directory)
         self.save_weights(directory / "model.safetensors", self.weights(), self.step, dtype)
 
     def save_config(self, directory: Path) -> None:

@@ -101,6 +101,14 @@ def check_shape(kind: str, shape: Shape, frame: Frame) -> None:
     raise LabError(f"flow.{key} is {flow} but the space {kind} makes {made} of pictures of {pictures}: set flow.{key}={own}")
 
 
+def check_channels(config: SpaceConfig, channels: int, picture: Shape) -> None:
+    """LabError where the weights take pictures of another number of channels."""
+    if picture[0] != channels:
+        raise LabError(
+            f"the space {config.kind} {config.weights} takes pictures of {channels} channels, and data.channels is {picture[0]}"
+        )
+
+
 def check_statistics(config: SpaceConfig, statistics: dict[str, Any]) -> None:
     """LabError where a space is not the one that a run was trained with: names what differs, and both values."""
     for name, then in config.stored.items():

@@ -72,8 +72,8 @@ class Space(Protocol):
         """How near decoded pictures are to those encoded, as it was measured with the space; empty where it was not."""
         ...
 
-    def encode(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Pictures -> x, without noise; with a generator a sample of x where the space has a distribution of them."""
+    def encode(self, pictures: Tensor, draws: Draws = None) -> Tensor:
+        """Pictures -> x, without noise; with `draws` a sample of x where the space has a distribution of them."""
         ...
 
     def decode(self, x: Tensor) -> Tensor:

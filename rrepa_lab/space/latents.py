@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.data.pixels import add_noise
-from rrepa_lab.data.streams import Draws
+from rrepa_lab.data.streams import Draws, normal_rows
 from rrepa_lab.space.config import SpaceConfig, check_shape, check_statistics
 from rrepa_lab.space.contract import Frame, Shape
 
@@ -28,8 +28,9 @@ class Codec(Protocol):
     statistics: dict[str, Any]
     quality: dict[str, Any]
 
-    def encode(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Pictures (B, C, H, W) float32 in [-1, 1] -> latents of about unit variance; a sample of them with a generator."""
+    def encode(self, pictures: Tensor, noise: Tensor | None) -> Tensor:
+        """Pictures (B, C, H, W) float32 in [-1, 1] -> latents of about unit variance: their mean, or with
+        standard normal noise (B, *shape) a sample of them."""
         ...
 
     def decode(self, x: Tensor) -> Tensor:
@@ -95,15 +96,17 @@ class LatentSpace:
     stage_words = "decoded from the latents of this stage"
 
     @torch.no_grad()
-    def encode(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents without noise; with a generator samples of them, where `space.sample` is set."""
-        draw = generator if self.config.sample else None
-        return self._in_parts(lambda part: self.codec.encode(part, draw), pictures, self.shape)
+    def encode(self, pictures: Tensor, draws: Draws = None) -> Tensor:
+        """Latents without noise; with `draws` samples of them, where `space.sample` is set."""
+        if draws is None or not self.config.sample:
+            return self._in_parts(lambda part, _: self.codec.encode(part, None), pictures, self.shape)
+        noise = normal_rows((len(pictures), *self.shape), draws)
+        return self._in_parts(lambda part, rows: self.codec.encode(part, noise[rows].to(part)), pictures, self.shape)
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """Pictures, not clipped."""
-        return self._in_parts(self.codec.decode, x, self.picture_shape)
+        return self._in_parts(lambda part, _: self.codec.decode(part), x, self.picture_shape)
 
     def show(self, x: Tensor) -> Tensor:
         """As `decode`, back on the device of x."""
@@ -122,10 +125,15 @@ class LatentSpace:
                 self.codec.to(device)
         return self
 
-    def _in_parts(self, map_: Callable[[Tensor], Tensor], given: Tensor, shape: Shape) -> Tensor:
-        """The map over parts of the batch in float32, in the dtype that was given."""
+    def _in_parts(self, map_: Callable[[Tensor, slice], Tensor], given: Tensor, shape: Shape) -> Tensor:
+        """The map over parts of the batch, with their rows, in float32; the result in the dtype that was given."""
         count = max(1, PIXELS_AT_ONCE // (self.picture_shape[1] * self.picture_shape[2]))
         if not len(given):
             return given.new_zeros(0, *shape)
-        parts = [map_(part.to(self.device, torch.float32)) for part in given.split(count)]
+        with torch.autocast(self.device.type, enabled=False):  # latents do not depend on the precision of the training
+            starts = range(0, len(given), count)
+            parts = [
+                map_(given[start : start + count].to(self.device, torch.float32), slice(start, start + count))
+                for start in starts
+            ]
         return torch.cat(parts).to(given.dtype)

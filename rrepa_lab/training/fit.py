@@ -39,12 +39,19 @@ class FitSettings:
 
 
 def minimize(
-    parameters: Iterable[nn.Parameter], batches: Iterable[T], loss_of: Callable[[int, T], Tensor], settings: FitSettings
+    parameters: Iterable[nn.Parameter],
+    batches: Iterable[T],
+    loss_of: Callable[[int, T], Tensor],
+    settings: FitSettings,
+    start: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Iterator[FitReport]:
     """Minimize a loss, a step for each batch, yielding after every step.
 
     Args:
         loss_of: step (from 0) and batch -> the loss, a scalar.
+        start: steps that were taken before; `batches` begins after these.
+        optimizer: one with a state, of parameters of its own; by default AdamW of `parameters`.
 
     Raises: LabError for a loss that is not finite.
 
@@ -54,8 +61,9 @@ def minimize(
         >>> reports[-1].loss < reports[0].loss
         True
     """
-    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-    for step, batch in enumerate(batches):
+    if optimizer is None:
+        optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    for step, batch in enumerate(batches, start):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings.steps, settings.lr, warmup=settings.warmup)
         loss = loss_of(step, batch)

@@ -11,9 +11,10 @@ from rrepa_lab.data.streams import RowStreams
 from rrepa_lab.data.subset import whole
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.space.contract import Space
+from rrepa_lab.training.latents import LatentTable, latent_table, wants_table
 
 # purposes of the random streams of a step, so that none shares its numbers with another
-FLIP, NOISE, DROP, SHIFT = 2, 3, 4, 5
+FLIP, NOISE, DROP, SHIFT, POSTERIOR = 2, 3, 4, 5, 6
 FLOOR_BATCH = 256  # images in one pass of the teacher for the floors of the similarity
 FLOOR_IMAGES = 512  # that the floors are taken over where the teacher's features are not kept
 
@@ -28,21 +29,31 @@ class StepInputs:
 
     def __init__(self, config: RunConfig, space: Space, targets: Targets | None, device: torch.device) -> None:
         self.config, self.space, self.targets, self.device = config, space, targets, device
+        self.latents: LatentTable | None = None
 
     def __call__(self, batch: Batch, rows: list[int], epoch: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Noised x (B, C, H, W), labels (B,) with -1 where they are dropped, and targets (B, T, E).
+        """Noised x (B, *shape), labels (B,) with -1 where they are dropped, and targets (B, T, E).
 
         Args:
             rows: of the images in the training split.
             epoch: passes through the training split before this one.
         """
-        clean = self.view(batch.x, rows, epoch).to(self.device)
-        noised = self.space.add_noise(self.space.encode(clean), self._draws(NOISE, rows, epoch))
+        clean = self.view(batch.x, rows, epoch).to(self.device) if self.needs_pictures else batch.x
+        if self.latents is None:
+            encoded = self.space.encode(clean, self._draws(POSTERIOR, rows, epoch))
+        else:
+            encoded = self.latents(rows, self.mirrored(rows, epoch)).to(self.device)
+        noised = self.space.add_noise(encoded, self._draws(NOISE, rows, epoch))
         labels = None
         if self.config.flow.classes:
             dropped = self._draws(DROP, rows, epoch).scalars()[:, 0] < self.config.train.label_drop
             labels = torch.where(dropped, -1, batch.y).to(self.device)
         return noised, labels, None if self.targets is None else self.targets(clean, rows)
+
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether a step reads pictures: not where it has the latents and the targets of all images."""
+        return self.latents is None or (self.targets is not None and self.targets.table is None)
 
     def view(self, x: Tensor, rows: list[int], epoch: int) -> Tensor:
         """The pictures (B, C, H, W) as this epoch shows them: mirrored, and shifted."""
@@ -62,11 +73,13 @@ class StepInputs:
         return RowStreams((self.config.train.seed, purpose, epoch), rows)
 
     def precompute(self, images: ImageSet, num_workers: int) -> dict[str, float]:
-        """Keep the targets of all training images where that pays; returns the floors of the similarity.
+        """Keep the latents and the targets of all training images where that pays; returns the floors of the similarity.
 
         These are taken over all training images then, else over a class-balanced subset of them. Without targets there are
         none.
         """
+        if wants_table(self.config, len(images)):
+            self.latents = latent_table(self.config, self.space, images)
         targets = self.targets
         if targets is None:
             return {}

@@ -202,7 +202,10 @@ class Session:
             return
         t, a = self.config.train, self.accelerator
         rows = SeededBatches(len(self.images), t.batch, t.seed, self.step, t.steps, a.process_index, a.num_processes)
-        yield from zip(rows, stream(self.images, rows, self._workers), strict=True)
+        if self.inputs.needs_pictures:
+            yield from zip(rows, stream(self.images, rows, self._workers), strict=True)
+        else:
+            yield from ((batch, Batch(torch.empty(len(batch), 0), self.images.labels[batch])) for batch in rows)
 
     @property
     def _workers(self) -> int:

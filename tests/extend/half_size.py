@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +17,7 @@ class Means:
         self.shape = (picture[0], picture[1] // 2, picture[2] // 2)
         self.statistics, self.quality = {"version": version}, {"psnr": 20.0}
 
-    def encode(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+    def encode(self, pictures: Tensor, noise: Tensor | None) -> Tensor:
         return F.avg_pool2d(pictures, 2)
 
     def decode(self, x: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Pixels:
         """None: nothing is lost."""
         return {}
 
-    def encode(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, pictures: Tensor, draws: Draws = None) -> Tensor:
         """The pictures themselves; under uniform noise the centres of their bins, the mean of the dequantized values."""
         return pictures if self.noise == "gaussian" else bin_centres(pictures, self.levels)
 

@@ -1,0 +1,191 @@
+"""Training an autoencoder: a small VAE, or the decoder of a frozen encoder's features.
+
+Reconstruction by an L1 or L2 distance and, for the VAE, a small KL term (arXiv 2112.10752 uses these beside perceptual losses,
+which are left out here). A training that was stopped goes on from its last state.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from torch.nn import functional as F
+
+from rrepa_lab.data.augment import shifted
+from rrepa_lab.data.images import Batch, ImageSet, TensorImages
+from rrepa_lab.data.loaders import SeededBatches, generator, seeded, stream
+from rrepa_lab.data.splits import load_split
+from rrepa_lab.data.streams import normal_rows
+from rrepa_lab.data.subset import limited
+from rrepa_lab.errors import LabError
+from rrepa_lab.files import remove_leftovers, write_atomically
+from rrepa_lab.runs.config import TrainConfig
+from rrepa_lab.space.autoencoder import AutoencoderConfig, is_autoencoder
+from rrepa_lab.space.kinds.features import Features, fresh
+from rrepa_lab.space.kinds.small_vae import SmallVae
+from rrepa_lab.space.networks import kl_to_standard_normal, sampled
+from rrepa_lab.training.fit import FitReport, FitSettings, minimize
+
+STATE, LOCK = "train_state.pt", ".lock"
+CHUNK = 256  # pictures in one pass of the statistics
+POSTERIOR, NOISE, FLIP, SHIFT = 2, 3, 4, 5  # purposes of random streams
+
+
+class Training:
+    """One training of an autoencoder on the training split of its data; `run` takes the steps, then `finish` the statistics.
+
+    Raises: LabError where `out` holds an autoencoder already, is written to by another training, or (with `resume`) holds a
+        state of other settings.
+    """
+
+    def __init__(self, config: AutoencoderConfig, out: Path, device: torch.device, resume: bool = False) -> None:
+        self.config, self.out, self.device = config, out, device
+        self.images = load_split(config.data, "train")
+        if is_autoencoder(out):
+            raise LabError(f"{out} holds a trained autoencoder already: choose another --out")
+        if out.exists() and not out.is_dir():
+            raise LabError(f"{out} is a file: choose another --out")
+        others = [path.name for path in out.iterdir() if path.name[0] != "."] if out.exists() else []
+        if others and STATE not in others:
+            raise LabError(f"{out} is not empty and holds no autoencoder: choose another --out")
+        if STATE in others and not resume:
+            raise LabError(f"{out} holds the state of a training that was stopped: --resume goes on with it")
+        if resume and STATE not in others:
+            raise LabError(f"nothing to resume: {out} holds no {STATE}")
+        self.lock = FileLock(out / LOCK)
+        self.start = 0
+        self.model = self._model().to(device)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        if resume:
+            self._load()
+
+    def _model(self) -> SmallVae | Features:
+        with seeded(self.config.seed):
+            if self.config.kind == "small-vae":
+                return SmallVae(self.config)
+            return fresh(self.config, self.images)
+
+    def run(self) -> Iterator[FitReport]:
+        """The steps still to take, each yielded; the state is saved every `save_every` steps and where it ends early."""
+        c = self.config
+        self._take()
+        try:
+            batches = SeededBatches(len(self.images), c.batch, c.seed, self.start, c.steps)
+            settings = FitSettings(c.steps, c.lr, c.weight_decay, warmup=c.steps // 20)
+            workers = 0 if isinstance(self.images, TensorImages) else TrainConfig().worker_count
+            steps = minimize(
+                [], stream(self.images, batches, workers), self._loss, settings, start=self.start, optimizer=self.optimizer
+            )
+            self.model.train()
+            done = self.start
+            try:
+                for report in steps:
+                    done = report.step
+                    if done % c.save_every == 0 and done < c.steps:
+                        self._save(done)
+                    yield report
+            except BaseException:
+                if 0 < done < c.steps:
+                    self._save(done)
+                raise
+            self.model.eval()
+        finally:
+            self.lock.release()
+
+    def _take(self) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise LabError(f"{self.out} is being written by another training: choose another --out") from None
+        except OSError as error:
+            raise LabError(f"{self.out} cannot be written to: {error.strerror or error}") from None
+        remove_leftovers(self.out)
+
+    def _loss(self, step: int, batch: Batch) -> Tensor:
+        c, data = self.config, self.config.data
+        x = batch.x
+        if data.flip:
+            mirrored = torch.rand(len(x), generator=generator(c.seed, FLIP, step)) < 0.5
+            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        if data.shift:
+            x = shifted(x, data.shift, data.shift_probability, generator(c.seed, SHIFT, step))
+        x = x.to(self.device)
+        made, kl = self._reconstruct(x, step)
+        distance = F.l1_loss(made, x) if c.loss == "l1" else F.mse_loss(made, x)
+        return distance + c.kl_weight * kl
+
+    def _reconstruct(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Reconstructions under the noise of the training, and the KL divergence of the latents."""
+        c = self.config
+
+        def normal(purpose: int, like: Tensor) -> Tensor:
+            return normal_rows(like.shape, generator(c.seed, purpose, step)).to(like)
+
+        if isinstance(self.model, SmallVae):
+            mean, log_variance = self.model.moments(x)
+            latents = sampled(mean, log_variance, normal(POSTERIOR, mean))
+            if c.noise_std:
+                latents = latents + c.noise_std * mean.detach().std() * normal(NOISE, mean)
+            return self.model.decode(latents), kl_to_standard_normal(mean, log_variance)
+        with torch.no_grad():
+            latents = self.model.encode(x)
+        if c.noise_std:
+            latents = latents + c.noise_std * normal(NOISE, latents)
+        return self.model.decode(latents), x.new_zeros(())
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Bring the latents to unit variance in each channel, by the means over training pictures; features have it already."""
+        if not isinstance(self.model, SmallVae):
+            return
+        images = limited(self.images, self.config.statistics_images)
+        total, square, count = torch.zeros(()).double(), torch.zeros(()).double(), 0
+        for x, _ in in_chunks(images):
+            mean = self.model.moments(x.to(self.device))[0].double()
+            total, square = total + mean.sum(dim=(0, 2, 3)), square + mean.square().sum(dim=(0, 2, 3))
+            count += mean[:, 0].numel()
+        average = total / count
+        variance = square / count - average.square()
+        if not bool((variance > 1e-12).all()):
+            dead = int((variance <= 1e-12).sum())
+            raise LabError(
+                f"{dead} of {len(variance)} latent channels are constant: lower kl_weight or channels, or train longer"
+            )
+        self.model.statistics = {"mean": average.tolist(), "std": variance.sqrt().tolist(), "images": len(images)}
+        self.model.scale(self.model.statistics, self.out)
+
+    def clear(self) -> None:
+        """Remove the state, once the result was written."""
+        (self.out / STATE).unlink(missing_ok=True)
+
+    def _save(self, step: int) -> None:
+        values = {
+            "step": step, "config": self.config.to_dict(), "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }  # fmt: skip
+        write_atomically(self.out / STATE, lambda temporary: torch.save(values, temporary))
+
+    def _load(self) -> None:
+        path = self.out / STATE
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+            old, now = AutoencoderConfig.from_dict(values["config"]).flat(), self.config.flat()
+        except LabError:
+            raise
+        except Exception as error:  # torch has no exception of its own for a damaged file
+            raise LabError(f"{path} is damaged or of another program ({type(error).__name__})") from error
+        for key in sorted({*old, *now}):
+            if old.get(key) != now.get(key):
+                raise LabError(f"{self.out} was trained with {key} {old.get(key)}, now {now.get(key)}: --resume needs the same")
+        self.model.load_state_dict(values["model"], strict=False)
+        self.optimizer.load_state_dict(values["optimizer"])
+        self.start = int(values["step"])
+
+
+def in_chunks(images: ImageSet) -> Iterator[Batch]:
+    """A set in parts, in its order."""
+    chunks = [part.tolist() for part in torch.arange(len(images)).split(CHUNK)]
+    return stream(images, chunks, 0 if isinstance(images, TensorImages) else TrainConfig().worker_count)
