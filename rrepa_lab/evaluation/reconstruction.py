@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +109,7 @@ def _scored(
 
 def train_autoencoder(
     config: AutoencoderConfig, out: Path | str, *, resume: bool = False, device: torch.device | str = "cpu"
-) -> Iterator[FitReport]:
+) -> Generator[FitReport, None, None]:
     """Train a small VAE, or the decoder of an encoder's features, and write it with its quality on held-out pictures.
 
     At the end `out` holds config.json, model.safetensors and card.md, and `space.weights` can name it. A training that was

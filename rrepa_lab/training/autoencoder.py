@@ -4,7 +4,7 @@ Reconstruction by an L1 or L2 distance and, for the VAE, a small KL term (arXiv 
 which are left out here). A training that was stopped goes on from its last state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
@@ -67,7 +67,7 @@ class Training:
                 return SmallVae(self.config)
             return fresh(self.config, self.images)
 
-    def run(self) -> Iterator[FitReport]:
+    def run(self) -> Generator[FitReport, None, None]:
         """The steps still to take, each yielded; the state is saved every `save_every` steps and where it ends early."""
         c = self.config
         self._take()
