@@ -4,7 +4,7 @@ Reconstruction by an L1 or L2 distance and, for the VAE, a small KL term (arXiv 
 which are left out here). A training that was stopped goes on from its last state.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import torch
@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from rrepa_lab.data.augment import shifted
 from rrepa_lab.data.images import Batch, ImageSet, TensorImages
-from rrepa_lab.data.loaders import SeededBatches, generator, seeded, stream
+from rrepa_lab.data.loaders import SeededBatches, seeded, stream
 from rrepa_lab.data.splits import load_split
-from rrepa_lab.data.streams import normal_rows
+from rrepa_lab.data.streams import RowStreams, normal_rows
 from rrepa_lab.data.subset import limited
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import remove_leftovers, write_atomically
@@ -75,9 +75,8 @@ class Training:
             batches = SeededBatches(len(self.images), c.batch, c.seed, self.start, c.steps)
             settings = FitSettings(c.steps, c.lr, c.weight_decay, warmup=c.steps // 20)
             workers = 0 if isinstance(self.images, TensorImages) else TrainConfig().worker_count
-            steps = minimize(
-                [], stream(self.images, batches, workers), self._loss, settings, start=self.start, optimizer=self.optimizer
-            )
+            pairs = zip(batches, stream(self.images, batches, workers), strict=True)
+            steps = minimize([], pairs, self._loss, settings, start=self.start, optimizer=self.optimizer)
             self.model.train()
             done = self.start
             try:
@@ -104,25 +103,29 @@ class Training:
             raise LabError(f"{self.out} cannot be written to: {error.strerror or error}") from None
         remove_leftovers(self.out)
 
-    def _loss(self, step: int, batch: Batch) -> Tensor:
-        c, data = self.config, self.config.data
-        x = batch.x
+    def _loss(self, step: int, given: tuple[list[int], Batch]) -> Tensor:
+        c, data, (rows, (x, _)) = self.config, self.config.data, given
+        epoch = step // max(1, len(self.images) // min(c.batch, len(self.images)))
+
+        def draws(purpose: int) -> RowStreams:
+            return RowStreams((c.seed, purpose, epoch), rows)
+
         if data.flip:
-            mirrored = torch.rand(len(x), generator=generator(c.seed, FLIP, step)) < 0.5
+            mirrored = draws(FLIP).scalars()[:, 0] < 0.5
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
         if data.shift:
-            x = shifted(x, data.shift, data.shift_probability, generator(c.seed, SHIFT, step))
+            x = shifted(x, data.shift, data.shift_probability, draws(SHIFT))
         x = x.to(self.device)
-        made, kl = self._reconstruct(x, step)
+        made, kl = self._reconstruct(x, draws)
         distance = F.l1_loss(made, x) if c.loss == "l1" else F.mse_loss(made, x)
         return distance + c.kl_weight * kl
 
-    def _reconstruct(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _reconstruct(self, x: Tensor, draws: Callable[[int], RowStreams]) -> tuple[Tensor, Tensor]:
         """Reconstructions under the noise of the training, and the KL divergence of the latents."""
         c = self.config
 
         def normal(purpose: int, like: Tensor) -> Tensor:
-            return normal_rows(like.shape, generator(c.seed, purpose, step)).to(like)
+            return normal_rows(like.shape, draws(purpose)).to(like)
 
         if isinstance(self.model, SmallVae):
             mean, log_variance = self.model.moments(x)
