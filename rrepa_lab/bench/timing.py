@@ -96,8 +96,13 @@ class _Counter(TorchDispatchMode):
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func.overloadpacket)
+        if count is None:  # in inference mode operations such as a linear map arrive whole
+            with self:
+                parts = func.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **(kwargs or {}))
         if count is not None:
             self.total += count(*args, **(kwargs or {}), out_val=out)
         return out

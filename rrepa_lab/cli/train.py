@@ -6,9 +6,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rrepa_lab.cli.arguments import Commands, add_command, add_device, add_set, parse_setting
+from rrepa_lab.cli.dry_run import print_plan
 from rrepa_lab.cli.encoder import encoder_settings
 from rrepa_lab.cli.printing import hint, print_facts, progress, sample_options
 from rrepa_lab.errors import LabError
@@ -29,7 +30,16 @@ def register(commands: Commands) -> None:
     train.add_argument("--seed", type=int, help="train.seed")
     train.add_argument("--resume", action="store_true", help="resume the run in --out")
     train.add_argument("--init", metavar="RUN", help="begin with the weights of this run, imported ones too")
-    train.add_argument("--dry-run", action="store_true", help="print the configuration, without training")
+    train.add_argument(
+        "--dry-run", action="store_true", help="print the configuration and what it takes: operations, memory, hours"
+    )
+    train.add_argument(
+        "--time", action=argparse.BooleanOptionalAction, help="dry run: time ten steps here (without this: if they are short)"
+    )
+    train.add_argument("--gpu", metavar="[Nx]NAME", help="dry run: hours on such GPUs, for example h100 or 8xa100")
+    train.add_argument(
+        "--utilization", type=float, default=0.35, help="dry run: the part of a GPU's peak that the training reaches (assumed)"
+    )
     add_device(train, "auto")
 
 
@@ -37,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, or describe the run with --dry-run; status 1 after an interruption that saved the run."""
     config = _config(args)
     if args.dry_run:
-        _print_plan(args, config)
+        print_plan(args, config)
         return 0
     if args.out is None:
         raise LabError("a run directory is required: add --out runs/NAME")
@@ -69,22 +79,6 @@ def _config(args: argparse.Namespace) -> "RunConfig":
     if args.seed is not None:
         settings["train.seed"] = args.seed
     return read_config(args.source).override(settings)
-
-
-def _print_plan(args: argparse.Namespace, config: "RunConfig") -> None:
-    """--dry-run: the configuration, the data if its folder is known, and the memory of the training state."""
-    from rrepa_lab.data.facts import describe_data
-    from rrepa_lab.runs.config import complete
-    from rrepa_lab.runs.describe import describe_config
-
-    known = config.data.path is not None or not getattr(config.data.set, "needs_path", False)
-    counted = config.align.counted(config.flow.blocks, config.flow.layers)
-    config = complete(config) if known else config.model_copy(update={"align": counted})
-    facts: dict[str, Any] = describe_config(config)
-    if known:
-        facts |= describe_data(config.data)
-    facts["state in memory"] = f"{facts['parameters'] * 20 / 2**20:.0f} MiB (weights, gradients, optimizer, average; float32)"
-    print_facts(facts if not args.json else {**facts, "config": config.to_dict()}, args.json)
 
 
 def _train(args: argparse.Namespace, config: "RunConfig", stopped: Callable[[], bool], silent: bool) -> "StepReport | None":

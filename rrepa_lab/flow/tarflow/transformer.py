@@ -62,13 +62,18 @@ class Attention(nn.Module):
         return self.proj(attended.transpose(1, 2).reshape(batch, count, width))
 
 
+def mlp_width(width: int, ratio: float, gated: bool) -> int:
+    """Numbers in the hidden layer of a perceptron; a gated one is narrower, so that both have about as many parameters."""
+    return 8 * round(ratio * width * 2 / 3 / 8) if gated else round(ratio * width)
+
+
 class MLP(nn.Module):
     """Two-layer perceptron with exact GELU, or its SwiGLU relative of about the same size."""
 
     def __init__(self, width: int, ratio: float, kind: str) -> None:
         super().__init__()
         self.gated = kind == "swiglu"
-        hidden = 8 * round(ratio * width * 2 / 3 / 8) if self.gated else round(ratio * width)
+        hidden = mlp_width(width, ratio, self.gated)
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, 2 * hidden if self.gated else hidden)
         self.down = nn.Linear(hidden, width)

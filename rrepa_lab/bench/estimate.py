@@ -1,0 +1,186 @@
+"""What a training will take before it is started: operations, memory, and hours on this machine or on a named GPU."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import psutil
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel
+
+from rrepa_lab.align.encoder import make_teacher
+from rrepa_lab.align.projector import Projectors
+from rrepa_lab.bench.flops import StepWork, step_work
+from rrepa_lab.bench.footprint import Footprint, footprint
+from rrepa_lab.bench.gpus import GIB, UTILIZATION, Gpu
+from rrepa_lab.bench.timing import operations
+from rrepa_lab.data.loaders import generator, seeded
+from rrepa_lab.errors import LabError
+from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.runs.config import RunConfig
+from rrepa_lab.training.objective import Objective
+from rrepa_lab.training.precision import resolve_precision
+from rrepa_lab.training.schedule import ema_update
+
+TIMED_STEPS = 10
+QUICK = 4e10  # operations of a step below which it is timed without being asked for: seconds on two cores
+UNKNOWN_DIM = 768  # E that is assumed where a teacher cannot be made here
+
+
+@dataclass(frozen=True)
+class TeacherWork:
+    """The teachers of a run: E of each, and operations of their pass for one image; None where one cannot be made here."""
+
+    dims: tuple[int, ...]
+    operations: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training takes.
+
+    Args:
+        parameters: of the flow, and of its projectors.
+        work: operations of a step for one image, without the teacher.
+        teacher: of the alignment, None without one.
+        teacher_runs: whether the teacher runs in every step; else its features are kept, see `train.feature_cache`.
+        memory: of one process with all of the batch.
+    """
+
+    config: RunConfig
+    parameters: tuple[int, int]
+    work: StepWork
+    teacher: TeacherWork | None
+    teacher_runs: bool
+    memory: Footprint
+
+    @property
+    def step_operations(self) -> float:
+        """Of a step of the whole batch, the teacher's pass included where it runs."""
+        teacher = self.teacher.operations or 0.0 if self.teacher is not None and self.teacher_runs else 0.0
+        return self.config.train.batch * (self.work.total + teacher)
+
+    def hours_on(self, gpu: Gpu, count: int = 1, utilization: float = UTILIZATION) -> float:
+        """Hours of all steps at a part of the peak of so many GPUs."""
+        return self.step_operations * self.config.train.steps / (gpu.tflops * 1e12 * utilization * count) / 3600
+
+    def memory_on(self, count: int = 1) -> Footprint:
+        """Memory of each of so many data-parallel processes: they share the batch, not the state."""
+        return self.memory._replace(activations=self.memory.activations / count)
+
+
+def estimate(config: RunConfig, bfloat16: bool | None = None) -> Estimate:
+    """Count what the training of a configuration takes; nothing is downloaded or trained.
+
+    Args:
+        config: a `complete` one.
+        bfloat16: of the matrix products; by default what `train.precision` says, and bfloat16 for auto.
+    """
+    flow = config.flow.model_copy(update={"classes": max(0, config.flow.classes)})
+    aligned = bool(config.align.taps)
+    teacher = teacher_work(config) if aligned else None
+    dims = teacher.dims if teacher is not None else ()
+    with torch.device("meta"):
+        own = sum(p.numel() for p in TarFlow(flow).parameters())
+        projectors = sum(
+            p.numel()
+            for dim in dims
+            for p in Projectors(config.align.taps, flow.width, config.align.projector_width, dim).parameters()
+        )
+    low = config.train.precision != "float32" if bfloat16 is None else bfloat16
+    t = config.train
+    memory = footprint(
+        flow, config.align, t.batch, own + projectors, teacher_dims=dims, bfloat16=low, checkpointing=t.checkpointing
+    )
+    work = step_work(flow, config.align, dims, t.checkpointing)
+    return Estimate(config, (own, projectors), work, teacher, aligned and config.data.augments, memory)
+
+
+def teacher_work(config: RunConfig) -> TeacherWork:
+    """The teacher's size and the operations of its pass, counted with random weights on one image."""
+    assert config.encoder is not None
+    try:
+        teacher = make_teacher(config.encoder.override({"weights": "random"}), False)
+        image = torch.zeros(1, config.data.channels, config.encoder.image_size, config.encoder.image_size)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the kernel whose products are counted
+            return TeacherWork((teacher.dim,), float(operations(partial(teacher, image))))
+    except LabError:
+        return TeacherWork((UNKNOWN_DIM,), None)
+
+
+def cache_bytes(found: Estimate, images: int) -> dict[str, float]:
+    """Bytes on disk or in memory of what may be kept of the training images: pictures, latents, features of the teacher.
+
+    Mirrored views of latents and features are kept as well where `data.flip` is set. Pictures are uint8, the others float16.
+    """
+    data, flow = found.config.data, found.config.flow
+    views = 2 if data.flip else 1
+    sizes = {"pictures": float(images * data.channels * data.image_size**2)}
+    if not found.config.space.is_pixels:
+        sizes["latents"] = 2.0 * images * views * flow.dims
+    if found.teacher is not None:
+        sizes["features"] = 2.0 * images * views * flow.tokens * sum(found.teacher.dims)
+    return sizes
+
+
+# --- hours on this machine ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a step, measured here on random images: the median of `steps`, after one that is not counted."""
+
+    seconds: float
+    steps: int
+    precision: str
+    device: str
+
+    def hours(self, steps: int) -> float:
+        """Of so many steps."""
+        return self.seconds * steps / 3600
+
+
+def time_steps(found: Estimate, device: torch.device, steps: int = TIMED_STEPS) -> Timing:
+    """Time training steps of the flow on this machine: losses, gradient, optimizer and average, without teacher and data.
+
+    Raises: LabError where the memory does not suffice.
+    """
+    config, flow = found.config, found.config.flow.model_copy(update={"classes": max(0, found.config.flow.classes)})
+    free = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    if found.memory.total > free:
+        need, there = found.memory.total / GIB, free / GIB
+        raise LabError(f"a step needs about {need:.1f} GiB, and {there:.1f} GiB are free here: it is not timed")
+    t, dims = config.train, found.teacher.dims if found.teacher is not None else ()
+    precision = resolve_precision(t.precision, device, t.batch * flow.tokens, flow.width)
+    with seeded(0):
+        projectors = Projectors(config.align.taps, flow.width, config.align.projector_width, sum(dims) or 1)
+        objective = Objective(TarFlow(flow), projectors, config.align).to(device)
+    objective.flow.configure_layers(t.checkpointing, False)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-6, fused=True)
+    average = AveragedModel(objective, multi_avg_fn=partial(ema_update, limit=t.ema_decay))
+    x = torch.randn(t.batch, *flow.image_shape, generator=generator(0)).to(device)
+    y = (torch.arange(t.batch) % flow.classes).to(device) if flow.classes else None
+    target = torch.randn(t.batch, flow.tokens, sum(dims), generator=generator(1)).to(device) if dims else None
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            losses = objective(x, y, target)
+        optimizer.zero_grad()
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), t.grad_clip_norm)
+        optimizer.step()
+        average.update_parameters(objective)
+        losses.total.item()  # waits for a GPU
+
+    step()
+    return Timing(statistics.median(_timed(step) for _ in range(steps)), steps, precision, str(device))
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began

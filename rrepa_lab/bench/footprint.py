@@ -1,0 +1,81 @@
+"""Memory of a training, counted from the settings: weights, their gradients and moments, their average, activations.
+
+Activations are what the graph keeps for the backward pass. They are counted tensor by tensor for the layers, which hold
+nearly all of them; kernels that work in place, and the allocator's own reserve, are not known here.
+"""
+
+from typing import NamedTuple
+
+from rrepa_lab.align.config import AlignConfig
+from rrepa_lab.flow.tarflow.config import FlowConfig
+from rrepa_lab.flow.tarflow.transformer import mlp_width
+
+FLOAT32, BFLOAT16 = 4, 2  # bytes
+
+
+class Footprint(NamedTuple):
+    """Bytes."""
+
+    weights: float  # float32, with projectors; with bfloat16 also their copies for the products
+    gradients: float
+    optimizer: float  # two moments of AdamW
+    average: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self)
+
+
+def footprint(
+    flow: FlowConfig,
+    align: AlignConfig,
+    batch: int,
+    parameters: int,
+    *,
+    teacher_dims: tuple[int, ...] = (),
+    bfloat16: bool = False,
+    checkpointing: bool = False,
+) -> Footprint:
+    """Memory of one process.
+
+    Args:
+        align: its blocks and layers count from 1.
+        batch: images of this process.
+        parameters: of flow and projectors.
+        teacher_dims: E of each teacher; the teachers themselves are not counted.
+    """
+    state = FLOAT32 * parameters
+    copies = BFLOAT16 * parameters if bfloat16 else 0
+    kept = batch * flow.tokens * _numbers(flow, align, teacher_dims, bfloat16, checkpointing)
+    return Footprint(state + copies, state, 2 * state, state, kept)
+
+
+def layer_bytes(flow: FlowConfig, bfloat16: bool) -> float:
+    """What a layer keeps of one token.
+
+    Norms and residual sums are float32 in any case; the inputs of matrix products are bfloat16 where they run in it.
+    """
+    width, gated = flow.width, flow.mlp == "swiglu"
+    hidden = mlp_width(width, flow.mlp_ratio, gated)
+    product = BFLOAT16 if bfloat16 else FLOAT32
+    sums = 2 * width * FLOAT32  # the inputs of both norms
+    # inputs of four products: both norms' results, the attended values and the activated hidden layer
+    inputs = (3 * width + hidden) * product
+    attention = (3 * width + width) * product + flow.width // flow.head_width * FLOAT32  # q, k, v, result, log-sum of exp
+    rotated = 2 * width * product if flow.positions == "rotary" else 0
+    activation = (3 if gated else 1) * hidden * product  # before it; gate, its activation and the other half
+    return sums + inputs + attention + rotated + activation
+
+
+def _numbers(flow: FlowConfig, align: AlignConfig, teacher_dims: tuple[int, ...], bfloat16: bool, checkpointing: bool) -> float:
+    """Bytes that the graph keeps of one token."""
+    layer, one = layer_bytes(flow, bfloat16), FLOAT32 * flow.width
+    ends = flow.blocks * FLOAT32 * (flow.width + 6 * flow.token_size)  # input of the last product; tokens, mu, alpha
+    # with checkpointing each layer keeps its input alone, and one layer at a time has all
+    layers = sum(flow.depths) * one + layer if checkpointing else sum(flow.depths) * layer
+    product = BFLOAT16 if bfloat16 else FLOAT32
+    hidden = align.projector_width
+    projectors = sum(product * (flow.width + 4 * hidden) + FLOAT32 * 3 * dim for dim in teacher_dims)
+    return layers + ends + len(align.taps) * projectors
