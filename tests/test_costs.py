@@ -55,9 +55,11 @@ def dims(align):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("blocks", [[1, -1], [-1]])
 def test_operations_of_a_step(name, strategy, refinements, checkpointing, blocks):
-    if strategy == "reverse-exact" and (checkpointing or name != "deep-shallow"):
-        pytest.skip("the token loop is slow, and keeps no layers to run again")
     config = FLOWS[name]
+    if strategy == "reverse-exact":
+        if checkpointing or name != "deep-shallow":
+            pytest.skip("the token loop keeps no layers to run again")
+        config = config.override({"image_size": 8})  # it is slow
     align = AlignConfig(strategy=strategy, refinements=refinements, blocks=blocks, layers=[1], projector_width=32)
     align = align.counted(config.blocks, config.layers)
     objective, given = objective_of(config, align, checkpointing), inputs(config, align)

@@ -135,6 +135,10 @@ def test_names_of_imagenet_and_its_ids_are_the_same_classes():
     assert len(set(names)) == len(ids) == 1000
     assert class_rows(names, ids) == class_rows(ids, names) == list(range(1000))
     assert class_rows(names, ["n02123045", "n01443537", "zebrafish"]) == [281, 1, None]
+    # as data/sets/imagenet.py names them
+    assert class_rows(names, ["tench", "crane (n02012849)", "n01443537"]) == [0, 134, 1]
+    assert class_rows(["tench", "zebra"], ids)[:2] == [0, None]
+    assert class_rows(["tench", "zebra"], names)[340] == 1
     with pytest.raises(LabError, match="3 numbered classes, and the data have 2"):
         class_rows(["0", "1", "2"], ["ant", "bee"], numbered=True)
 

@@ -183,10 +183,13 @@ class _Counter:
         return total
 
     def token_loop(self) -> float:
-        """The token-by-token reverse pass: each token attends to those before it alone."""
+        """The token-by-token reverse pass: each token attends to those before it alone.
+
+        The last token is processed in aligned blocks alone, for its features.
+        """
         lowest, tokens, total = min(self.layers), self.flow.tokens, 0.0
         for t in range(1, self.flow.blocks + 1):
-            whole = block_work(self.flow, t)
-            work = Work(whole.linear, whole.attention * (tokens + 1) / (2 * tokens))
+            whole, steps = block_work(self.flow, t), tokens if t in self.layers else tokens - 1
+            work = Work(whole.linear * steps / tokens, whole.attention * steps * (steps + 1) / (2 * tokens**2))
             total += work.forward + (work.backward if t >= lowest else 0)
         return total

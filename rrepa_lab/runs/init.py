@@ -2,8 +2,9 @@
 
 Rules for the classes, which go by name:
 
-- A class that both runs have keeps its embedding, whatever its number. Names of ImageNet and their WordNet ids ("tench,
-  Tinca tinca", "n01440764") are the same class. A class that is new begins as no label: with the mean of the other run's table.
+- A class that both runs have keeps its embedding, whatever its number. The names of a class of ImageNet ("tench, Tinca tinca",
+  "tench") and its WordNet id ("n01440764") are the same. A class that is new begins as no label: with the mean of the other
+  run's table.
 - An imported run whose classes are mere numbers is taken by number, which is a warning; it must have as many classes.
 - If none of the names agrees, that is an error: a table of other classes would be kept by accident.
 - Without classes in the new run, the mean of the table becomes part of the token projection: the flow is that of no label.
@@ -13,7 +14,9 @@ Rules for the classes, which go by name:
 import hashlib
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +36,19 @@ _WORDNET_ID = re.compile(r"n\d{8}")
 
 
 def check_geometry(config: RunConfig, source: Run) -> None:
-    """LabError, naming the setting and both values, unless the weights of `source` fit a flow of this configuration."""
+    """LabError, naming the setting and both values, unless the weights of `source` fit a flow of this configuration.
+
+    Flows of two spaces of latents do not fit each other, even if their shapes agree: a latent means something else in each.
+    """
+    ours, theirs = config.space, source.config.space
+    if ours.kind != theirs.kind:
+        change = f"space.kind is {theirs.kind} there and {ours.kind} here"
+        raise LabError(f"cannot begin with the weights of {source.name}: {change}; add --set space.kind={theirs.kind}")
+    for key in ours.stored.keys() & theirs.stored.keys():
+        if ours.stored[key] != theirs.stored[key]:
+            change = f"space.stored.{key} is {theirs.stored[key]} there and {ours.stored[key]} here"
+            advice = f"--set space.weights={theirs.weights}"
+            raise LabError(f"cannot begin with the weights of {source.name}: {change}; add {advice}")
     for key in GEOMETRY:
         here, there = (_value(flow, key) for flow in (config.flow, source.config.flow))
         if here != there:
@@ -97,21 +112,31 @@ def class_rows(theirs: Sequence[str], ours: Sequence[str], numbered: bool = Fals
         note = f"the classes of {name} are numbers: they are taken as {first_names(list(ours))}, in this order"
         warnings.warn(note, LabWarning, stacklevel=2)
         return list(range(len(ours)))
-    known = {key: row for row, key in enumerate(_same_naming(theirs, ours))}
-    found = [known.get(key) for key in _same_naming(ours, theirs)]
+    same = _imagenet_ids() if _speaks_imagenet([*theirs, *ours]) else {}
+    known = {same.get(key, key): row for row, key in enumerate(theirs)}
+    found = [known.get(same.get(key, key)) for key in ours]
     if all(row is None for row in found):
         both = f"{first_names(list(theirs))} there, {first_names(list(ours))} here"
         raise LabError(f"no class of {name} is a class of the data ({both}): use data of the same classes, or flow.classes=0")
     return found
 
 
-def _same_naming(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """The names, WordNet ids of ImageNet as its class names where the others are not ids themselves."""
-    ids = [name for name in names if _WORDNET_ID.fullmatch(name)]
-    if not ids or any(_WORDNET_ID.fullmatch(name) for name in others):
-        return list(names)
-    by_id = imagenet_classes()
-    return [by_id.get(name, name) for name in names]
+def _speaks_imagenet(names: Sequence[str]) -> bool:
+    """Whether some of the names are WordNet ids, or lists of synonyms as timm has them."""
+    return any(_WORDNET_ID.fullmatch(name) or ", " in name for name in names)
+
+
+@lru_cache(maxsize=1)
+def _imagenet_ids() -> dict[str, str]:
+    """Every way in which the kit names a class of ImageNet -> its WordNet id."""
+    classes = imagenet_classes()
+    first = {key: name.split(",")[0].split(" (")[0] for key, name in classes.items()}
+    count = Counter(first.values())
+    ids = {name: key for key, name in classes.items()}
+    for key, name in first.items():
+        # data/sets/imagenet.py calls a class by its first name, with the id behind it where two share that
+        ids[name if count[name] == 1 else f"{name} ({key})"] = key
+    return ids
 
 
 def imagenet_classes() -> dict[str, str]:

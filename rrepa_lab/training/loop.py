@@ -43,6 +43,8 @@ def train_run(
             raise LabError("init begins a new run and resume goes on with one: give one of them")
         check_geometry(config, init)
     config = with_statistics(config)
+    if init is not None:
+        check_geometry(config, init)  # the space too, which is known now
     check_data(config.data)
     if config.train.compile:
         check_compiler()
