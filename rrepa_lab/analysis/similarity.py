@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.align.aligner import Aligner
+from rrepa_lab.align.facts import teacher_words
 from rrepa_lab.align.floors import LABEL_POSITION, POSITION, TargetMeans
 from rrepa_lab.align.target import Targets
 from rrepa_lab.align.teacher import Teacher
@@ -167,7 +168,7 @@ def _with_encoder(
             floors.append(floor.label_position if _floor_of(run, how) == LABEL_POSITION else floor.position)
         parts.append(FeatureBatch(part.features, part.y, part.x[:0], {}))
     near = {name: float(torch.cat(values).mean()) for name, values in cosines.items()}
-    what = f"{teacher.config.model}, {teacher.config.weights}"
+    what = teacher_words(teacher.config)
     floor_mean = float(torch.cat(floors).mean()) if floors else math.nan
     return _Pair(concatenate(parts), {"": torch.cat(theirs)}, [(tap, "") for tap in wanted], what, near, floor_mean)
 

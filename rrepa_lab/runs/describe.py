@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from rrepa_lab.align.facts import teacher_facts, teacher_words
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow.model import TarFlow
 from rrepa_lab.runs.config import RunConfig
@@ -40,7 +41,9 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
     if config.encoder is not None and align.taps:
         facts["aligned"] = [f"{name} ({Tap.parse(name).module_path})" for name in align.taps]
         facts["lambda"] = align.weight
-        facts["encoder"] = f"{config.encoder.model}, {config.encoder.weights}"
+        facts["encoder"] = teacher_words(config.encoder)
+        if licence := teacher_facts(config.encoder).licence:
+            facts["encoder licence"] = licence
     if config.init is not None:
         facts["began with"] = config.init.words
     if config.origin:
