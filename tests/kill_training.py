@@ -121,7 +121,7 @@ def problem(out: Path, reference: Path) -> str:
 
 def _rows(out: Path) -> list[dict[str, object]]:
     lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "remaining")} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "remaining", "data_wait")} for line in lines]
 
 
 def survive(out: Path, reference: Path, resume: Resume, operation: int | None, delay: float | None) -> str:

@@ -248,7 +248,7 @@ def test_the_code_trains_what_the_page_trains(runs, page_trainer, monkeypatch, c
 
 
 def learned(folder: Path) -> pd.DataFrame:
-    return Records(folder).table().drop(columns=["seconds", "remaining"])
+    return Records(folder).table().drop(columns=["seconds", "remaining", "data_wait"])
 
 
 def test_it_trains_as_the_library_does(trainer, runs, tiny, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from torch import Tensor
 from rrepa_lab.analysis.noise import ImageNoise, NoiseSamples, image_noise
 from rrepa_lab.analysis.trace import DIRECTIONS
 from rrepa_lab.checks import whole_number
+from rrepa_lab.data.decoded import prepare
 from rrepa_lab.data.images import Batch, ImageSet, TensorImages
 from rrepa_lab.data.loaders import stream
 from rrepa_lab.data.subset import limited
@@ -139,8 +140,9 @@ class FeatureProtocol:
         """
         batches = [part.tolist() for part in torch.arange(len(images)).split(self.batch)] if order is None else list(order)
         on_images = self.noise_on(run)
-        workers = 0 if isinstance(images, TensorImages) else run.config.train.worker_count
-        for rows, (x, y) in zip(batches, stream(images, batches, workers), strict=True):
+        if order is None:
+            prepare(images)
+        for rows, (x, y) in zip(batches, stream(images, batches, run.config.train.worker_count), strict=True):
             label = y.to(run.device) if self.feed_label else None
             views = [for_flow(run.flow, view) for view in on_images.views_of_rows(run.space.encode(x), rows)]
             taken = [run.flow(view, label, taps).states for view in views]

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rrepa_lab.cli.arguments import Commands, add_command, add_set, parse_setting
-from rrepa_lab.cli.printing import hint, print_facts, print_rows, progress
+from rrepa_lab.cli.printing import hint, print_facts, print_rows
 from rrepa_lab.errors import LabError
+from rrepa_lab.progress import progress
 
 if TYPE_CHECKING:
     from rrepa_lab.training.selfsup import EncoderTrainConfig

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +9,6 @@ from rrepa_lab.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
-    from tqdm import tqdm
-
-LOG_INTERVAL = 30.0  # seconds between two lines of progress where no terminal is attached
 
 
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:
@@ -74,21 +70,3 @@ def sample_options(classes: int) -> str:
     if not classes:
         return "--seeds 0..15 --out grid.png"
     return f"--labels {'all' if classes <= 10 else '0..9'} --seeds 0..9 --out grid.png"
-
-
-def progress(total: int, unit: str, silent: bool = False) -> "tqdm[Any]":
-    """A bar with the remaining time; without a terminal, as in a log file, one line every half a minute."""
-    from tqdm import tqdm
-
-    if sys.stderr.isatty():
-        return tqdm(total=total, unit=unit, dynamic_ncols=True, disable=silent)
-    line = f"{{n_fmt}}/{{total_fmt}} {unit}s, {{elapsed}} elapsed, {{remaining}} left{{postfix}}\n"
-    return tqdm(
-        total=total,
-        unit=unit,
-        mininterval=LOG_INTERVAL,
-        maxinterval=LOG_INTERVAL,
-        bar_format=line,
-        delay=LOG_INTERVAL,
-        disable=silent,
-    )

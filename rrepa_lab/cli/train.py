@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from rrepa_lab.cli.arguments import Commands, add_command, add_device, add_set, parse_setting
 from rrepa_lab.cli.dry_run import print_plan
 from rrepa_lab.cli.encoder import encoder_settings
-from rrepa_lab.cli.printing import hint, print_facts, progress, sample_options
+from rrepa_lab.cli.printing import hint, print_facts, sample_options
 from rrepa_lab.errors import LabError
+from rrepa_lab.progress import progress
 from rrepa_lab.signals import ending_signals
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from rrepa_lab.cli.arguments import Commands, add_command, add_device, add_set, parse_setting
 from rrepa_lab.cli.encoder import encoder_settings
-from rrepa_lab.cli.printing import hint, print_facts, progress
+from rrepa_lab.cli.printing import hint, print_facts
 from rrepa_lab.errors import unknown
+from rrepa_lab.progress import progress
 
 if TYPE_CHECKING:
     from rrepa_lab.space.autoencoder import AutoencoderConfig

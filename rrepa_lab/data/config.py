@@ -29,6 +29,10 @@ class DataConfig(Config):
         None, description="an image folder, <split>/<class>/<picture> or <class>/<picture>; or the files of a published set"
     )
     download: bool = Field(False, description="fetch a published set that is not at data.path")
+    cache: Literal["auto", "on", "off"] = Field(
+        "auto", description="decode pictures once into the user's cache directory; auto: of files, up to cache_limit"
+    )
+    cache_limit: int = Field(4096, ge=0, description="MiB of a decoded split, at most, for cache=auto; larger: streamed")
     image_size: int = Field(8, ge=1, description="height and width; folder images are resized and cropped to it")
     channels: Literal[1, 3] = 1
     flip: bool = Field(False, description="mirror half of the training images; not for digits or text")

@@ -28,7 +28,8 @@ class Batch(NamedTuple):
 class ImageSet(Protocol):
     """A split: its length, batches by index, what the numbers mean, and a fingerprint.
 
-    A set of files also has a `stamp`, which changes when a file is replaced in its place; see `data.fingerprint`.
+    A set of files also has a `stamp`, which changes when a file is replaced in its place (see `data.fingerprint`), and
+    an attribute `decoded`: whether a batch is there without decoding, so that reading ahead in other processes is of no use.
     """
 
     classes: list[str]
@@ -51,6 +52,8 @@ class ImageSet(Protocol):
 
 class TensorImages:
     """A split that lies in memory."""
+
+    decoded = True
 
     def __init__(self, x: Tensor, y: Tensor, classes: list[str], levels: int) -> None:
         self.x, self.y, self.classes, self.levels = x, y, classes, levels

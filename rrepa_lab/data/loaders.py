@@ -55,7 +55,7 @@ class SeededBatches(Sampler[list[int]]):
 
 
 def stream(images: ImageSet, batches: Iterable[list[int]], workers: int = 0) -> Iterator[Batch]:
-    """The batches (rows of each), read ahead by `workers` processes when the images come from files.
+    """The batches (rows of each), read ahead by `workers` processes if the images have to be decoded.
 
     Raises: the LabError of a file that cannot be read, in one line wherever it was read.
     """
@@ -63,7 +63,7 @@ def stream(images: ImageSet, batches: Iterable[list[int]], workers: int = 0) -> 
         cast(Dataset[Batch], images),
         batch_sampler=batches,
         collate_fn=_as_is,  # __getitems__ has collated it
-        num_workers=workers,
+        num_workers=0 if getattr(images, "decoded", False) else workers,
         generator=torch.Generator(),  # otherwise each stream would move the global random state
     )
     try:

@@ -18,6 +18,7 @@ from rrepa_lab.errors import LabError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MEGAPIXELS = 20
+DECODER = 1  # of what is computed from a file; another number has all decoded pictures of caches made again
 # a large picture shrinks in two steps: pixels each way that the first one leaves for each pixel of the result, at least
 DECODED, AVERAGED = 16, 4
 EXACT = 1024  # pixels each way up to which areas are averaged in one step

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rrepa_lab.data.config import DataConfig
+from rrepa_lab.data.decoded import with_cache
 from rrepa_lab.data.images import ImageSet
 from rrepa_lab.data.layout import SPLITS
 from rrepa_lab.errors import LabError
@@ -25,6 +26,14 @@ def load_split(config: DataConfig, split: str, classes: Sequence[str] | None = N
     if split not in SPLITS:
         raise LabError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     return config.set.load(config, split, classes)
+
+
+def read_split(config: DataConfig, split: str, classes: Sequence[str] | None = None) -> ImageSet:
+    """The same images as `load_split`, decoded once and read from the cache where `data.cache` has them kept there.
+
+    They are decoded when all of them are needed (`data.decoded.prepare`); a few are read from their files until then.
+    """
+    return with_cache(load_split(config, split, classes), config)
 
 
 def class_names(config: DataConfig) -> list[str]:

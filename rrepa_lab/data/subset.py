@@ -58,6 +58,11 @@ class Subset:
         return digest(self.images.fingerprint, ",".join(map(str, self.rows.tolist())))
 
     @property
+    def decoded(self) -> bool:
+        """That of the whole set."""
+        return bool(getattr(self.images, "decoded", False))
+
+    @property
     def stamp(self) -> str:
         """That of the whole set."""
         return str(getattr(self.images, "stamp", ""))

@@ -17,7 +17,7 @@ from rrepa_lab.data.augment import Views, random_view
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.images import Batch
 from rrepa_lab.data.loaders import SeededBatches, generator, seeded, stream
-from rrepa_lab.data.splits import load_split
+from rrepa_lab.data.splits import read_split
 from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically, write_text
@@ -66,7 +66,7 @@ class Evaluator(nn.Module):
 
 def train_evaluator(config: EvaluatorConfig, out: Path | str) -> Iterator[FitReport]:
     """Train on the training split with labels, mildly augmented; at the end `out` holds model.safetensors and config.json."""
-    images = load_split(config.data, "train")
+    images = read_split(config.data, "train")
     with seeded(config.seed):
         model = Evaluator(config.data.channels, config.data.image_size, len(images.classes))
     batches = SeededBatches(len(images), config.batch, config.seed, 0, config.steps)
@@ -105,7 +105,7 @@ def find_evaluator(data: DataConfig) -> Evaluator | None:
 
 def accuracy(model: Evaluator, data: DataConfig, split: str = "test") -> float:
     """Accuracy of the evaluator on a split."""
-    x, y = whole(load_split(data, split))
+    x, y = whole(read_split(data, split))
     with torch.no_grad():
         return float((model(x).argmax(dim=1) == y).float().mean())
 

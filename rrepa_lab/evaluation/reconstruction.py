@@ -13,7 +13,7 @@ from rrepa_lab.align.encoder import make_teacher
 from rrepa_lab.align.teacher import EncoderConfig, Teacher
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.images import ImageSet
-from rrepa_lab.data.splits import load_split, splits
+from rrepa_lab.data.splits import read_split, splits
 from rrepa_lab.data.subset import limited, subset_words
 from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.evaluator import frechet_distance
@@ -124,7 +124,7 @@ def train_autoencoder(
     yield from training.run()
     training.finish()
     split = next(name for name in ("test", "val", "train") if name in splits(config.data))
-    everything = load_split(config.data, split, training.images.classes)
+    everything = read_split(config.data, split, training.images.classes)
     images = limited(everything, LIMIT)
     words = (
         f"{split} split, {subset_words(len(images), len(everything))}" if len(images) < len(everything) else f"{split} split"

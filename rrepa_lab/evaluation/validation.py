@@ -6,7 +6,7 @@ from torch import Tensor
 from rrepa_lab.analysis.classify import classify
 from rrepa_lab.data.images import ImageSet
 from rrepa_lab.data.loaders import generator
-from rrepa_lab.data.splits import load_split, validation_split
+from rrepa_lab.data.splits import read_split, validation_split
 from rrepa_lab.data.subset import whole
 from rrepa_lab.flow.likelihood import nats_per_dim
 from rrepa_lab.runs.config import RunConfig
@@ -26,7 +26,7 @@ class Validation:
 
     def __init__(self, config: RunConfig, train: ImageSet, device: torch.device) -> None:
         self.config, self.device = config, device
-        held_out = load_split(config.data, validation_split(config.data), train.classes)
+        held_out = read_split(config.data, validation_split(config.data), train.classes)
         self.batches = {"held_out": whole(held_out, IMAGES), "train": whole(train, IMAGES)}
         self.encoded: dict[str, Tensor] = {}  # what the flow takes of them, without noise
 

@@ -61,6 +61,8 @@ def card_lines(run: Described, metrics: pd.DataFrame, scores: pd.DataFrame | Non
         lines += similarity_lines(last)
         if "precision" in metrics:
             lines.append(f"Matrix products in {last['precision']}.")
+        if "data_wait" in metrics and metrics["data_wait"].notna().any():
+            lines.append(f"Part of a step that waited for images: {metrics['data_wait'].mean():.1%} (mean of the reports).")
         lines += _best_line(run, metrics)
         lines.append("Curves: metrics.jsonl.")
     if scores is not None:

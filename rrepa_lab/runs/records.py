@@ -28,6 +28,7 @@ class Row(BaseModel):
     nats_per_dim: float | None = None
     similarity: dict[str, float] = {}
     seconds: float | None = None
+    data_wait: float | None = None
     held_out_nats_per_dim: float | None = None
     held_out_accuracy: float | None = None
     train_nats_per_dim: float | None = None

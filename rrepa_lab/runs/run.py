@@ -26,7 +26,7 @@ from rrepa_lab.align.teacher import Teacher
 from rrepa_lab.checks import whole_number
 from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.data.loaders import seeded
-from rrepa_lab.data.splits import load_split
+from rrepa_lab.data.splits import read_split
 from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.files import write_atomically, write_text
@@ -152,7 +152,7 @@ class Run:
 
     def images(self, split: str = "test") -> ImageSet:
         """A split of the run's data, read as it is needed; labels count the run's own classes, by name."""
-        return load_split(self.config.data, split, self.classes)
+        return read_split(self.config.data, split, self.classes)
 
     def data(self, split: str = "test", limit: int | None = None, seed: int = 0) -> Batch:
         """Images (n, C, H, W) in [-1, 1] and labels (n,) of a split, on the run's device.

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rrepa_lab.data.augment import shifted
-from rrepa_lab.data.images import Batch, ImageSet, TensorImages
+from rrepa_lab.data.decoded import prepare
+from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.data.loaders import SeededBatches, seeded, stream
-from rrepa_lab.data.splits import load_split
+from rrepa_lab.data.splits import read_split
 from rrepa_lab.data.streams import RowStreams, normal_rows
 from rrepa_lab.data.subset import limited
 from rrepa_lab.errors import LabError
@@ -41,7 +42,7 @@ class Training:
 
     def __init__(self, config: AutoencoderConfig, out: Path, device: torch.device, resume: bool = False) -> None:
         self.config, self.out, self.device = config, out, device
-        self.images = load_split(config.data, "train")
+        self.images = prepare(read_split(config.data, "train"))
         if is_autoencoder(out):
             raise LabError(f"{out} holds a trained autoencoder already: choose another --out")
         if out.exists() and not out.is_dir():
@@ -74,7 +75,7 @@ class Training:
         try:
             batches = SeededBatches(len(self.images), c.batch, c.seed, self.start, c.steps)
             settings = FitSettings(c.steps, c.lr, c.weight_decay, warmup=c.steps // 20)
-            workers = 0 if isinstance(self.images, TensorImages) else TrainConfig().worker_count
+            workers = TrainConfig().worker_count
             pairs = zip(batches, stream(self.images, batches, workers), strict=True)
             steps = minimize([], pairs, self._loss, settings, start=self.start, optimizer=self.optimizer)
             self.model.train()
@@ -191,4 +192,4 @@ class Training:
 def in_chunks(images: ImageSet) -> Iterator[Batch]:
     """A set in parts, in its order."""
     chunks = [part.tolist() for part in torch.arange(len(images)).split(CHUNK)]
-    return stream(images, chunks, 0 if isinstance(images, TensorImages) else TrainConfig().worker_count)
+    return stream(images, chunks, TrainConfig().worker_count)

@@ -37,6 +37,9 @@ def check_space(out: Path, need: int) -> None:
         raise LabError(f"{out}: checkpoints need {need / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free there")
 
 
+UNBOUND = ("data.cache", "data.cache_limit", "data.download")
+
+
 def resumes(config: RunConfig, classes: list[str], out: Path, resume: bool | str) -> bool:
     """Whether this call goes on with the run in `out`.
 
@@ -64,8 +67,8 @@ def resumes(config: RunConfig, classes: list[str], out: Path, resume: bool | str
     )
     # version 0.1 stored relative paths and blocks as they were given
     old, new = complete(old_config, old_classes).flat(), config.flat()
-    # the noise of a reading trains nothing, and whose weights it began with is known from the state
-    for key in (key for key in [*old, *new] if key.split(".")[0] not in ("read", "init")):
+    # the noise of a reading trains nothing, nor does how pictures are kept, and the state knows with whose weights it began
+    for key in (key for key in [*old, *new] if key.split(".")[0] not in ("read", "init") and key not in UNBOUND):
         if old.get(key) != new.get(key):
             change = f"{key} was {old.get(key)}, now {new.get(key)}"
             raise LabError(f"{out} was trained with another configuration ({change}): resume {out / 'config.json'}")

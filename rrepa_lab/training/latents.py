@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.data.cache import ArraySpec, cached_array, is_complete
-from rrepa_lab.data.images import ImageSet, TensorImages
+from rrepa_lab.data.images import ImageSet
 from rrepa_lab.data.loaders import stream
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.space.contract import Space
@@ -57,7 +57,7 @@ def latent_table(config: RunConfig, space: Space, images: ImageSet) -> LatentTab
     spec = ArraySpec("latents", (len(images), views(config), *space.shape), DTYPE, about)
     if is_complete(spec):
         return LatentTable(cached_array(spec, _nothing))
-    workers = 0 if isinstance(images, TensorImages) else config.train.worker_count
+    workers = config.train.worker_count
 
     def fill(ranges: Sequence[range]) -> Iterable[np.ndarray]:
         for x, _ in stream(images, [list(rows) for rows in ranges], workers):

@@ -36,6 +36,7 @@ class StepReport:
     remaining: float  # seconds, at the pace so far
     precision: str = "float32"  # of the matrix products
     floors: dict[str, float] = field(default_factory=dict)  # of the similarity, without reading the image: see align.floors
+    data_wait: float | None = None  # part of the steps' time that this process waited for images, since the last report
     # of the averaged weights, at a validation; the same number of images of the validation and of the training split
     held_out_nats_per_dim: float | None = None
     held_out_accuracy: float | None = None  # of one gradient step, under the noise of `config.read`

@@ -23,7 +23,7 @@ from rrepa_lab.data.augment import Views, random_view
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.images import Batch
 from rrepa_lab.data.loaders import SeededBatches, generator, seeded, stream
-from rrepa_lab.data.splits import load_split
+from rrepa_lab.data.splits import read_split
 from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically, write_text
@@ -63,7 +63,7 @@ def encoder_of_folder(path: str | Path, image_size: int = 32) -> EncoderTrainCon
 
 def train_encoder(config: EncoderTrainConfig, out: Path | str) -> Iterator[FitReport]:
     """Train, yielding every step; at the end `out` holds model.safetensors (bfloat16) and config.json."""
-    images = load_split(config.data, "train")
+    images = read_split(config.data, "train")
     start = {"weights": f"random:{config.seed}"} if config.encoder.weights == "random" else {}
     encoder = Encoder(config.encoder.override(start))
     with seeded(config.seed):
@@ -99,7 +99,7 @@ def knn_table(encoder: Encoder, data: DataConfig, neighbours: int = 5) -> pd.Dat
     from sklearn.neighbors import KNeighborsClassifier
 
     untrained = Encoder(encoder.config.override({"weights": "random:0"}))
-    train, test = (whole(load_split(data, split)) for split in ("train", "test"))
+    train, test = (whole(read_split(data, split)) for split in ("train", "test"))
     rows = []
     for name, read in {
         "encoder": lambda x: encoder(x).mean(dim=1),

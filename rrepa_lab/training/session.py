@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from rrepa_lab.align.target import Targets, grid_hint
-from rrepa_lab.data.images import Batch, TensorImages
+from rrepa_lab.data.decoded import prepare
+from rrepa_lab.data.images import Batch
 from rrepa_lab.data.loaders import SeededBatches, stream
-from rrepa_lab.data.splits import load_split
+from rrepa_lab.data.splits import read_split
 from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.flow.likelihood import HALF_LOG_2PI
 from rrepa_lab.runs.card import write_card
@@ -29,6 +30,7 @@ from rrepa_lab.runs.names import BEST
 from rrepa_lab.runs.records import Records
 from rrepa_lab.runs.run import Run, build
 from rrepa_lab.training import folder
+from rrepa_lab.training.clock import StepClock
 from rrepa_lab.training.compiling import allow_multiple_backward
 from rrepa_lab.training.inputs import StepInputs
 from rrepa_lab.training.objective import Losses, Objective
@@ -58,7 +60,7 @@ class Session:
         init: Run | None = None,
     ) -> None:
         self.config, self.out = config, out
-        self.images = load_split(config.data, "train")
+        self.images = read_split(config.data, "train")
         classes = self.images.classes
         self.accelerator = accelerator_on(device)
         self.device: torch.device = self.accelerator.device
@@ -67,9 +69,11 @@ class Session:
         if size < processes:
             what = f"train.batch {config.train.batch}" if size == config.train.batch else f"a training split of {size} images"
             raise LabError(f"{what} cannot be shared among {processes} processes: each needs an image of every batch")
-        self.validation = validator(config, self.images, self.device)
         # what cannot begin is found out before anything is written
         folder.resumes(config, classes, out, resume)
+        main_decides(self.accelerator, lambda: prepare(self.images) and None)
+        prepare(self.images)  # of other processes: there by now, except on another machine
+        self.validation = validator(config, self.images, self.device)
         run = build(config, classes)
         if init is not None:
             start_from(run, init)
@@ -142,10 +146,11 @@ class Session:
     def run(self, stop: Callable[[], bool] | None) -> Generator[StepReport, None, None]:
         """Train to the end; see `train`."""
         t, began, first = self.config.train, time.perf_counter(), self.step
+        clock = StepClock()
 
         def report() -> StepReport:
             loss, nats, norm, *near = self._mean(self.pending)
-            seconds = time.perf_counter() - began
+            seconds, wait = time.perf_counter() - began, clock.share()
             return StepReport(
                 step=self.step,
                 steps=t.steps,
@@ -158,11 +163,13 @@ class Session:
                 remaining=seconds / (self.step - first) * (t.steps - self.step),
                 precision=self.precision,
                 floors=self.floors,
+                data_wait=wait,
             )
 
         try:
-            for rows, batch in self._batches():
+            for rows, batch in clock.timed(self._batches()):
                 self.pending.append(self.advance(batch, rows))
+                clock.end()
                 last = self.step == t.steps
                 saves = last or self.step % t.save_every == 0
                 if saves or self.step % t.log_every == 0:
@@ -209,7 +216,7 @@ class Session:
 
     @property
     def _workers(self) -> int:
-        return 0 if isinstance(self.images, TensorImages) else self.config.train.worker_count
+        return self.config.train.worker_count
 
     def advance(self, batch: Batch, rows: list[int]) -> Tensor:
         """One optimizer step on these rows of the split; returns loss, L_nf, gradient norm and similarities, detached."""

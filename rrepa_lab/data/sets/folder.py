@@ -18,7 +18,7 @@ from rrepa_lab.errors import LabError
 class FolderImages:
     """A split read from picture files as they are needed: centre square, resized, 256 levels."""
 
-    levels = 256
+    levels, decoded = 256, False
 
     def __init__(self, part: layout.Part, classes: Sequence[str] | None, size: int, channels: int) -> None:
         found = layout.listing(part, classes)

@@ -40,7 +40,7 @@ class Source(NamedTuple):
 class HubImages:
     """Some rows of a split, decoded as they are needed: centre square, resized, 256 levels."""
 
-    levels = 256
+    levels, decoded = 256, False
 
     def __init__(self, source: Source, rows: np.ndarray, classes: list[str], where: str, size: int, channels: int) -> None:
         self.source, self.rows, self.classes, self.where = source, rows, classes, where
