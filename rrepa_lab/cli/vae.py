@@ -13,7 +13,6 @@ from rrepa_lab.progress import progress
 if TYPE_CHECKING:
     from rrepa_lab.space.autoencoder import AutoencoderConfig
 
-KINDS = ("small-vae", "features")
 DIGITS = {"factor": 2, "channels": 2}  # what suits pictures of 8x8
 
 
@@ -40,10 +39,10 @@ def run_train(args: argparse.Namespace) -> int:
     """Train, write config.json, model.safetensors and card.md to --out, and print the quality of the reconstructions."""
     from rrepa_lab.evaluation.reconstruction import train_autoencoder
     from rrepa_lab.runs.store import pick_device
-    from rrepa_lab.space.autoencoder import read_autoencoder
+    from rrepa_lab.space.autoencoder import TRAINED_HERE, read_autoencoder
 
-    if args.kind not in KINDS:
-        raise unknown("kind of autoencoder", args.kind, KINDS)
+    if args.kind not in TRAINED_HERE:
+        raise unknown("kind of autoencoder", args.kind, TRAINED_HERE)
     config = _config(args)
     out, report = Path(args.out), None
     with progress(config.steps, "step") as bar:

@@ -39,7 +39,7 @@ from rrepa_lab.runs.hub import push
 from rrepa_lab.runs.model_card import CARD_PICTURES, CardPicture, model_card
 from rrepa_lab.runs.names import CONFIG, FORMAT, PUBLISHED, SPACE, WEIGHTS
 from rrepa_lab.runs.records import Records
-from rrepa_lab.space.autoencoder import copy_autoencoder, is_autoencoder
+from rrepa_lab.space.autoencoder import TRAINED_HERE, copy_autoencoder, is_autoencoder
 from rrepa_lab.space.config import SPACES, SpaceConfig
 from rrepa_lab.space.contract import Frame, Space
 
@@ -96,11 +96,9 @@ class Run:
 
     def _save_space(self, directory: Path) -> None:
         """Copy a space that the kit has trained into the directory, so that the run can be moved."""
-        source = self._space_config().weights
-        folder = Path(source).expanduser() if source else directory
-        if is_autoencoder(directory / SPACE) or not is_autoencoder(folder) or self.config.space.is_pixels:
-            return
-        copy_autoencoder(folder, directory / SPACE)
+        config = self._space_config()
+        if config.kind in TRAINED_HERE and config.weights is not None and not is_autoencoder(directory / SPACE):
+            copy_autoencoder(Path(config.weights).expanduser(), directory / SPACE)
 
     @property
     def device(self) -> torch.device:

@@ -29,6 +29,7 @@ from rrepa_lab.space.contract import Shape
 from rrepa_lab.space.networks import GROUPS
 
 FORMAT = 1  # of config.json
+TRAINED_HERE = ("small-vae", "features")  # kinds of spaces that such folders hold
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "card.md"
 LARGEST_CONFIG = 4 * MIB
 
