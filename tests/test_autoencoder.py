@@ -16,10 +16,11 @@ from rrepa_lab.cli import main
 from rrepa_lab.data.cache import entries
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.errors import LabError
-from rrepa_lab.evaluation.reconstruction import psnr, train_autoencoder
+from rrepa_lab.evaluation.reconstruction import train_autoencoder
 from rrepa_lab.space.autoencoder import AutoencoderConfig
 from rrepa_lab.space.kinds.features import Features
 from rrepa_lab.space.latents import LatentSpace
+from rrepa_lab.space.networks import psnr
 from rrepa_lab.training.inputs import StepInputs
 from rrepa_lab.training.latents import latent_table, wants_table
 
@@ -296,3 +297,13 @@ def test_pictures_of_a_folder_in_colour_and_at_another_size(photographs, tmp_pat
         "flow.channels": 3, "flow.patch_size": 1,
     })  # fmt: skip
     assert config.space_words == "small-vae 3x8x8", "a convolutional VAE takes pictures of any size that its factor divides"
+
+
+def test_reconstructions_stand_beside_the_scores_of_samples(vae, trained):
+    run = rl.load(trained)
+    table = rl.evaluate(run, samples=100, n_noise_samples=1).set_index("metric")
+    stored = json.loads((vae / "config.json").read_text())["quality"]
+    assert table.loc["reconstruction_psnr", "value"] == pytest.approx(stored["psnr"], abs=1e-3)
+    assert table.loc["reconstruction_psnr", "unit"] == "dB"
+    assert 0 < table.loc["reconstruction_frechet_distance", "value"] < table.loc["frechet_distance", "value"]
+    assert "reconstruction_psnr" not in rl.evaluate(rl.load("digits-none"), samples=0, limit=20).metric.tolist()

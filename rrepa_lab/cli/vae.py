@@ -13,8 +13,6 @@ from rrepa_lab.progress import progress
 if TYPE_CHECKING:
     from rrepa_lab.space.autoencoder import AutoencoderConfig
 
-DIGITS = {"factor": 2, "channels": 2}  # what suits pictures of 8x8
-
 
 def register(commands: Commands) -> None:
     """Add the command with its action."""
@@ -68,9 +66,9 @@ def run_train(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace) -> "AutoencoderConfig":
     """Defaults for the data, overridden by --encoder, then --set, then --seed."""
-    from rrepa_lab.space.autoencoder import AutoencoderConfig
+    from rrepa_lab.space.autoencoder import AutoencoderConfig, data_settings
 
-    values: dict[str, Any] = {"kind": args.kind} | _data_settings(args.data, args.size)
+    values: dict[str, Any] = {"kind": args.kind} | data_settings(args.data, args.size)
     if args.encoder:
         values |= encoder_settings(args.encoder)
     nested = dict(map(parse_setting, args.set))
@@ -85,15 +83,3 @@ def _config(args: argparse.Namespace) -> "AutoencoderConfig":
         values |= encoder_settings("bundled:digits")
     base = AutoencoderConfig.from_dict(values)
     return base.override(nested)
-
-
-def _data_settings(name: str, size: int | None) -> dict[str, Any]:
-    """Of a data set by name, or an image folder."""
-    from rrepa_lab.data.config import DATA_SETS
-
-    if name == "digits":
-        return DIGITS | {"data": {"name": "digits"}}
-    edge = 32 if size is None else size
-    if name in DATA_SETS and name != "folder":
-        return {"data": {"name": name, "image_size": edge, "channels": 3}}
-    return {"data": {"name": "folder", "path": str(Path(name).expanduser().absolute()), "image_size": edge, "channels": 3}}

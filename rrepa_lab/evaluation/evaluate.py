@@ -24,7 +24,9 @@ from rrepa_lab.measurements.columns import about, accuracy
 from rrepa_lab.runs.inputs import for_flow
 from rrepa_lab.runs.run import Run
 from rrepa_lab.sampling.sample import SamplesNotFiniteError, sample, seed_range
+from rrepa_lab.space.networks import psnr
 
+RECONSTRUCTED = 1000  # images whose reconstructions are scored, at most
 _COLUMNS = ["run", "strategy", "space", "split", "train_seed", "metric", "value", "unit", "n", "protocol"]
 
 
@@ -40,7 +42,8 @@ def evaluate(
 
     Rows: nats/dim under the training noise (bits/dim for a flow trained with uniform noise); accuracy by gradient
     and by Bayes' rule, under the noise of the run's own `config.read`, which the protocol says; where an evaluator is
-    bundled, the Fréchet distance of samples to the split, and the part of them that it classifies as the label of the sample.
+    bundled, the Fréchet distance of samples to the split, and the part of them that it classifies as the label of the sample. Of a run on latents
+    also the PSNR of images that are encoded and decoded, and beside the Fréchet distance of samples that of reconstructions.
 
     Args:
         split: one or several; samples are compared with the last.
@@ -68,6 +71,9 @@ def evaluate(
     if not names:
         raise LabError("name at least one split: train, val or test")
     tables = [_of_split(run, name, count, seed, limit) for name in names]
+    if not run.config.space.is_pixels:
+        row = _reconstruction(run, names[-1], limit)
+        tables.append(pd.DataFrame([about(run) | {"split": names[-1]} | row], columns=_COLUMNS))
     if samples and (evaluator := find_evaluator(run.config.data)):
         words = f"{samples} samples, unguided, {{finish}}, labels in turn, seeds {seed}..{seed + samples - 1}"
         rows = _samples(run, evaluator, samples, seed, names[-1], words)
@@ -154,10 +160,26 @@ def _samples(
     distance = frechet_distance(evaluator.features(fakes), evaluator.features(real))
     rows = [_row("frechet_distance", distance, "evaluator units^2", samples, f"{protocol}, against {len(real)} real images")]
     rows[0]["finish"] = made.finish
+    if not run.config.space.is_pixels:  # what no sample can be better than
+        again = run.space.decode(run.space.encode(real)).clamp(-1, 1)
+        floor = frechet_distance(evaluator.features(again), evaluator.features(real))
+        words = f"{len(real)} real images, encoded and decoded, against themselves"
+        rows.append(_row("reconstruction_frechet_distance", floor, "evaluator units^2", len(real), words))
     if run.config.flow.classes:
         agree = accuracy(evaluator(fakes).argmax(dim=1).cpu() == made.labels)
         rows.append(_row("label_agreement", agree["value"], "fraction", samples, protocol) | agree)
     return rows
+
+
+@torch.no_grad()
+def _reconstruction(run: Run, split: str, limit: int | None) -> dict[str, object]:
+    """PSNR of images that are encoded and decoded: what the space keeps of them."""
+    images = run.images(split)
+    x, _ = whole(images, min(RECONSTRUCTED, len(images)) if limit is None else limit)
+    x = x.to(run.device)
+    made = run.space.decode(run.space.encode(x)).clamp(-1, 1)
+    words = f"mean over images, encoded and decoded without noise, {subset_words(len(x), len(images))}"
+    return _row("reconstruction_psnr", float(psnr(x, made).mean()), "dB", len(x), words)
 
 
 def _row(metric: str, value: float, unit: str, n: int, protocol: str) -> dict[str, object]:

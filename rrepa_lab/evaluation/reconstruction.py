@@ -19,6 +19,7 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.evaluator import frechet_distance
 from rrepa_lab.runs.presets import DIGITS_VIT
 from rrepa_lab.space.autoencoder import AutoencoderConfig, Stored, write_autoencoder
+from rrepa_lab.space.networks import psnr
 from rrepa_lab.training.autoencoder import Training, in_chunks
 from rrepa_lab.training.fit import FitReport
 
@@ -71,16 +72,6 @@ class Quality(NamedTuple):
     def values(self) -> dict[str, Any]:
         """As config.json and tables have them."""
         return self._asdict()
-
-
-def psnr(pictures: Tensor, made: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture (B,), dB: 10 log10(4 / mean squared error), both being in [-1, 1].
-
-    Example:
-        >>> psnr(torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.2)).round().item()
-        20.0
-    """
-    return 10 * torch.log10(4 / (pictures - made).square().flatten(1).mean(dim=1).clamp_min(1e-12))
 
 
 @torch.no_grad()

@@ -26,6 +26,8 @@ METRICS: dict[str, Metric] = {
         Metric("held_out_accuracy", "one-step accuracy on held-out images", "fraction", "higher"),
         Metric("similarity", "cosine with the encoder, aligned taps", "cosine", "higher"),
         Metric("frechet_distance", "Fréchet distance", "evaluator units^2", "lower"),
+        Metric("reconstruction_psnr", "PSNR of reconstructions", "dB", "higher"),
+        Metric("reconstruction_frechet_distance", "Fréchet distance of reconstructions", "evaluator units^2", "lower"),
         Metric("label_agreement", "samples that the evaluator classifies as their label", "fraction", "higher"),
         Metric("cknna", "CKNNA", "", "higher"),
         Metric("cka", "linear CKA", "", "higher"),

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 MOST_DOUBLED = 8  # the width grows by this factor at most
@@ -70,3 +71,13 @@ def posterior(moments: Tensor) -> tuple[Tensor, Tensor]:
 def sampled(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
     """A sample of the posterior by standard normal noise of the same shape."""
     return mean + (0.5 * log_variance).exp() * noise
+
+
+def psnr(pictures: Tensor, made: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each picture (B,), dB: 10 log10(4 / mean squared error), both being in [-1, 1].
+
+    Example:
+        >>> psnr(torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.2)).round().item()
+        20.0
+    """
+    return 10 * torch.log10(4 / (pictures - made).square().flatten(1).mean(dim=1).clamp_min(1e-12))
