@@ -11,7 +11,7 @@ from typing import TextIO
 
 from rrepa_lab import __version__
 from rrepa_lab.cli import app
-from rrepa_lab.cli.arguments import check_outputs
+from rrepa_lab.cli.arguments import check_outputs, use_cache
 from rrepa_lab.cli.commands import COMMANDS
 from rrepa_lab.errors import LabError, LabWarning
 
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = _print_warning
         try:
             check_outputs(args)
+            use_cache(args)
             return args.run(args)
         except LabError as error:
             print(f"rrepa-lab: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The arguments that commands share, and the parsers of settings, numbers, lists and class labels."""
 
 import argparse
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,19 @@ def add_command(commands: Commands, name: str, run: Callable[[argparse.Namespace
 def add_run(command: argparse.ArgumentParser) -> None:
     """Add the positional argument RUN, and --device."""
     command.add_argument("run_name", metavar="RUN", help="bundled or local run, run directory, or Hub id")
+    add_cache(command)
     add_device(command)
+
+
+def add_cache(command: argparse.ArgumentParser) -> None:
+    """Add --cache DIR, which `use_cache` obeys."""
+    command.add_argument("--cache", dest="cache_folder", metavar="DIR", help="keep decoded pictures there ($RREPA_CACHE)")
+
+
+def use_cache(args: argparse.Namespace) -> None:
+    """Set $RREPA_CACHE, also for the processes that a command starts, where --cache was given."""
+    if getattr(args, "cache_folder", None):
+        os.environ["RREPA_CACHE"] = str(Path(args.cache_folder).expanduser().absolute())
 
 
 def add_device(command: argparse.ArgumentParser, default: str = "cpu") -> None:

@@ -11,6 +11,7 @@ from rrepa_lab.cli import (
     bench,
     classify,
     compare,
+    data,
     describe,
     doctor,
     encoder,
@@ -26,6 +27,6 @@ from rrepa_lab.cli import (
 )
 
 COMMANDS = (
-    train, import_tarflow, sample, encoder, vae, trace, classify, probe, evaluate, read_noise, bench, batch, compare, push,
-    describe, doctor, app,
+    train, import_tarflow, sample, encoder, vae, trace, classify, probe, evaluate, read_noise, bench, batch, compare, data,
+    push, describe, doctor, app,
 )  # fmt: skip

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rrepa_lab.cli.arguments import Commands, add_command, add_set, parse_setting
+from rrepa_lab.cli.arguments import Commands, add_cache, add_command, add_set, parse_setting
 from rrepa_lab.cli.printing import hint, print_facts, print_rows
 from rrepa_lab.errors import LabError
 from rrepa_lab.progress import progress
@@ -23,6 +23,7 @@ def register(commands: Commands) -> None:
     train.add_argument("--data", metavar="FOLDER", help="image folder to train on (none: digits)")
     train.add_argument("--size", type=int, default=32, help="with --data: height and width of an image")
     add_set(train)
+    add_cache(train)
     score = add_command(actions, "score", run_score, "k-NN accuracy of an encoder, of raw pixels and of an untrained encoder.")
     score.add_argument("encoder", nargs="?", default="bundled:digits", help="bundled:<name> or a folder")
 

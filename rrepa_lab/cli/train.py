@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from rrepa_lab.cli.arguments import Commands, add_command, add_device, add_set, parse_setting
+from rrepa_lab.cli.arguments import Commands, add_cache, add_command, add_device, add_set, parse_setting
 from rrepa_lab.cli.dry_run import print_plan
 from rrepa_lab.cli.encoder import encoder_settings
 from rrepa_lab.cli.printing import hint, print_facts, sample_options
@@ -41,6 +41,7 @@ def register(commands: Commands) -> None:
     train.add_argument(
         "--utilization", type=float, default=0.35, help="dry run: the part of a GPU's peak that the training reaches (assumed)"
     )
+    add_cache(train)
     add_device(train, "auto")
 
 
