@@ -25,6 +25,7 @@ OTHERWISE = {
     "05_training_free_classification": {"run_dir": "digits-forward"},
     "06_feature_maps_and_umap": {"runs": ["digits-detach"]},
     "07_sampling_guidance_denoising": {"run_dir": "digits-none"},
+    "08_latent_flows": {"channels": 3, "kl_weight": 0.01},
     "09_compare_runs": {"runs": ["digits-detach", "digits-forward"]},
 }
 # what each of them must have measured
@@ -37,6 +38,7 @@ METRICS = {
     "05_training_free_classification": {"gradient_accuracy", "bayes_accuracy", "iterated_accuracy"},
     "06_feature_maps_and_umap": {"knn_accuracy"},
     "07_sampling_guidance_denoising": {"frechet_distance", "label_agreement"},
+    "08_latent_flows": {"nats_per_dim", "reconstruction_psnr", "frechet_distance", "reconstruction_frechet_distance"},
     "09_compare_runs": set(),
 }
 

@@ -42,8 +42,9 @@ def evaluate(
 
     Rows: nats/dim under the training noise (bits/dim for a flow trained with uniform noise); accuracy by gradient
     and by Bayes' rule, under the noise of the run's own `config.read`, which the protocol says; where an evaluator is
-    bundled, the Fréchet distance of samples to the split, and the part of them that it classifies as the label of the sample. Of a run on latents
-    also the PSNR of images that are encoded and decoded, and beside the Fréchet distance of samples that of reconstructions.
+    bundled, the Fréchet distance of samples to the split, and the part of them that it classifies as the label of the sample.
+    Of a run on latents also the PSNR of images that are encoded and decoded, and beside the Fréchet distance of samples
+    that of reconstructions.
 
     Args:
         split: one or several; samples are compared with the last.

@@ -75,6 +75,11 @@ class AutoencoderConfig(Config):
         return self
 
     @property
+    def fingerprint(self) -> str:
+        """The kind with a hash of all settings, "small-vae-1a2b3c4d": a folder for this configuration alone."""
+        return f"{self.kind}-{hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:8]}"
+
+    @property
     def picture_shape(self) -> Shape:
         """(C, H, W)."""
         return self.data.channels, self.data.image_size, self.data.image_size
