@@ -123,6 +123,7 @@ def trained(tmp_path_factory):
     return root
 
 
+@pytest.mark.filterwarnings("ignore:the .* images at hand:rrepa_lab.errors.LabWarning")  # they are changed on purpose
 def test_a_run_reads_its_splits_by_its_own_classes(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "copy")
     run = rl.load(tmp_path / "copy" / "run")

@@ -62,6 +62,7 @@ class Run:
     step: int = 0
     directory: Path | None = None
     plan: DecodePlan | None = None  # how it is decoded fastest, see `rl.calibrate`
+    fingerprints: dict[str, str] = field(default_factory=dict, repr=False)  # split -> that of the images it was trained with
     _encoder: Teacher | None = field(default=None, repr=False)
     _space: tuple[SpaceConfig, Frame, Space] | None = field(default=None, repr=False)
 
@@ -149,8 +150,18 @@ class Run:
             return None
 
     def images(self, split: str = "test") -> ImageSet:
-        """A split of the run's data, read as it is needed; labels count the run's own classes, by name."""
-        return read_split(self.config.data, split, self.classes)
+        """A split of the run's data, read as it is needed; labels count the run's own classes, by name.
+
+        Warns once (LabWarning) where they are not the images that the run was trained with.
+        """
+        found = read_split(self.config.data, split, self.classes)
+        known = self.fingerprints.get(split)
+        if known is not None and found.fingerprint != known:
+            del self.fingerprints[split]  # said once
+            what = f"the {split} images at hand ({len(found)}, fingerprint {found.fingerprint}) are not those that {self.name}"
+            advice = "numbers on them cannot be compared with its records; rrepa-lab data describe says what is there"
+            warnings.warn(f"{what} was trained with ({known}): {advice}", LabWarning, stacklevel=2)
+        return found
 
     def data(self, split: str = "test", limit: int | None = None, seed: int = 0) -> Batch:
         """Images (n, C, H, W) in [-1, 1] and labels (n,) of a split, on the run's device.
@@ -170,6 +181,8 @@ class Run:
     def save_config(self, directory: Path) -> None:
         """Write config.json alone, atomically."""
         about = {"format": FORMAT, "classes": self.classes, "config": self.config.to_dict()}
+        if self.fingerprints:
+            about["data"] = self.fingerprints
         write_text(directory / "config.json", json.dumps(about, indent=2) + "\n")
 
     def weights(self) -> dict[str, Tensor]:

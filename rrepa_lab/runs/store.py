@@ -98,7 +98,7 @@ def load(name: str | Path, device: str = "cpu", checkpoint: str = "best", revisi
     with torch.device("meta"):  # sizes that are not those of the weights take no memory
         _check_shapes(modules(*_unfilled(config, shapes)), shapes, path)
     flow, projectors = _unfilled(config, shapes)
-    run = Run(flow, config, classes, projectors, step, directory, _read_plan(directory / PLAN))
+    run = Run(flow, config, classes, projectors, step, directory, _read_plan(directory / PLAN), read_fingerprints(directory))
     _fill(modules(run.flow, run.projectors), _read_weights(path), path)
     run.flow.eval().requires_grad_(False)
     run.projectors.eval().requires_grad_(False)
@@ -155,6 +155,13 @@ def read_config(directory: Path) -> tuple[RunConfig, list[str]]:
     if config.flow.classes > 0 and len(classes) != config.flow.classes:
         raise LabError(f"{path} names {len(classes)} classes, and its flow has {config.flow.classes}")
     return config, classes
+
+
+def read_fingerprints(directory: Path) -> dict[str, str]:
+    """Split -> fingerprint of the images that a run was trained with, from its config.json; none of older runs."""
+    stored = read_json(directory / "config.json", LARGEST_CONFIG).get("data")
+    pairs = stored.items() if isinstance(stored, dict) else ()
+    return {str(split): value for split, value in pairs if isinstance(value, str)}
 
 
 def _read_plan(path: Path) -> DecodePlan | None:

@@ -20,7 +20,7 @@ from rrepa_lab.align.target import Targets, grid_hint
 from rrepa_lab.data.decoded import prepare
 from rrepa_lab.data.images import Batch
 from rrepa_lab.data.loaders import SeededBatches, stream
-from rrepa_lab.data.splits import read_split
+from rrepa_lab.data.splits import read_split, splits
 from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.flow.likelihood import HALF_LOG_2PI
 from rrepa_lab.runs.card import write_card
@@ -120,6 +120,9 @@ class Session:
         self.inputs = StepInputs(config, run.space, targets, self.device)
         averaged = cast(Objective, self.average.module)
         self.ema_run = Run(averaged.flow, config, run.classes, averaged.projectors, self.step, self.out)
+        self.ema_run.fingerprints = {
+            split: read_split(config.data, split, run.classes).fingerprint for split in splits(config.data)
+        }
         self.records = Records(self.out)
         main_decides(self.accelerator, lambda: folder.check_space(self.out, self._checkpoint_bytes()))
         if state is None:
