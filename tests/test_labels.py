@@ -271,3 +271,11 @@ def test_labels_are_known_without_decoding(tmp_path):
     assert class_names(data) == ["ant", "bee", "cat"]
     with pytest.raises(LabError, match=r"train/ant/00.png.* is not a picture"):
         load_split(data, "train").__getitems__([0])
+
+
+def test_a_split_above_the_budget_of_memory_is_refused(monkeypatch):
+    monkeypatch.setenv("RREPA_MEMORY_MIB", "0.2")
+    train = load_split(DataConfig(), "train")  # 1,437 images of 64 float32 numbers
+    with pytest.raises(LabError, match=r"1437 images take 0 MiB in memory, over the budget.*limit.*RREPA_MEMORY_MIB"):
+        whole(train)
+    assert len(whole(train, 100).x) == 100

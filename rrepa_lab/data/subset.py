@@ -1,5 +1,6 @@
 """Class-balanced subsets: what a `limit` means wherever fewer images than a split has are read."""
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -9,6 +10,10 @@ from torch import Tensor
 from rrepa_lab.data.fingerprint import digest
 from rrepa_lab.data.images import Batch, ImageSet, missing_classes
 from rrepa_lab.errors import LabError
+from rrepa_lab.readers import MIB
+
+FEW = 1000  # images that are read without a look at their size
+BUDGET = 4096  # MiB of images that may be read into memory at once
 
 
 def balanced_rows(labels: Tensor, limit: int, seed: int = 0) -> Tensor:
@@ -85,8 +90,17 @@ def limited(images: ImageSet, limit: int | None, seed: int = 0) -> ImageSet:
 
 
 def whole(images: ImageSet, limit: int | None = None, seed: int = 0) -> Batch:
-    """A split as one batch, or a class-balanced subset of `limit` images; see `balanced_rows`."""
+    """A split as one batch, or a class-balanced subset of `limit` images; see `balanced_rows`.
+
+    Raises: LabError where the batch would take more than 4 GiB, or $RREPA_MEMORY_MIB.
+    """
     chosen = limited(images, limit, seed)
+    if len(chosen) > FEW:
+        size = len(chosen) * chosen.__getitems__([0]).x.nbytes / MIB
+        budget = float(os.environ.get("RREPA_MEMORY_MIB") or BUDGET)
+        if size > budget:
+            what = f"{len(chosen)} images take {size:.0f} MiB in memory, over the budget of {budget:.0f} MiB"
+            raise LabError(f"{what}: read fewer (limit), or raise $RREPA_MEMORY_MIB")
     return chosen.__getitems__(range(len(chosen)))
 
 
