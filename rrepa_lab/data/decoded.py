@@ -1,7 +1,7 @@
 """Sets whose pictures are decoded, resized and cropped once, and read from a memory map from then on.
 
 The array is one of `data.cache`, below the user's cache directory: uint8 (N, H, W, C), keyed by fingerprint and stamp of the
-set and by the size of an image..
+set and by the size of an image.
 """
 
 import os
