@@ -45,6 +45,10 @@ class DataConfig(Config):
         description="part of the training split set aside as `val`; 0: a tenth of a folder without splits",
     )
 
+    bounds: list[str] = Field(
+        [], description="where a folder was divided into splits, by class; filled in by a training, and kept with the run"
+    )
+
     @field_validator("name")
     @classmethod
     def _registered(cls, name: str) -> str:

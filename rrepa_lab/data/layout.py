@@ -50,6 +50,7 @@ class Part(NamedTuple):
     val: float  # part of each class of `folder` set aside as val, and as test
     test: float
     rule: str  # in words
+    bounds: Sequence[str] = ()  # where a division was made before, see `bounds_of`
 
 
 class Listing(NamedTuple):
@@ -65,13 +66,14 @@ def visible(name: str) -> bool:
     return not name.startswith(".") and name.casefold() not in _SYSTEM
 
 
-def parts(root: Path, holdout: float) -> dict[str, Part]:
+def parts(root: Path, holdout: float, bounds: Sequence[str] = ()) -> dict[str, Part]:
     """The splits of an image folder.
 
     Args:
         root: the folder that data.path names, absolute.
         holdout: part of the training pictures that serves as `val` where there are not both val/ and test/. 0: a tenth where
             test is taken from the training pictures too, else nothing.
+        bounds: of an earlier division, which is kept, see `bounds_of`.
 
     Returns: split -> its part; there is no "train" in a folder of held-out pictures only, and no "val" where nothing serves
     as such: one held-out folder, whatever its name, is `test`.
@@ -82,7 +84,7 @@ def parts(root: Path, holdout: float) -> dict[str, Part]:
         raise LabError(f"no image folder at {root} ({what}): data.path names a folder of <split>/<class> or <class> folders")
     own = _split_folders(root)
     if not own:
-        return carved(root, holdout or SHARE, SHARE)
+        return carved(root, holdout or SHARE, SHARE, bounds)
     if {"val", "test"} <= own.keys():
         unused = " (data.holdout is not used)" if holdout else ""
         return {
@@ -91,13 +93,13 @@ def parts(root: Path, holdout: float) -> dict[str, Part]:
         }
     test = own.get("test") or own.get("val")
     if test is None:
-        return carved(own["train"], holdout or SHARE, SHARE)
-    found = carved(own["train"], holdout, 0) if "train" in own else {}
+        return carved(own["train"], holdout or SHARE, SHARE, bounds)
+    found = carved(own["train"], holdout, 0, bounds) if "train" in own else {}
     rule = "test = test/" if "test" in own else f"test = {test.name}/ (no test folder)"
     return found | {"test": Part(test, "test", 0, 0, rule)}
 
 
-def carved(folder: Path, val: float, test: float) -> dict[str, Part]:
+def carved(folder: Path, val: float, test: float, bounds: Sequence[str] = ()) -> dict[str, Part]:
     """A folder divided into splits, each with its rule in words."""
     if val + test > 0.999:
         raise LabError(f"data.holdout is {val}: with {test:.0%} for test nothing is left to train on")
@@ -105,7 +107,7 @@ def carved(folder: Path, val: float, test: float) -> dict[str, Part]:
     for name, part in {"train": 1 - val - test, "val": val, "test": test}.items():
         if part:
             place = f"{folder.name}/" if part == 1 else f"{part:.0%} of {folder.name}/, stratified, seed 0"
-            found[name] = Part(folder, name, val, test, f"{name} = {place}")
+            found[name] = Part(folder, name, val, test, f"{name} = {place}", bounds)
     return found
 
 
@@ -167,6 +169,12 @@ def listing(part: Part, classes: Sequence[str] | None = None) -> Listing:
     Raises: LabError for a class that is not among `classes`, and for a split without pictures.
     """
     ignored: Counter[str] = Counter()
+    names, grouped = _grouped(part, classes, ignored)
+    return Listing(names, _divided(grouped, part), ignored)
+
+
+def _grouped(part: Part, classes: Sequence[str] | None, ignored: Counter[str]) -> tuple[list[str], list[list[str]]]:
+    """Class names, and the pictures of each in all splits of the folder; one group of all where there are no classes."""
     places = _class_folders(part.folder, ignored)
     listed = {name: [path for place in found for path in _pictures(place, ignored)] for name, found in places.items()}
     files = {name: _in_order(found, part.folder) for name, found in listed.items() if found}
@@ -185,25 +193,47 @@ def listing(part: Part, classes: Sequence[str] | None = None) -> Listing:
     if files and loose:
         ignored["pictures outside class folders"] += len(loose)
     grouped = [files.get(name, []) for name in names] if names else [sorted(chain(loose, *files.values()), key=encoded)]
-    return Listing(names, _divided(grouped, part), ignored)
+    return names, grouped
+
+
+def bounds_of(root: Path, holdout: float, classes: Sequence[str]) -> list[str]:
+    """Where the division of a folder's pictures lies: where it is kept, pictures that are added later move none of them.
+
+    Returns: for each class "<test>:<val>", the hashes of the last picture of test and of val in the order of the hashes; one
+        for all classes where they are divided together, and none where nothing is divided.
+    """
+    part = parts(root, holdout).get("train")
+    if part is None or not (part.val or part.test):
+        return []
+    _, grouped = _grouped(part, classes, Counter())
+    together = [name for files in grouped for name in files]
+    return [_bounds(files, part) for files in ([together] if _too_few(grouped, part) else grouped)]
 
 
 def _divided(grouped: list[list[str]], part: Part) -> list[list[str]]:
     """The files of one share of a folder: of each class in the order of a hash, so that it depends on the names alone."""
-    shares = {"train": 1, "val": part.val, "test": part.test}
     if not (part.val or part.test):
         return grouped
-    divided = [shares_of(files, part.val, part.test) for files in grouped]
-    if all(any(found[share] for found in divided) for share, size in shares.items() if size):
-        return [found[part.share] for found in divided]
-    # too few pictures in each class: divided as one class
-    everything = shares_of([name for files in grouped for name in files], part.val, part.test)
-    if not everything[part.share]:
+    if part.bounds and len(part.bounds) == len(grouped):
+        found = [within(files, bounds)[part.share] for files, bounds in zip(grouped, part.bounds, strict=True)]
+    elif part.bounds or _too_few(grouped, part):  # divided as one class
+        together = [name for files in grouped for name in files]
+        kept = set(within(together, part.bounds[0] if part.bounds else _bounds(together, part))[part.share])
+        found = [[name for name in files if name in kept] for files in grouped]
+    else:
+        found = [shares_of(files, part.val, part.test)[part.share] for files in grouped]
+    if not any(found):
         count = sum(map(len, grouped))
         what = "1 picture" if count == 1 else f"{count} pictures"
         raise LabError(f"{part.folder} has {what}, too few to divide ({part.rule}): add some")
-    kept = set(everything[part.share])
-    return [[name for name in files if name in kept] for files in grouped]
+    return found
+
+
+def _too_few(grouped: list[list[str]], part: Part) -> bool:
+    """Whether a split would be empty with each class divided by itself."""
+    divided = [shares_of(files, part.val, part.test) for files in grouped]
+    sizes = {"train": 1, "val": part.val, "test": part.test}
+    return not all(any(found[share] for found in divided) for share, size in sizes.items() if size)
 
 
 def shares_of(names: Sequence[str], val: float, test: float) -> dict[str, list[str]]:
@@ -211,13 +241,30 @@ def shares_of(names: Sequence[str], val: float, test: float) -> dict[str, list[s
 
     All are for training where there are not enough for every split.
     """
-    position = {name: number for number, name in enumerate(names)}
-    order = sorted(names, key=lambda name: blake2b(b"0/" + encoded(name), digest_size=8).digest())
-    enough = len(names) > (val > 0) + (test > 0)
-    tests = max(1, int(len(names) * test + 0.5)) if enough and test else 0
-    vals = min(max(1, int(len(names) * val + 0.5)), len(names) - tests - 1) if enough and val else 0
-    parts = {"test": order[:tests], "val": order[tests : tests + vals], "train": order[tests + vals :]}
-    return {split: sorted(part, key=position.__getitem__) for split, part in parts.items()}
+    return within(names, _bounds(names, Part(Path(), "train", val, test, "")))
+
+
+def within(names: Sequence[str], bounds: str) -> dict[str, list[str]]:
+    """Split -> its part of the names, in their order, by the bounds that `bounds_of` gives for a class."""
+    test, val = bounds.split(":")
+    found: dict[str, list[str]] = {"test": [], "val": [], "train": []}
+    for name in names:
+        place = _hash(name)
+        found["test" if place <= test else "val" if place <= val else "train"].append(name)
+    return found
+
+
+def _bounds(names: Sequence[str], part: Part) -> str:
+    order = sorted(map(_hash, names))
+    enough = len(names) > (part.val > 0) + (part.test > 0)
+    tests = max(1, int(len(names) * part.test + 0.5)) if enough and part.test else 0
+    vals = min(max(1, int(len(names) * part.val + 0.5)), len(names) - tests - 1) if enough and part.val else 0
+    test = order[tests - 1] if tests else ""
+    return f"{test}:{order[tests + vals - 1] if vals else test}"
+
+
+def _hash(name: str) -> str:
+    return blake2b(b"0/" + encoded(name), digest_size=8).hexdigest()
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -33,7 +33,11 @@ class Finding(NamedTuple):
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """Dotted settings that make a difference: of an unaligned run, none about alignment but its strategy."""
-    flat = {key: value for key, value in config.flat().items() if key not in _NAMES and not key.startswith("space.stored")}
+    flat = {
+        key: value
+        for key, value in config.flat().items()
+        if key not in _NAMES and not key.startswith(("space.stored", "data.bounds"))
+    }
     if config.align.strategy != "none":
         return flat
     return {key: value for key, value in flat.items() if key == "align.strategy" or not key.startswith(("align.", "encoder"))}

@@ -1,15 +1,17 @@
 """The run directory of a training: whether it may be used, the lock on it, and the room for checkpoints."""
 
 import shutil
+import warnings
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from rrepa_lab.data.layout import first_names
-from rrepa_lab.errors import LabError
+from rrepa_lab.data.splits import class_names, load_split, splits
+from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.files import remove_leftovers
 from rrepa_lab.runs.config import RunConfig, complete
-from rrepa_lab.runs.store import load
+from rrepa_lab.runs.store import load, read_fingerprints
 from rrepa_lab.runs.store import read_config as _read_config
 from rrepa_lab.training.state import NAME as STATE
 from rrepa_lab.training.state import Checkpoint
@@ -76,6 +78,31 @@ def resumes(config: RunConfig, classes: list[str], out: Path, resume: bool | str
         now = f"the data now have {first_names(classes)}"
         raise LabError(f"{out} was trained with the classes {first_names(old_classes)}; {now}")
     return True
+
+
+def divided(config: RunConfig, out: Path) -> RunConfig:
+    """The configuration with the division of an image folder into splits: that of the run in `out`, or a new one.
+
+    It is kept with the run: pictures that are added later join a split by their hash, and none moves to another.
+    """
+    bounds = list(config.data.bounds)
+    if not bounds and _is_run(out):
+        bounds = _read_config(out)[0].data.bounds
+    if not bounds and hasattr(config.data.set, "bounds"):
+        bounds = config.data.set.bounds(config.data, class_names(config.data))
+    return config.model_copy(update={"data": config.data.model_copy(update={"bounds": bounds})})
+
+
+def warn_of_other_images(config: RunConfig, out: Path) -> None:
+    """Warn (LabWarning) where the run in `out` began with other images than those at hand."""
+    if not _is_run(out):
+        return
+    classes, known = _read_config(out)[1], read_fingerprints(out)
+    for split in splits(config.data):
+        images = load_split(config.data, split, classes)
+        if images.fingerprint != known.get(split, images.fingerprint):
+            what = f"the {split} images at hand ({len(images)}) are not those that {out} began with"
+            warnings.warn(f"{what}: the resumed training is that of no one set of images", LabWarning, stacklevel=2)
 
 
 def _is_run(out: Path) -> bool:

@@ -16,6 +16,7 @@ from rrepa_lab.runs.inputs import with_statistics
 from rrepa_lab.runs.run import Run
 from rrepa_lab.runs.store import pick_device
 from rrepa_lab.training.compiling import check_compiler
+from rrepa_lab.training.folder import divided, warn_of_other_images
 from rrepa_lab.training.reports import StepReport, ValidatorFactory
 from rrepa_lab.training.session import Session
 
@@ -37,7 +38,7 @@ def train_run(
         validator: makes the function that measures the averaged weights every `train.eval_every` steps.
     """
     # what another training began with, or was imported from, is not true of this one; a resumed one has it on file
-    config = complete(config).model_copy(update={"origin": "", "init": None})
+    config = divided(complete(config), out).model_copy(update={"origin": "", "init": None})
     if init is not None:
         if resume is True:
             raise LabError("init begins a new run and resume goes on with one: give one of them")
@@ -46,6 +47,8 @@ def train_run(
     if init is not None:
         check_geometry(config, init)  # the space too, which is known now
     check_data(config.data)
+    if resume:
+        warn_of_other_images(config, out)
     if config.train.compile:
         check_compiler()
     with Session(config, out, resume, pick_device(device), validator, init) as session:

@@ -78,9 +78,13 @@ class Folder:
         """The folder's own splits, or parts of its training pictures."""
         return {split: part.rule for split, part in layout.parts(config.root, config.holdout).items()}
 
+    def bounds(self, config: DataConfig, classes: Sequence[str]) -> list[str]:
+        """Where the division into splits lies, for `data.bounds`."""
+        return layout.bounds_of(config.root, config.holdout, classes)
+
     def load(self, config: DataConfig, split: str, classes: Sequence[str] | None) -> FolderImages:
         """The pictures of a split, decoded as they are needed."""
-        found = layout.parts(config.root, config.holdout)
+        found = layout.parts(config.root, config.holdout, config.bounds)
         if split not in found:
             why = "set data.holdout, for example to 0.1" if split == "val" else "it holds held-out pictures only"
             raise LabError(f"{config.root} has no `{split}` split: {why}")
