@@ -18,6 +18,10 @@ class LabError(ValueError):
         unknown run 'digits-revers'; did you mean 'digits-reverse'...
     """
 
+    def __str__(self) -> str:
+        # names of files may be any bytes: those that are no text are written as \\udcff, so that all can be printed
+        return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 class LabWarning(UserWarning):
     """What is done all the same, but may not be what was meant; the command line prints it as a note."""

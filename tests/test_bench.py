@@ -5,14 +5,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import rrepa_lab as rl
 from rrepa_lab.bench import bench, timing
 from rrepa_lab.cli import main
+from rrepa_lab.data import pictures
+from rrepa_lab.data.sets import folder as folder_set
 from rrepa_lab.paths import assets
 
 speed = importlib.import_module("rrepa_lab.bench.speed")
@@ -78,6 +82,40 @@ def test_scaling(monkeypatch):
     assert points == {("tokens", 4), ("tokens", 16), ("blocks", 1), ("blocks", 2), ("classes", 3), ("images", 2)}
     assert set(table[table["over"] == "tokens"]["kind"]) == {"encode", "cached", "jacobi", "classify"}
     assert set(table[table["over"] == "classes"]["kind"]) == {"classify"}
+
+
+def test_waiting_for_data(tmp_path, monkeypatch):
+    """Files that take long to decode are waited for; decoded pictures are not read from them again."""
+    waiting = importlib.import_module("rrepa_lab.bench.data")
+    monkeypatch.setenv("RREPA_CACHE", str(tmp_path / "cache"))
+    for split, count in (("train", 8), ("test", 2)):
+        for number in range(count):
+            place = tmp_path / "photos" / split / "ab"[number % 2]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(place / f"{number}.png")
+    read = pictures.load_picture
+
+    def slow(path, channels, size):
+        time.sleep(0.05)
+        return read(path, channels, size)
+
+    for name, value in (("STEPS", 4), ("FIRST", 2), ("WORKERS", (0,))):
+        monkeypatch.setattr(waiting, name, value)
+    monkeypatch.setattr(folder_set, "load_picture", slow)
+    table = bench("data", repeats=2, threads=1, folder=tmp_path / "photos", size=8)
+    files, decoded = table["data_wait"]
+    assert 0 <= decoded < files <= 1
+    assert (table["low"] <= table["data_wait"]).all()
+    assert table["case"].tolist() == ["files", "decoded pictures"]
+    assert set(table["data"]) == {"photos"}
+    assert table["images"].tolist() == [6, 6], "a quarter is set aside"
+    for wrong, message in (
+        ({"folder": None}, "add --data FOLDER"),
+        ({"size": 12}, "8 divides, not 12"),
+        ({"repeats": 0}, "1, not 0"),
+    ):
+        with pytest.raises(rl.LabError, match=message):
+            bench(**{"which": "data", "repeats": 1, "folder": tmp_path / "photos", "size": 8} | wrong)
 
 
 def test_threads_are_put_back():

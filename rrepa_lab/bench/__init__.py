@@ -5,12 +5,14 @@ Times of one machine at one moment mean little, so every row has the ratio to it
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
 from rrepa_lab.analysis.classify import classify
+from rrepa_lab.bench.data import data_waits
 from rrepa_lab.bench.decode import DECODERS, decoding
 from rrepa_lab.bench.scaling import scaling_table
 from rrepa_lab.bench.speed import speed_table
@@ -29,7 +31,14 @@ __all__ = ["BENCHES", "DECODERS", "bench", "decoding", "step_costs"]
 CLASSES = (10, 100, 1000)
 
 
-def bench(which: str = "speed", repeats: int = 3, threads: int = 2, device: str = "cpu") -> pd.DataFrame:
+def bench(
+    which: str = "speed",
+    repeats: int = 3,
+    threads: int = 2,
+    device: str = "cpu",
+    folder: str | Path | None = None,
+    size: int = 32,
+) -> pd.DataFrame:
     """Run a benchmark.
 
     Args:
@@ -38,18 +47,21 @@ def bench(which: str = "speed", repeats: int = 3, threads: int = 2, device: str 
             1,000 classes. "decode": the ways to invert a flow, on the bundled digits-reverse; see `decode.decoding`.
             "strategies": a training step under every alignment strategy; see `train.step_costs`. "page": from the start of
             the page to its first picture, and from a key to the repaint, in a headless Chromium. "memory": of the page under
-            16 visitors, for `repeats` minutes.
+            16 visitors, for `repeats` minutes. "data": waiting for the images of a folder, see `data.data_waits`.
         repeats: rounds; each round runs every case once, in turn.
         threads: of torch, on a CPU.
+        folder: the image folder of "data".
+        size: height and width of its images.
 
     Returns: one row a case, and what was run: repeats, threads, device, torch.
 
-    Raises: LabError for an unknown benchmark.
+    Raises: LabError for an unknown benchmark, and for "data" without a folder.
     """
-    if which not in BENCHES:
-        raise unknown("benchmark", which, BENCHES)
+    benches = BENCHES | {"data": partial(data_waits, folder, size)}
+    if which not in benches:
+        raise unknown("benchmark", which, benches)
     with limited_threads(threads):
-        return BENCHES[which](repeats, device).assign(
+        return benches[which](repeats, device).assign(
             bench=which, repeats=repeats, threads=threads, device=machine(device), torch=torch.__version__
         )
 

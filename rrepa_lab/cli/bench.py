@@ -2,16 +2,16 @@
 
 import argparse
 
-from rrepa_lab.cli.arguments import Commands, add_command, add_csv, add_device
+from rrepa_lab.cli.arguments import Commands, add_cache, add_command, add_csv, add_device
 from rrepa_lab.cli.printing import print_facts, print_rows, write_csv
 from rrepa_lab.errors import LabError
 
 COLUMNS = (
-    "what", "against", "kind", "over", "size", "case", "classes", "ratio", "low", "high", "required", "aim", "met", "seconds",
-    "fastest", "slowest", "seconds_per_image", "reference", "error", "kept_mib", "rss_mib", "growth_mib",
-    "answers", "gflops", "part_of_ceiling",
+    "data", "what", "against", "kind", "over", "size", "case", "workers", "classes", "ratio", "data_wait", "low", "high",
+    "required", "aim", "met", "seconds", "fastest", "slowest", "seconds_per_image", "reference", "error", "kept_mib",
+    "rss_mib", "growth_mib", "answers", "gflops", "part_of_ceiling",
 )  # fmt: skip
-PROTOCOL = ("images", "flow", "ceiling_gflops", "repeats", "threads", "device", "torch")
+PROTOCOL = ("images", "steps", "flow", "ceiling_gflops", "repeats", "threads", "device", "torch")
 
 
 def register(commands: Commands) -> None:
@@ -22,13 +22,17 @@ def register(commands: Commands) -> None:
         nargs="?",
         default="speed",
         help="speed (the ratios with a required limit), scaling, classify, decode, strategies (a training step), page (in a "
-        "Chromium), memory (of the page under visitors; --repeats is minutes), or plan (the fastest decoding of --run)",
+        "Chromium), memory (of the page under visitors; --repeats is minutes), data (waiting for the images of --data), or "
+        "plan (the fastest decoding of --run)",
     )
     bench.add_argument("--repeats", type=int, default=3, help="rounds")
+    bench.add_argument("--data", metavar="FOLDER", help="data: the image folder")
+    bench.add_argument("--size", type=int, default=32, help="data: height and width of an image")
     bench.add_argument("--run", dest="run_name", metavar="RUN", help="plan: the run to calibrate")
     bench.add_argument("--guidance", type=float, default=0.0, help="plan: classifier-free guidance weight")
     bench.add_argument("--save", action="store_true", help="plan: write it to the run directory")
     bench.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
+    add_cache(bench)
     add_device(bench)
     add_csv(bench)
 
@@ -39,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.which == "plan":
         return _run_plan(args)
-    table = bench(args.which, args.repeats, args.threads, args.device)
+    table = bench(args.which, args.repeats, args.threads, args.device, args.data, args.size)
     write_csv(args.csv, table)
     if args.json:
         print_rows(table.to_dict("records"), True)

@@ -13,6 +13,9 @@ def register(commands: Commands) -> None:
     evaluate.add_argument("--split", default="test", help="train, val, test, or several in one table: train,test")
     add_noise_samples(evaluate, default=4, help="noise samples that a likelihood is averaged over")
     evaluate.add_argument("--samples", type=int, default=2000, help="images generated for the sample scores; 0 for none")
+    evaluate.add_argument(
+        "--limit", type=int, help="class-balanced images of the split, at most; samples are compared with all"
+    )
     evaluate.add_argument("--save", action="store_true", help="write scores.csv and the card into the run directory")
 
 
@@ -23,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from rrepa_lab.runs.store import load
 
     loaded = load(args.run_name, args.device)
-    table = evaluate(loaded, parse_list(args.split), args.samples, args.noise_samples)
+    table = evaluate(loaded, parse_list(args.split), args.samples, args.noise_samples, limit=args.limit)
     if args.save and loaded.directory is not None:
         save_scores(loaded, table)
     print_rows(table.to_dict("records"), args.json)

@@ -270,9 +270,18 @@ def _hash(name: str) -> str:
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
+            return sorted(filter(_resolves, found), key=lambda entry: entry.name)
     except OSError as error:
         raise LabError(f"{folder} cannot be read: {error.strerror or error}") from None
+
+
+def _resolves(entry: os.DirEntry[str]) -> bool:
+    """Whether what an entry is can be found out: not of a link that leads back to itself."""
+    try:
+        entry.is_dir()
+    except OSError:
+        return False
+    return True
 
 
 def _folders(folder: Path) -> list[str]:
@@ -312,7 +321,8 @@ def _pictures(folder: Path, ignored: Counter[str] | None = None, above: tuple[st
             if ignored is not None:
                 ignored["hidden or system entries"] += 1
         elif entry.is_dir():
-            if os.path.realpath(entry.path) not in above:
+            real = os.path.realpath(entry.path)
+            if real not in above and Path(real) not in Path(above[0]).parents:
                 yield from _pictures(Path(entry.path), ignored, above)
         elif entry.is_file() and _is_picture(entry.name):
             yield Path(entry.path)

@@ -5,7 +5,7 @@ all other images of the batch (NT-Xent of SimCLR, arXiv 2002.05709); the feature
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -21,14 +21,18 @@ from rrepa_lab.checks import LARGEST_SEED
 from rrepa_lab.config import Config
 from rrepa_lab.data.augment import Views, random_view
 from rrepa_lab.data.config import DataConfig
-from rrepa_lab.data.images import Batch
+from rrepa_lab.data.decoded import prepare
+from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.data.loaders import SeededBatches, generator, seeded, stream
 from rrepa_lab.data.splits import read_split
-from rrepa_lab.data.subset import whole
+from rrepa_lab.data.subset import limited, subset_words
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically, write_text
 from rrepa_lab.runs.presets import DIGITS_VIT
 from rrepa_lab.training.fit import FitReport, FitSettings, minimize
+
+KNN_IMAGES = 5000  # of each split, at most, whose neighbours are looked for
+BATCH = 256  # images that are encoded at once
 
 
 class EncoderTrainConfig(Config):
@@ -63,7 +67,7 @@ def encoder_of_folder(path: str | Path, image_size: int = 32) -> EncoderTrainCon
 
 def train_encoder(config: EncoderTrainConfig, out: Path | str) -> Iterator[FitReport]:
     """Train, yielding every step; at the end `out` holds model.safetensors (bfloat16) and config.json."""
-    images = read_split(config.data, "train")
+    images = prepare(read_split(config.data, "train"))
     start = {"weights": f"random:{config.seed}"} if config.encoder.weights == "random" else {}
     encoder = Encoder(config.encoder.override(start))
     with seeded(config.seed):
@@ -92,26 +96,53 @@ def nt_xent(features: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits, partner)
 
 
-def knn_table(encoder: Encoder, data: DataConfig, neighbours: int = 5) -> pd.DataFrame:
+def knn_table(encoder: Encoder, data: DataConfig, neighbours: int = 5, limit: int = KNN_IMAGES) -> pd.DataFrame:
     """k-NN accuracy on the test split (neighbours from the training split, cosine) of the encoder's mean patch
     features, of raw pixels, and of the same encoder untrained (seed 0): one row each.
-    """
-    from sklearn.neighbors import KNeighborsClassifier
 
+    Args:
+        limit: images of either split, at most; class-balanced, seed 0.
+
+    Returns: columns features, knn_accuracy, k, n_train, n_test, images (which of the splits, in words).
+
+    Raises: LabError for pictures without labels.
+    """
     untrained = Encoder(encoder.config.override({"weights": "random:0"}))
-    train, test = (whole(read_split(data, split)) for split in ("train", "test"))
+    splits = {split: read_split(data, split) for split in ("train", "test")}
+    train, test = (limited(images, limit) for images in splits.values())
+    if not train.classes:
+        raise LabError("k-NN accuracy needs classes: these pictures have no class folders")
+    words = [f"{split} {subset_words(min(limit, len(images)), len(images))}" for split, images in splits.items()]
     rows = []
     for name, read in {
         "encoder": lambda x: encoder(x).mean(dim=1),
         "raw pixels": lambda x: x.flatten(1),
         "untrained encoder": lambda x: untrained(x).mean(dim=1),
     }.items():
-        classifier = KNeighborsClassifier(neighbours, metric="cosine").fit(read(train.x).numpy(), train.y.numpy())
-        accuracy = float(classifier.score(read(test.x).numpy(), test.y.numpy()))
+        accuracy = _knn_accuracy(*(_features(images, read) for images in (train, test)), train.labels, test.labels, neighbours)
         rows.append(
-            {"features": name, "knn_accuracy": accuracy, "k": neighbours, "n_train": len(train.y), "n_test": len(test.y)}
-        )
+            {
+                "features": name, "knn_accuracy": accuracy, "k": neighbours, "n_train": len(train), "n_test": len(test),
+                "images": "; ".join(words),
+            }
+        )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _features(images: ImageSet, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """(N, d), on the CPU, of batches of images: a whole split of pictures need not fit into memory."""
+    starts = range(0, len(images), BATCH)
+    with torch.no_grad():
+        return torch.cat(
+            [read(images.__getitems__(range(start, min(start + BATCH, len(images)))).x).cpu().float() for start in starts]
+        )
+
+
+def _knn_accuracy(train: Tensor, test: Tensor, known: Tensor, right: Tensor, neighbours: int) -> float:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    classifier = KNeighborsClassifier(neighbours, metric="cosine").fit(train.numpy(), known.numpy())
+    return float(classifier.score(test.numpy(), right.numpy()))
 
 
 def write_encoder_card(folder: Path, config: EncoderTrainConfig, loss: float, scores: pd.DataFrame) -> None:
@@ -124,7 +155,9 @@ SimCLR on the training split: {config.steps} steps of {config.batch} images, see
 
 k-NN accuracy on the test split, neighbours from the training split, cosine, features averaged over patches:
 
-{scores.to_markdown(index=False, floatfmt=".4f")}
+{scores.drop(columns="images").to_markdown(index=False, floatfmt=".4f")}
+
+Images: {scores["images"].iloc[0]}.
 
 All settings: config.json.
 """

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,8 +21,11 @@ class FolderImages:
 
     levels, decoded = 256, False
 
-    def __init__(self, part: layout.Part, classes: Sequence[str] | None, size: int, channels: int) -> None:
+    def __init__(
+        self, part: layout.Part, classes: Sequence[str] | None, size: int, channels: int, described: Path | None = None
+    ) -> None:
         found = layout.listing(part, classes)
+        self.described = part.folder if described is None else described  # the folder of all splits, for messages
         self.root, self.size, self.channels = part.folder, size, channels
         self.classes = found.classes
         self.ignored = {f"{kind} in {part.folder.name}/": count for kind, count in found.ignored.items()}
@@ -61,7 +65,8 @@ class FolderImages:
         try:
             x = load_picture(self.root / name, self.channels, self.size)
         except LabError as error:
-            raise LabError(f"{self.root / name}: {error}; mend the file, or take it out") from None
+            all_of_them = f"`rrepa-lab data describe {self.described} --decode` finds all of them"
+            raise LabError(f"{self.root / name}: {error}; mend the file, or take it out; {all_of_them}") from None
         return to_unit(to_integers(x, 256), 256)
 
 
@@ -89,7 +94,7 @@ class Folder:
             why = "set data.holdout, for example to 0.1" if split == "val" else "it holds held-out pictures only"
             raise LabError(f"{config.root} has no `{split}` split: {why}")
         names = self.classes(config) if classes is None else classes
-        return FolderImages(found[split], names, config.image_size, config.channels)
+        return FolderImages(found[split], names, config.image_size, config.channels, config.root)
 
 
 DATA_SETS.register("folder")(Folder())
