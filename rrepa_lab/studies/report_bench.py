@@ -65,6 +65,25 @@ def classification() -> str:
     return markdown(("method", "classes", "16 images, s", "times the cost of 10 classes"), rows)
 
 
+def data() -> str:
+    """Part of a training step that waits for images, by where they come from and how many workers read ahead."""
+    rows = []
+    for row in study_table("bench-data").to_dict("records"):
+        wait = f"{row['data_wait']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
+        rows.append(
+            [
+                row["data"],
+                f"{row['size']} px",
+                row["workers"],
+                row["case"],
+                row["repeats"],
+                wait,
+                f"{1000 * row['seconds']:.0f}",
+            ]
+        )
+    return markdown(("images", "size", "workers", "read from", "rounds", "waiting [lowest, highest round]", "a step, ms"), rows)
+
+
 def gflops(what: str | None) -> str:
     """Operations a second, 1e9, of a case of the speed table; None: the ceiling of large products."""
     table = study_table("bench-speed")
@@ -102,6 +121,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-memory": memory,
     "bench-scaling": scaling,
     "bench-classification": classification,
+    "bench-data": data,
 }
 VALUES: dict[str, Callable[[], str]] = {
     "machine": machine,
