@@ -119,7 +119,8 @@ def knn_table(encoder: Encoder, data: DataConfig, neighbours: int = 5, limit: in
         "raw pixels": lambda x: x.flatten(1),
         "untrained encoder": lambda x: untrained(x).mean(dim=1),
     }.items():
-        accuracy = _knn_accuracy(*(_features(images, read) for images in (train, test)), train.labels, test.labels, neighbours)
+        known, asked = _features(train, read), _features(test, read)
+        accuracy = _knn_accuracy(known, asked, train.labels, test.labels, neighbours)
         rows.append(
             {
                 "features": name, "knn_accuracy": accuracy, "k": neighbours, "n_train": len(train), "n_test": len(test),
