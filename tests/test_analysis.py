@@ -590,7 +590,7 @@ def test_evaluator_is_a_good_judge_and_not_the_teacher():
 def test_evaluate_table_names_its_protocol(trained):
     table = rl.evaluate(rl.load(trained), samples=100)
     assert table.columns.tolist() == [
-        "run", "strategy", "space", "split", "train_seed", "metric", "value", "unit", "n", "protocol",
+        "run", "strategy", "data", "space", "split", "train_seed", "metric", "value", "unit", "n", "protocol",
     ]  # fmt: skip
     row = table.set_index("metric").loc["frechet_distance"]
     assert row.n == 100

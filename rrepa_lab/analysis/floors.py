@@ -62,8 +62,8 @@ def teacher_floors(
         train: images instead of the run's training split.
         seed: of the noise.
 
-    Returns: columns run, strategy, space, train_seed, tap, block, layer, module_path, metric, value, unit, split, n, n_train,
-        noise_std, seed, device. For a flow without classes: floor_position, cosine and above_floor.
+    Returns: columns run, strategy, data, space, train_seed, tap, block, layer, module_path, metric, value, unit, split, n,
+        n_train, noise_std, seed, device. For a flow without classes: floor_position, cosine and above_floor.
 
     Raises: LabError for a run without an encoder, or a tap without a projector.
 

@@ -66,9 +66,9 @@ def probe(
         data: "train" and "test": image sets or (x, y) batches instead of the run's own splits.
         limit: so many images of each, class-balanced, seed 0.
 
-    Returns: columns run, strategy, space, train_seed, tap, block, layer, module_path, metric (linear_accuracy, knn_accuracy,
-        <method>_accuracy), value, standard_error (binomial), n (images scored), n_train, direction, label_fed, guidance,
-        n_noise_samples, noise_std, pool, probe (what was fitted), seed, device.
+    Returns: columns run, strategy, data, space, train_seed, tap, block, layer, module_path, metric (linear_accuracy,
+        knn_accuracy, <method>_accuracy), value, standard_error (binomial), n (images scored), n_train, direction,
+        label_fed, guidance, n_noise_samples, noise_std, pool, probe (what was fitted), seed, device.
 
     Raises: LabError for a tap that does not exist, an empty or single-class set, features that are constant, more
         neighbours than images, or labels that would leak.

@@ -58,7 +58,7 @@ def similarity(
         neighbours: k of CKNNA and mutual k-NN.
         images: which, under "forward"; the n x n kernels want a thousand or some thousands.
 
-    Returns: columns run, strategy, space, train_seed, tap, block, layer, module_path, metric, value, n, other, other_tap,
+    Returns: columns run, strategy, data, space, train_seed, tap, block, layer, module_path, metric, value, n, other, other_tap,
         direction, label_fed, guidance, n_noise_samples, noise_std, pool, neighbours, seed, device; with "teacher_cosine"
         also floor, above_floor (value - floor) and floor_of ("position" or "label and position"), nan and "" beside other
         metrics. The floor is nan too where the training split is not at hand.

@@ -27,7 +27,7 @@ from rrepa_lab.sampling.sample import SamplesNotFiniteError, sample, seed_range
 from rrepa_lab.space.networks import psnr
 
 RECONSTRUCTED = 1000  # images whose reconstructions are scored, at most
-_COLUMNS = ["run", "strategy", "space", "split", "train_seed", "metric", "value", "unit", "n", "protocol"]
+_COLUMNS = ["run", "strategy", "data", "space", "split", "train_seed", "metric", "value", "unit", "n", "protocol"]
 
 
 def evaluate(
@@ -54,7 +54,7 @@ def evaluate(
         limit: likelihood and accuracies of so many images of the split, class-balanced (seed 0); samples are compared with all
             of it.
 
-    Returns: columns run, strategy, space, split, train_seed, metric, value, unit, n, protocol.
+    Returns: columns run, strategy, data, space, split, train_seed, metric, value, unit, n, protocol.
 
     Raises: LabError for numbers out of range, a split that does not exist; NotFiniteError where a score is not finite.
 
@@ -123,8 +123,9 @@ def evaluate_samples(
         seed: of the first sample.
         split: the real images.
 
-    Returns: columns run, strategy, space, split, train_seed, metric, value, unit, n, protocol, standard_error (binomial, of the
-        agreement), guidance, annealed, temperature, denoise, strength, seed, finish (what the last step was).
+    Returns: columns run, strategy, data, space, split, train_seed, metric, value, unit, n, protocol, standard_error
+        (binomial, of the agreement), guidance, annealed, temperature, denoise, strength, seed, finish (what the last step
+        was).
 
     Raises: LabError where no evaluator is bundled for the run's data, for fewer samples than the evaluator has features, or
         numbers out of range, or samples that overflow (it says how many).

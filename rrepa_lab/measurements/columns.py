@@ -10,10 +10,11 @@ from rrepa_lab.runs.run import Run
 
 
 def about(run: Run) -> dict[str, Any]:
-    """Which run was measured, and what its flow models: run, strategy, space, train_seed."""
+    """Which run was measured, what it was trained on and what its flow models: run, strategy, data, space, train_seed."""
     config = run.config
     return {
-        "run": run.name, "strategy": config.align.strategy, "space": config.space_words, "train_seed": config.train.seed,
+        "run": run.name, "strategy": config.align.strategy, "data": run.data_words, "space": config.space_words,
+        "train_seed": config.train.seed,
     }  # fmt: skip
 
 

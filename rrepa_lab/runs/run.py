@@ -63,6 +63,7 @@ class Run:
     directory: Path | None = None
     plan: DecodePlan | None = None  # how it is decoded fastest, see `rl.calibrate`
     fingerprints: dict[str, str] = field(default_factory=dict, repr=False)  # split -> that of the images it was trained with
+    _warned: set[str] = field(default_factory=set, repr=False)  # splits of which other images are at hand, which was said
     _encoder: Teacher | None = field(default=None, repr=False)
     _space: tuple[SpaceConfig, Frame, Space] | None = field(default=None, repr=False)
 
@@ -156,12 +157,17 @@ class Run:
         """
         found = read_split(self.config.data, split, self.classes)
         known = self.fingerprints.get(split)
-        if known is not None and found.fingerprint != known:
-            del self.fingerprints[split]  # said once
+        if known is not None and found.fingerprint != known and split not in self._warned:
+            self._warned.add(split)
             what = f"the {split} images at hand ({len(found)}, fingerprint {found.fingerprint}) are not those that {self.name}"
             advice = "numbers on them cannot be compared with its records; rrepa-lab data describe says what is there"
             warnings.warn(f"{what} was trained with ({known}): {advice}", LabWarning, stacklevel=2)
         return found
+
+    @property
+    def data_words(self) -> str:
+        """The data set, with the fingerprint of the training images where it is known: "cifar10 3590ee6ebd5c339d"."""
+        return " ".join(filter(None, (self.config.data.name, self.fingerprints.get("train"))))
 
     def data(self, split: str = "test", limit: int | None = None, seed: int = 0) -> Batch:
         """Images (n, C, H, W) in [-1, 1] and labels (n,) of a split, on the run's device.

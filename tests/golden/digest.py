@@ -19,7 +19,7 @@ STORED_NAMES: dict[str, str] = {
     "n_noise_samples": "draws"
 }  # columns that were renamed: name today -> name in the stored values
 
-ADDED = {"space"}  # columns that came later, and say "pixels" in every row of these tables
+ADDED = {"data", "space"}  # columns that came later, of one value in all of these tables
 
 
 class Tolerance(NamedTuple):
