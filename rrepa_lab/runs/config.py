@@ -45,6 +45,10 @@ class TrainConfig(Config):
         "auto", description="of the matrix products; auto measures which is faster on the device; likelihoods stay float32"
     )
     seed: int = Field(0, ge=0, lt=2**63)
+    accumulate: int = Field(1, ge=1, description="parts that a process takes its images of a step in, one after the other")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="of several processes: ddp copies the weights in each, fsdp shards them and the optimizer over all"
+    )
     num_workers: int | Literal["auto"] = Field(
         "auto", description="processes that read image files ahead; auto: one for each core but one, at most 8"
     )

@@ -21,16 +21,20 @@ class Losses(NamedTuple):
 
 
 class Objective(nn.Module):
-    """The flow with its projectors. Training goes through `forward`, so that data-parallel wrappers see every pass."""
+    """The flow with its projectors. Training goes through `forward`, so that data-parallel wrappers see every pass.
 
-    def __init__(self, flow: TarFlow, projectors: Projectors, align: AlignConfig) -> None:
+    Args:
+        plain: align by a strategy's plain passes, see `align.strategy.Strategy`.
+    """
+
+    def __init__(self, flow: TarFlow, projectors: Projectors, align: AlignConfig, plain: bool = False) -> None:
         super().__init__()
-        self.flow, self.projectors = flow, projectors
+        self.flow, self.projectors, self.plain = flow, projectors, plain
         self.aligner = Aligner(align, projectors)
 
     def forward(self, x: Tensor, y: Tensor | None, target: Tensor | None) -> Losses:
         """Losses of noised images (B, C, H, W) with labels (B,) and encoder features (B, T, E) of the clean images."""
-        encoded, alignment, near = self.aligner(self.flow, x, y, target)
+        encoded, alignment, near = self.aligner(self.flow, x, y, target, plain=self.plain)
         flow = flow_loss(encoded.z, encoded.logdet, self.flow.prior_var)
         square = None if self.flow.prior_var is None else encoded.z.detach().square().mean(dim=0)
         if not near:

@@ -7,14 +7,12 @@ import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from filelock import FileLock
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from rrepa_lab.align.target import Targets, grid_hint
 from rrepa_lab.data.decoded import prepare
@@ -33,13 +31,14 @@ from rrepa_lab.training import folder
 from rrepa_lab.training.clock import StepClock
 from rrepa_lab.training.compiling import allow_multiple_backward
 from rrepa_lab.training.inputs import StepInputs
-from rrepa_lab.training.objective import Losses, Objective
+from rrepa_lab.training.objective import Losses
 from rrepa_lab.training.precision import resolve_precision
 from rrepa_lab.training.processes import accelerator_on, any_process, main_decides
 from rrepa_lab.training.reports import NonFiniteLoss, StepReport, ValidatorFactory
-from rrepa_lab.training.schedule import ema_update, learning_rate
+from rrepa_lab.training.schedule import learning_rate
 from rrepa_lab.training.state import NAME as STATE
 from rrepa_lab.training.state import Best, Checkpoint
+from rrepa_lab.training.weights import Weights
 
 PRIOR_RATE = 0.1  # of the running mean of z^2 of a volume-preserving flow, as in the public code
 
@@ -64,7 +63,8 @@ class Session:
         classes = self.images.classes
         self.accelerator = accelerator_on(device)
         self.device: torch.device = self.accelerator.device
-        size, processes = min(config.train.batch, len(self.images)), self.accelerator.num_processes
+        self.batch_size = size = min(config.train.batch, len(self.images))
+        processes = self.accelerator.num_processes
         self.steps_per_epoch = len(self.images) // size
         if size < processes:
             what = f"train.batch {config.train.batch}" if size == config.train.batch else f"a training split of {size} images"
@@ -104,31 +104,16 @@ class Session:
         self.precision = state.precision if state else main_decides(
             self.accelerator, lambda: resolve_precision(t.precision, self.device, rows, config.flow.width)
         )  # fmt: skip
-        self.objective = Objective(run.flow, run.projectors, config.align)
-        optimizer = torch.optim.AdamW(
-            self.objective.parameters(), lr=t.lr, betas=t.betas, weight_decay=t.weight_decay, fused=True
-        )
-        self.average = AveragedModel(self.objective, multi_avg_fn=partial(ema_update, limit=t.ema_decay))
-        if state:
-            self.objective.load_state_dict(state.objective)
-            self.average.load_state_dict(state.average)
-            optimizer.load_state_dict(state.optimizer)
-        self.average.to(self.device)
-        run.flow.configure_layers(t.checkpointing, t.compile)  # after the copy for the average was made
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+        self.weights = Weights(run, self.accelerator, state)
         targets = self._targets(run) if config.align.taps else None
         self.inputs = StepInputs(config, run.space, targets, self.device)
-        averaged = cast(Objective, self.average.module)
-        self.ema_run = Run(averaged.flow, config, run.classes, averaged.projectors, self.step, self.out)
-        self.ema_run.fingerprints = {
-            split: read_split(config.data, split, run.classes).fingerprint for split in splits(config.data)
-        }
+        run.fingerprints = {split: read_split(config.data, split, run.classes).fingerprint for split in splits(config.data)}
         self.records = Records(self.out)
         main_decides(self.accelerator, lambda: folder.check_space(self.out, self._checkpoint_bytes()))
         if state is None:
             self.checkpoint()
         else:
-            self.publish()
+            self.publish(self.averaged())
         with self._autocast():
             self.floors = {} if self._finished else self.inputs.precompute(self.images, self._workers)
 
@@ -197,11 +182,6 @@ class Session:
             self._save_at_end()
             raise
 
-    def _save_at_end(self) -> None:
-        # the error that ends the training is the one to report; if this fails too the last checkpoint stands
-        with contextlib.suppress(LabError):
-            self.checkpoint()
-
     @property
     def _finished(self) -> bool:
         return self.ended or self.step >= self.config.train.steps
@@ -222,39 +202,53 @@ class Session:
         return self.config.train.worker_count
 
     def advance(self, batch: Batch, rows: list[int]) -> Tensor:
-        """One optimizer step on these rows of the split; returns loss, L_nf, gradient norm and similarities, detached."""
-        t = self.config.train
+        """One optimizer step on these rows of the split; returns loss, L_nf, gradient norm and similarities, detached.
+
+        Losses and gradients are means over the images of all processes, whatever part of them this one has.
+        """
+        t, epoch = self.config.train, self.step // self.steps_per_epoch
         self.learning_rate = learning_rate(self.step, t.steps, t.lr, t.warmup, t.min_lr_ratio)
-        for group in self.optimizer.param_groups:
+        for group in self.weights.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        with allow_multiple_backward() if t.compile else nullcontext():
-            with self._autocast():
-                losses: Losses = self.wrapped(*self.inputs(batch, rows, self.step // self.steps_per_epoch))
-            _check_finite(losses, self.step + 1)
-            self.optimizer.zero_grad()
-            self.accelerator.backward(losses.total)
-        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), t.grad_clip_norm)
+        self.weights.optimizer.zero_grad()
+        measured, squares = list[Tensor](), list[Tensor]()
+        parts = [part.tolist() for part in torch.arange(len(rows)).chunk(t.accumulate)]
+        for number, part in enumerate(parts, start=1):
+            share = len(part) * self.accelerator.num_processes / self.batch_size
+            with allow_multiple_backward() if t.compile else nullcontext(), self.weights.exchange(number == len(parts)):
+                with self._autocast():
+                    some = Batch(batch.x[part], batch.y[part])
+                    losses: Losses = self.weights.wrapped(*self.inputs(some, [rows[i] for i in part], epoch))
+                _check_finite(losses, self.step + 1)
+                self.accelerator.backward(losses.total * share)
+            measured.append(torch.stack([losses.total, losses.flow, *losses.similarity.values()]).detach() * share)
+            squares += [] if losses.z_square is None else [losses.z_square * share]
+        norm = self.weights.clip(t.grad_clip_norm)
         self.step_complete = False
-        self.optimizer.step()
-        if losses.z_square is not None:
-            self._update_prior(losses.z_square)
-        self.average.update_parameters(self.objective)
+        self.weights.optimizer.step()
+        if squares:
+            self._update_prior(torch.stack(squares).sum(dim=0))
+        self.weights.average.update_parameters(self.weights.objective)
         self.step += 1
         self.step_complete = True
         self.taps = list(losses.similarity)
-        return torch.stack([losses.total, losses.flow, norm, *losses.similarity.values()]).detach()
+        total, flow, *near = torch.stack(measured).sum(dim=0)
+        return torch.stack([total, flow, norm.detach(), *near])
 
     @torch.no_grad()
     def _update_prior(self, square: Tensor) -> None:
         """The variance of the prior follows the mean of z^2, its maximum-likelihood value, over the last batches."""
-        variance = self.objective.flow.prior_var
+        variance = self.weights.objective.flow.prior_var
         assert variance is not None
         variance.lerp_(self.accelerator.reduce(square.to(variance), "mean"), 1 if self.step == 0 else PRIOR_RATE)
 
+    def _over_processes(self, rows: list[Tensor]) -> list[Tensor]:
+        """Means over all processes of the measurements of steps."""
+        return list(self.accelerator.reduce(torch.stack(rows).to(self.device), "mean")) if rows else []
+
     def _mean(self, rows: list[Tensor]) -> list[float]:
         """Mean over these steps and over all processes."""
-        mean: Tensor = self.accelerator.reduce(torch.stack(rows).to(self.device).mean(dim=0), "mean")
-        return cast(list[float], mean.tolist())
+        return cast(list[float], torch.stack(self._over_processes(rows)).mean(dim=0).tolist())
 
     # --- validation ---------------------------------------------------------------------------------------------------
 
@@ -266,14 +260,15 @@ class Session:
 
     def validate(self) -> dict[str, float]:
         """The averaged weights on validation and training images; keeps the weights if they are the best so far."""
-        found = self.validation(self.ema_run)
+        run = self.averaged()
+        found = self.validation(run)
         t = self.config.train
         if t.keep == "last":
             return found
         value = found[f"held_out_{t.keep}"]
         better = self.best is None or (value < self.best.value if t.keep == "nats_per_dim" else value > self.best.value)
         if better:
-            self.best = Best(self.step, value, {k: v.detach().cpu().clone() for k, v in self.ema_run.weights().items()})
+            self.best = Best(self.step, value, {k: v.detach().cpu().clone() for k, v in run.weights().items()})
         else:
             assert self.best is not None
             self.best.since += 1
@@ -293,38 +288,60 @@ class Session:
             except OSError as error:
                 raise LabError(f"{self.records.path} cannot be written: {error.strerror or error}") from error
 
-    def checkpoint(self) -> None:
-        """Save, unless an interrupt has left the weights between two steps: then the last checkpoint stands."""
-        if self.accelerator.is_main_process and self.step_complete:
-            Checkpoint(
-                step=self.step,
-                config=self.config.to_dict(),
-                classes=self.ema_run.classes,
-                precision=self.precision,
-                objective=self.objective.state_dict(),
-                average=self.average.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                rows=self.rows,
-                pending=torch.stack(self.pending).cpu() if self.pending else None,
-                best=self.best,
-                ended=self.ended,
-            ).save(self.out / STATE)
-            self.publish()
+    def averaged(self) -> Run:
+        """The averaged weights, as the run of this directory; see `Weights.averaged`."""
+        run = self.weights.averaged()
+        run.config, run.step, run.directory = self.config, self.step, self.out
+        return run
 
-    def publish(self) -> None:
+    def checkpoint(self) -> None:
+        """Save, unless an interrupt has left the weights between two steps: then the last checkpoint stands.
+
+        All processes must call this where there are several.
+        """
+        if not self.step_complete:
+            return
+        self._save(self.weights.state_dicts(), self.averaged(), self._over_processes(self.pending))
+
+    def _save_at_end(self) -> None:
+        """Save what was done when an error ends the training; that error is the one to report.
+
+        The other processes may be gone: what takes all of them is left out, and where the weights are sharded, or the save
+        fails too, the last checkpoint stands.
+        """
+        if self.step_complete and not self.weights.sharded:
+            with contextlib.suppress(LabError):
+                self._save(self.weights.state_dicts(), self.averaged(), self.pending)
+
+    def _save(self, states: dict[str, dict[str, Any]], run: Run, pending: list[Tensor]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        Checkpoint(
+            step=self.step,
+            config=self.config.to_dict(),
+            classes=run.classes,
+            precision=self.precision,
+            rows=self.rows,
+            pending=torch.stack(pending).cpu() if pending else None,
+            best=self.best,
+            ended=self.ended,
+            **states,
+        ).save(self.out / STATE)
+        self.publish(run)
+
+    def publish(self, run: Run) -> None:
         """Write the files that others read from the present state, which the checkpoint holds."""
         if not self.accelerator.is_main_process:
             return
-        self.ema_run.step = self.step
-        self.ema_run.save(self.out)
+        run.save(self.out)
         self.records.rewrite(self.rows)
         if self.best is not None:
-            self.ema_run.save_weights(self.out / BEST, self.best.weights, self.best.step)
-        write_card(self.ema_run, self.records.table())
+            run.save_weights(self.out / BEST, self.best.weights, self.best.step)
+        write_card(run, self.records.table())
 
     def _checkpoint_bytes(self) -> int:
         """Room that a checkpoint takes beside the one it replaces."""
-        parameters = sum(p.numel() for p in self.objective.parameters())
+        parameters = sum(p.numel() for p in self.weights.objective.parameters())
         copies = 4 + 1 + 2 * (self.config.train.keep != "last")  # weights, average, two moments; model; best, twice
         return 2 * 4 * parameters * copies
 
