@@ -8,7 +8,7 @@ import rrepa_lab
 PACKAGE = Path(rrepa_lab.__file__).parent
 # the order of rrepa_lab/README.md; a file of the package itself is a room of its own
 ORDER = (
-    "errors", "signals", "progress", "checks", "values", "files", "config", "readers", "registry", "paths",
+    "errors", "signals", "progress", "checks", "values", "files", "config", "readers", "registry", "paths", "processes",
     "data", "flow", "align", "space", "runs", "training", "measurements", "sampling", "analysis", "evaluation",
     "viz", "batch", "studies", "bench", "cli",
 )  # fmt: skip

@@ -14,6 +14,9 @@ from rrepa_lab.cli import app
 from rrepa_lab.cli.arguments import check_outputs, use_cache
 from rrepa_lab.cli.commands import COMMANDS
 from rrepa_lab.errors import LabError, LabWarning
+from rrepa_lab.processes import check_alone
+
+SHARED = ("train", "evaluate", "sample")  # what several processes do together
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("always", LabWarning)
         warnings.showwarning = _print_warning
         try:
+            if args.command not in SHARED:
+                check_alone(f"rrepa-lab {args.command}")
             check_outputs(args)
             use_cache(args)
             return args.run(args)
@@ -45,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rrepa-lab", description="Train, sample and analyse normalizing flows.")
     parser.add_argument("--version", action="version", version=f"rrepa-lab {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for command in COMMANDS:
         command.register(commands)
     return parser

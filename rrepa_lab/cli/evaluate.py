@@ -20,13 +20,17 @@ def register(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the scores, and keep them with the run if --save is given."""
+    """Print the scores, and keep them with the run if --save is given; several processes share the images."""
     from rrepa_lab.evaluation.evaluate import evaluate
+    from rrepa_lab.processes import process_group
     from rrepa_lab.runs.card import save_scores
     from rrepa_lab.runs.store import load
 
-    loaded = load(args.run_name, args.device)
-    table = evaluate(loaded, parse_list(args.split), args.samples, args.noise_samples, limit=args.limit)
+    with process_group(args.device) as place:
+        loaded = load(args.run_name, place.device)
+        table = evaluate(loaded, parse_list(args.split), args.samples, args.noise_samples, limit=args.limit)
+    if not place.main:
+        return 0
     if args.save and loaded.directory is not None:
         save_scores(loaded, table)
     print_rows(table.to_dict("records"), args.json)

@@ -24,35 +24,55 @@ def register(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sample every label with every seed and write them as one picture, one row a label."""
+    """Sample every label with every seed and write them as one picture, one row a label; several processes share them."""
+    from rrepa_lab.processes import process_group
+
+    with process_group(args.device) as place:
+        return _sample(args, place.device, place.main)
+
+
+def _sample(args: argparse.Namespace, device: str, main: bool) -> int:
+    """Sample on this device; the main process prints and writes."""
+    from torch import Tensor
     from tqdm import tqdm
 
     from rrepa_lab.flow.condition import Guidance
     from rrepa_lab.flow.decode.plan import Decoding
+    from rrepa_lab.processes import shared
     from rrepa_lab.runs.store import load
-    from rrepa_lab.sampling.sample import sample
+    from rrepa_lab.sampling.sample import Samples, sample
     from rrepa_lab.viz.images import check_sheet, grid, picture_format, save_picture
 
     picture_format(args.out)  # before any image is sampled
-    loaded = load(args.run_name, args.device)
+    loaded = load(args.run_name, device)
     labels = parse_labels("--labels", args.labels, loaded.classes) if args.labels else [-1]
     seeds = parse_integers("--seeds", args.seeds)
     pairs = [(label, seed) for label in labels for seed in seeds]
     columns = len(seeds) if len(labels) > 1 else None
     check_sheet(args.out, len(pairs), *loaded.space.picture_shape[1:], columns)
-    total = loaded.flow.config.blocks * len(pairs)
-    with tqdm(total=total, unit="image and block", disable=None, leave=False, dynamic_ncols=True) as bar:
+    total, made = loaded.flow.config.blocks * len(pairs), list[Samples]()
+
+    def of_rows(rows: Tensor) -> Tensor:
+        chosen = [pairs[row] for row in rows]
         samples = sample(
             loaded,
-            [seed for _, seed in pairs],
-            [label for label, _ in pairs],
+            [seed for _, seed in chosen],
+            [label for label, _ in chosen],
             Guidance(args.guidance, temperature=args.temperature),
             denoise=not args.no_denoise,
             strength=args.strength,
             method=Decoding(args.method, precision=args.precision),
             progress=lambda report: bar.update(report.images),
         )
-    save_picture(grid(samples.images, columns), args.out)
+        made.append(samples)
+        return samples.images
+
+    with tqdm(total=total, unit="image and block", disable=None if main else True, leave=False, dynamic_ncols=True) as bar:
+        images = shared(of_rows, len(pairs))
+    if not main:
+        return 0
+    (samples,) = made
+    save_picture(grid(images, columns), args.out)
     facts = {
         "run": loaded.name,
         "images": len(pairs),

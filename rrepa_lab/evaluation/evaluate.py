@@ -7,20 +7,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rrepa_lab.analysis.classify import classify
 from rrepa_lab.analysis.features import cycled_labels
-from rrepa_lab.analysis.noise import NoiseSamples, image_noise
+from rrepa_lab.analysis.noise import image_noise
 from rrepa_lab.checks import whole_number
 from rrepa_lab.data.images import Batch
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.data.splits import split_rule
 from rrepa_lab.data.subset import subset_words, whole
 from rrepa_lab.errors import LabError
+from rrepa_lab.evaluation.correct import correct
 from rrepa_lab.evaluation.evaluator import Evaluator, find_evaluator, frechet_distance, load_evaluator
 from rrepa_lab.flow.condition import Guidance
 from rrepa_lab.flow.finite import NotFiniteError, cause, listed, rows_not_finite
 from rrepa_lab.flow.likelihood import bits_per_dim, nats_per_dim
 from rrepa_lab.measurements.columns import about, accuracy
+from rrepa_lab.processes import shared
 from rrepa_lab.runs.inputs import for_flow
 from rrepa_lab.runs.run import Run
 from rrepa_lab.sampling.sample import SamplesNotFiniteError, sample, seed_range
@@ -93,7 +94,7 @@ def _of_split(run: Run, split: str, n_noise_samples: int, seed: int, limit: int 
         part += f", {rule}"
     rows = [_likelihood(run, Batch(x, y), n_noise_samples, seed, part)]
     for method in ("gradient", "bayes") if run.config.flow.classes else ():
-        right = classify(run, x, method, noise=NoiseSamples(seed=seed)).label == y
+        right = correct(run, x, y, method, seed)
         on_images = image_noise(run).words
         what = "one step from zero logits" if method == "gradient" else "equal priors"
         rows.append(_row(f"{method}_accuracy", float(right.double().mean()), "fraction", len(y), f"{on_images}, {what}{part}"))
@@ -153,22 +154,29 @@ def _samples(
     """Rows of `evaluate_samples`; `settings` are those of `sample`."""
     evaluator = evaluator.to(run.device)
     real = run.data(split).x
-    try:
-        made = sample(run, seed_range(seed, samples), cycled_labels(run, samples).tolist(), **settings)
-    except SamplesNotFiniteError as error:
-        raise LabError(f"no score: {error}") from error
-    protocol = protocol.format(finish=made.finish)
-    fakes = made.images.to(real)
+    seeds, labels, finish = torch.tensor(seed_range(seed, samples)), cycled_labels(run, samples), ""
+
+    def of_rows(rows: Tensor) -> Tensor:
+        nonlocal finish
+        try:
+            made = sample(run, seeds[rows].tolist(), labels[rows].tolist(), **settings)
+        except SamplesNotFiniteError as error:
+            raise LabError(f"no score: {error}") from error
+        finish = made.finish
+        return made.images
+
+    fakes = shared(of_rows, samples).to(real)
+    protocol = protocol.format(finish=finish)
     distance = frechet_distance(evaluator.features(fakes), evaluator.features(real))
     rows = [_row("frechet_distance", distance, "evaluator units^2", samples, f"{protocol}, against {len(real)} real images")]
-    rows[0]["finish"] = made.finish
+    rows[0]["finish"] = finish
     if not run.config.space.is_pixels:  # what no sample can be better than
         again = run.space.decode(run.space.encode(real)).clamp(-1, 1)
         floor = frechet_distance(evaluator.features(again), evaluator.features(real))
         words = f"{len(real)} real images, encoded and decoded, against themselves"
         rows.append(_row("reconstruction_frechet_distance", floor, "evaluator units^2", len(real), words))
     if run.config.flow.classes:
-        agree = accuracy(evaluator(fakes).argmax(dim=1).cpu() == made.labels)
+        agree = accuracy(evaluator(fakes).argmax(dim=1).cpu() == labels)
         rows.append(_row("label_agreement", agree["value"], "fraction", samples, protocol) | agree)
     return rows
 
@@ -194,8 +202,11 @@ def _likelihood(run: Run, batch: Batch, n_noise_samples: int, seed: int, part: s
     y = batch.y if config.classes else None
 
     def log_prob(noised: Tensor) -> Tensor:
-        parts = [slice(start, start + 256) for start in range(0, len(noised), 256)]
-        return torch.cat([flow.log_prob(for_flow(flow, noised[part]), None if y is None else y[part]) for part in parts])
+        def of_rows(rows: Tensor) -> Tensor:
+            parts = [(for_flow(flow, noised[part]), None if y is None else y[part]) for part in rows.split(256)]
+            return torch.cat([flow.log_prob(*part) for part in parts])
+
+        return shared(of_rows, len(noised))
 
     noises = [generator(seed, number) for number in range(n_noise_samples)]
     x = run.space.encode(batch.x)

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from rrepa_lab.analysis.classify import classify
 from rrepa_lab.data.images import ImageSet
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.data.splits import read_split, validation_split
 from rrepa_lab.data.subset import whole
+from rrepa_lab.evaluation.correct import correct
 from rrepa_lab.flow.likelihood import nats_per_dim
+from rrepa_lab.processes import shared
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.run import Run
 
@@ -21,7 +22,7 @@ class Validation:
 
     The step reads the images under the noise of the run's `config.read`: clean ones unless it says otherwise.
     The images are drawn once (class-balanced, seed 0) and the noise is the same every time, so that the values of a
-    training can be compared with one another.
+    training can be compared with one another. Several processes share them.
     """
 
     def __init__(self, config: RunConfig, train: ImageSet, device: torch.device) -> None:
@@ -41,14 +42,16 @@ class Validation:
             found[f"{name}_nats_per_dim"] = self._nats(run, x, y, number)
             if self.config.flow.classes:
                 given = batch.x.to(self.device) if run.config.space.is_pixels else x
-                found[f"{name}_accuracy"] = float((classify(run, given).label == y).double().mean())
+                found[f"{name}_accuracy"] = float(correct(run, given, y).double().mean())
         return found
 
     def _nats(self, run: Run, x: Tensor, y: Tensor, number: int) -> float:
         flow, space = run.flow, run.space
         noised = space.add_noise(x, generator(0, 3, number))
-        parts = zip(noised.split(PART), y.split(PART), strict=True)
         known = self.config.flow.classes > 0
-        return float(
-            torch.cat([nats_per_dim(flow.log_prob(a, b if known else None), flow.config.dims) for a, b in parts]).mean()
-        )
+
+        def of_rows(rows: Tensor) -> Tensor:
+            parts = [flow.log_prob(noised[part], y[part] if known else None) for part in rows.split(PART)]
+            return nats_per_dim(torch.cat(parts), flow.config.dims)
+
+        return float(shared(of_rows, len(noised)).mean())

@@ -10,6 +10,7 @@ from typing import Literal
 
 from rrepa_lab.data.facts import check_data
 from rrepa_lab.errors import LabError
+from rrepa_lab.processes import lost_process
 from rrepa_lab.runs.config import RunConfig, complete
 from rrepa_lab.runs.init import check_geometry
 from rrepa_lab.runs.inputs import with_statistics
@@ -51,5 +52,6 @@ def train_run(
         warn_of_other_images(config, out)
     if config.train.compile:
         check_compiler()
-    with Session(config, out, resume, pick_device(device), validator, init) as session:
+    stands = f"the last checkpoint in {out} stands, --resume goes on with it"
+    with lost_process(stands), Session(config, out, resume, pick_device(device), validator, init) as session:
         yield from session.run(stop)

@@ -7,11 +7,7 @@ from typing import Any
 import torch
 
 from rrepa_lab.errors import LabError
-
-
-def world_size() -> int:
-    """Processes that `torchrun` or `accelerate launch` started together; 1 without them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+from rrepa_lab.processes import world_size
 
 
 def accelerator_on(device: torch.device) -> Any:
