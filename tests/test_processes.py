@@ -18,8 +18,8 @@ from rrepa_lab.runs.records import Records
 
 # noise, dropped labels, flips and shifts belong to the image, whichever process reads it
 SMALL = {
-    "flow.width": 16, "flow.head_width": 16, "flow.noise_std": 0.1, "train.batch": 32, "train.log_every": 1, "train.eval_every": 10,
-    "train.label_drop": 0.1, "data.flip": "true", "data.shift": 1, "train.precision": "float32",
+    "flow.width": 16, "flow.head_width": 16, "flow.noise_std": 0.1, "train.batch": 32, "train.log_every": 1,
+    "train.eval_every": 10, "train.label_drop": 0.1, "data.flip": "true", "data.shift": 1, "train.precision": "float32",
 }  # fmt: skip
 EXACT = ("loss", "nats_per_dim", "similarity.block.3.layer.2", "similarity.block.4.layer.2", "held_out_nats_per_dim")
 
