@@ -23,6 +23,10 @@ class LabError(ValueError):
         return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+class ReportedElsewhere(LabError):
+    """An error of all of several processes, which another one reports."""
+
+
 class LabWarning(UserWarning):
     """What is done all the same, but may not be what was meant; the command line prints it as a note."""
 

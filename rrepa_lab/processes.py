@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rrepa_lab.errors import LabError
+from rrepa_lab.errors import LabError, ReportedElsewhere
 
 # what the errors of a lost connection say, in the words of gloo, NCCL and torch
 LOST = (
@@ -104,9 +104,9 @@ def shared(function: Callable[[Tensor], Tensor], count: int) -> Tensor:
     own = answer[0]
     parts: list[tuple[Tensor | None, str]] = [(None, "")] * world
     torch.distributed.all_gather_object(parts, (None if own is None else own.cpu(), answer[1]))
-    for _, message in parts:
+    for number, (_, message) in enumerate(parts):
         if message:
-            raise LabError(message)
+            raise (LabError if number == rank else ReportedElsewhere)(message)
     known = [part for part, _ in parts if part is not None]
     values = known[0].new_empty(count, *known[0].shape[1:])
     for number, (part, _) in enumerate(parts):

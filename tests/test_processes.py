@@ -162,7 +162,8 @@ def child_of_rank(parent: int, rank: str) -> int:
     return next(child.pid for child in psutil.Process(parent).children(recursive=True) if child.environ().get("RANK") == rank)
 
 
-def test_an_error_of_one_process_ends_all_and_is_reported_once(tmp_path):
+@pytest.mark.parametrize("cache", ["on", "off"], ids=["before the training", "in a step"])
+def test_an_error_of_one_process_ends_all_and_is_reported_once(tmp_path, cache):
     photos = tmp_path / "photos"
     for label in ("cat", "dog"):
         for number in range(12):

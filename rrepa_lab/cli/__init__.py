@@ -13,7 +13,7 @@ from rrepa_lab import __version__
 from rrepa_lab.cli import app
 from rrepa_lab.cli.arguments import check_outputs, use_cache
 from rrepa_lab.cli.commands import COMMANDS
-from rrepa_lab.errors import LabError, LabWarning
+from rrepa_lab.errors import LabError, LabWarning, ReportedElsewhere
 from rrepa_lab.processes import check_alone
 
 SHARED = ("train", "evaluate", "sample")  # what several processes do together
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             use_cache(args)
             return args.run(args)
         except LabError as error:
-            print(f"rrepa-lab: {error}", file=sys.stderr)
+            if not isinstance(error, ReportedElsewhere):
+                print(f"rrepa-lab: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("rrepa-lab: interrupted", file=sys.stderr)

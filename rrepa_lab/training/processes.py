@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rrepa_lab.errors import LabError
+from rrepa_lab.errors import LabError, ReportedElsewhere
 from rrepa_lab.processes import world_size
 
 
@@ -49,7 +49,7 @@ def main_decides(accelerator: Any, decide: Callable[[], Any]) -> Any:
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
-        raise LabError(answer[1])
+        raise (LabError if accelerator.is_main_process else ReportedElsewhere)(answer[1])
     return answer[0]
 
 
