@@ -261,7 +261,7 @@ def test_the_encoder_reads_each_image_once(tiny, tmp_path):
     with encoder_reads() as fewer:
         kept = train(config, tmp_path / "kept")
     with encoder_reads() as all_reads:
-        anew = train(config.override({"train.feature_cache": 0}), tmp_path / "anew")
+        anew = train(config.override({"train.feature_cache": "off"}), tmp_path / "anew")
     # without a table the floors of the similarity are taken from 512 images, read once more
     assert (sum(fewer), sum(all_reads)) == (1437, 512 + 12 * 400)
     for a, b in zip(kept, anew, strict=True):
@@ -272,9 +272,10 @@ def test_the_encoder_reads_each_image_once(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [
-        ({"data.flip": True}, 4),  # an image does not look the same twice
+        ({"data.shift": 1}, 4),  # an image does not look the same twice
+        ({"data.flip": True}, 4),  # no view of an image comes twice
         ({"train.steps": 3}, 3),  # no image comes twice
-        ({"train.feature_cache": 1}, 4),  # 1437 x 16 x 64 numbers are 5.6 MiB
+        ({"train.feature_cache": "off"}, 4),
     ],
 )
 def test_the_encoder_reads_each_batch_where_nothing_is_gained_or_it_does_not_fit(tiny, tmp_path, settings, steps):
@@ -305,7 +306,7 @@ def test_kept_features_of_image_files_read_by_workers(tiny, tmp_path):
     with encoder_reads() as sizes:
         kept = train(config, tmp_path / "kept")
     assert sizes == [12]
-    anew = train(config.override({"train.feature_cache": 0, "train.num_workers": 0}), tmp_path / "anew")
+    anew = train(config.override({"train.feature_cache": "off", "train.num_workers": 0}), tmp_path / "anew")
     assert [r.loss for r in kept] == pytest.approx([r.loss for r in anew], abs=1e-5)
 
 

@@ -1,14 +1,17 @@
 """Targets of the alignment: the teacher's features on the grid of the flow's tokens."""
 
+from collections.abc import Sequence
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rrepa_lab.align.table import FeatureTable, feature_spec, in_memory, on_disk
 from rrepa_lab.align.teacher import Teacher
+from rrepa_lab.data.cache import ArraySpec
 from rrepa_lab.data.images import ImageSet
-from rrepa_lab.data.loaders import stream
-
-CHUNK = 64  # images in one pass of the teacher when a table is made
+from rrepa_lab.errors import LabError
 
 
 def match_grid(features: Tensor, grid: tuple[int, int], side: int) -> Tensor:
@@ -41,44 +44,97 @@ def grid_hint(teacher: Teacher, side: int) -> str:
     return f"the teacher has {rows}x{columns} patches for {side}x{side} tokens, and its features are interpolated{advice}"
 
 
+def check_grid(teacher: Teacher, side: int) -> None:
+    """LabError for a teacher whose features have no place: one patch along an edge for several of the flow's tokens."""
+    rows, columns = teacher.grid
+    if side > 1 and min(rows, columns) == 1:
+        raise LabError(
+            f"the teacher {teacher.config.model} has {rows}x{columns} patches for the flow's {side}x{side} tokens: features of "
+            f"one patch do not say where; set a larger encoder.image_size (now {teacher.config.image_size}), an earlier "
+            "encoder.layer of a CNN, or a model of smaller patches"
+        )
+
+
 class Targets:
     """Maps clean images to the teacher's features on the grid of a flow with `side` tokens along an edge.
 
-    With a table they are taken from it by row, and the teacher itself is released. A table is made up front and in the order
-    of the rows, so that its numbers depend on the images alone: a resumed run makes the same one.
+    With a table (`keep`) they are taken from it by row and view, and the teacher itself is released.
+
+    Args:
+        originals: the training images as the teacher sees them, where these are not the flow's own (`data.teacher_size`).
     """
 
-    def __init__(self, teacher: Teacher, side: int) -> None:
+    def __init__(self, teacher: Teacher, side: int, originals: ImageSet | None = None) -> None:
         self.teacher: Teacher | None = teacher
-        self.side, self.dim, self.grid = side, teacher.dim, teacher.grid
-        self.table: Tensor | None = None
+        self.side, self.dim, self.grid, self.originals = side, teacher.dim, teacher.grid, originals
+        self.model = teacher.config.model
+        self.fingerprint: str | None = getattr(teacher, "fingerprint", None)
+        self.table: FeatureTable | None = None
 
-    def table_bytes(self, images: int) -> int:
-        """Size of a table of so many images, float32."""
-        return images * self.side**2 * self.dim * 4
+    def table_bytes(self, images: int, views: int = 1) -> int:
+        """Size of a table in memory of so many images, float32."""
+        return images * views * self.side**2 * self.dim * 4
 
-    def precompute(self, images: ImageSet, device: torch.device, num_workers: int = 0) -> Tensor:
-        """Keep the features of a whole split on the device; returns its labels (n,)."""
-        chunks = [part.tolist() for part in torch.arange(len(images)).split(CHUNK)]
-        table = torch.empty(len(images), self.side**2, self.dim, device=device)
-        labels = []
-        for rows, (x, y) in zip(chunks, stream(images, chunks, num_workers), strict=True):
-            table[rows[0] : rows[-1] + 1] = self(x.to(device))
-            labels.append(y)
-        self.table, self.teacher = table, None
-        return torch.cat(labels)
+    def spec(self, images: ImageSet, views: int) -> ArraySpec | None:
+        """The table on disk; None for a teacher without a fingerprint."""
+        if self.fingerprint is None:
+            return None
+        shown = self._shown(images)
+        picture = shown.__getitems__([0]).x.shape[1:]
+        return feature_spec(shown, views, min(self.side**2, prod(self.grid)), self.dim, self.fingerprint, picture)
 
-    def __call__(self, clean: Tensor, rows: list[int] | None = None) -> Tensor:
+    def keep(self, images: ImageSet, views: int, device: torch.device, num_workers: int = 0, disk: bool = False) -> None:
+        """Compute the features of all views of a split, or open the table on disk that holds them.
+
+        Raises: LabError as `align.table.on_disk`.
+        """
+        shown, stored = self._shown(images), self._stored
+        if disk:
+            spec = self.spec(images, views)
+            assert spec is not None
+            self.table = FeatureTable(on_disk(shown, spec, stored, device, num_workers), device, self._from_disk)
+        else:
+            self.table = FeatureTable(in_memory(shown, views, self, device, num_workers), device, lambda features: features)
+        self.teacher = None
+
+    def __call__(self, clean: Tensor, rows: Sequence[int] | None = None, mirrored: Tensor | None = None) -> Tensor:
         """Features (B, T, E) of clean images (B, C, H, W) in [-1, 1].
 
         Args:
-            rows: their rows in the split that a table was made of.
+            rows: their rows in the training split: the features come from the table if there is one, and the teacher is
+                given the originals if there are such. `clean` is then not read.
+            mirrored: (B,) bool, which of them are mirrored; `clean` holds them mirrored already.
         """
-        if self.table is not None and rows is not None:
-            return self.table[torch.tensor(rows, device=self.table.device)]
+        if rows is not None and self.table is not None:
+            return self.table(rows, mirrored)
         assert self.teacher is not None
+        if rows is not None and self.originals is not None:
+            shown = self.originals.__getitems__(rows).x
+            clean = (shown if mirrored is None else torch.where(mirrored[:, None, None, None], shown.flip(3), shown)).to(
+                clean.device
+            )
         return self.on_grid(self.teacher(clean))
 
     def on_grid(self, patches: Tensor) -> Tensor:
         """The teacher's features (B, n, E) on the flow's grid (B, T, E)."""
         return match_grid(patches, self.grid, self.side)
+
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether a training step gives it the flow's own pictures."""
+        return self.table is None and self.originals is None
+
+    def _shown(self, images: ImageSet) -> ImageSet:
+        return images if self.originals is None else self.originals
+
+    @property
+    def _averages(self) -> bool:
+        """Whether the flow's grid has no more patches than the teacher's: then that is the one that is stored."""
+        return self.side**2 <= prod(self.grid)
+
+    def _stored(self, x: Tensor) -> Tensor:
+        assert self.teacher is not None
+        return self.on_grid(self.teacher(x)) if self._averages else self.teacher(x)
+
+    def _from_disk(self, features: Tensor) -> Tensor:
+        return features if self._averages else self.on_grid(features)

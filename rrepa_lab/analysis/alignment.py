@@ -10,7 +10,7 @@ from rrepa_lab.align.strategy import STRATEGIES
 from rrepa_lab.checks import whole_number
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.finite import NotFiniteError, cause
-from rrepa_lab.flow.inputs import as_condition
+from rrepa_lab.flow.inputs import as_condition, as_images
 from rrepa_lab.flow.taps import Taps
 from rrepa_lab.runs.inputs import as_pictures, encoded
 from rrepa_lab.runs.run import Run
@@ -53,7 +53,8 @@ def alignment(
         taps: layer taps; the run's own aligned ones if left out.
         refinements: for reverse; the run's own if left out.
         projectors: others than the run's, for taps that it was not trained on.
-        clean: (B, C, H, W) what the teacher encodes; `x` itself if left out, which is right only where x holds no noise.
+        clean: (B, C, H, W) what the teacher encodes; `x` itself if left out, which is right only where x holds no noise, and
+            the teacher sees the flow's pictures. With `data.teacher_size` they may be of that size, as in training.
 
     A loaded run is frozen; `run.flow.requires_grad_()` makes the loss differentiable in its parameters.
 
@@ -71,7 +72,7 @@ def alignment(
     """
     given = as_pictures(run, x)
     x = encoded(run, given)
-    clean = given if clean is None else as_pictures(run, clean)
+    clean = given if clean is None else _for_teacher(run, clean)
     if len(clean) != len(x):
         raise LabError(f"{len(x)} images but {len(clean)} clean ones: give the same images with and without noise")
     condition = as_condition(run.flow, y, len(x), classes=run.classes)
@@ -94,3 +95,11 @@ def alignment(
         if not bool(value.detach().isfinite().all()):
             raise NotFiniteError(f"the similarity at {tap} is not finite: {cause(run.flow)}")
     return Alignment(loss, {tap: value.mean().item() for tap, value in near.items()})
+
+
+def _for_teacher(run: Run, clean: Tensor) -> Tensor:
+    """Pictures of the flow's size or of the teacher's, checked."""
+    size, channels = run.config.data.teacher_size, run.config.data.channels
+    if size is None or tuple(getattr(clean, "shape", ()))[-1:] != (size,):
+        return as_pictures(run, clean)
+    return as_images(run.flow, clean, (channels, size, size))

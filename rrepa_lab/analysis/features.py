@@ -37,6 +37,12 @@ class FeatureBatch:
     y: Tensor  # (B,) labels, -1 where there is none
     x: Tensor  # (B, C, H, W) the images, clean; finished samples if they were generated; none if they were not kept
     states: dict[str, Tensor]  # tap -> (B, T, D), not pooled; not kept when batches are concatenated
+    original: Tensor | None = None  # (B, C, h, w) what the teacher sees, where that is not x; see `data.teacher_size`
+
+    @property
+    def for_teacher(self) -> Tensor:
+        """What the teacher sees."""
+        return self.x if self.original is None else self.original
 
 
 class Images(NamedTuple):
@@ -114,15 +120,22 @@ class FeatureProtocol:
         """The noise on real images, with the seed of the protocol where it brings none."""
         return image_noise(run, NoiseSamples.of(self.noise, self.seed))
 
-    def batches(self, run: Run, taps: Sequence[str], images: Images | None = None) -> Iterator[FeatureBatch]:
+    def batches(
+        self, run: Run, taps: Sequence[str], images: Images | None = None, originals: bool = False
+    ) -> Iterator[FeatureBatch]:
         """Features in this direction: of images, or of samples, for which no data set is needed.
+
+        Args:
+            originals: also read what the teacher sees, where that is not the flow's picture.
 
         Without feed_label samples are generated unconditionally.
         """
         if self.direction == "forward":
             if self.guidance:
                 raise LabError("guidance belongs to the generating pass: direction='reverse'")
-            return self.real(run, taps, image_set(run, images or Images()))
+            chosen = images or Images()
+            found = image_set(run, chosen)
+            return self.real(run, taps, found, originals=teacher_set(run, chosen, found) if originals else None)
         if self.guidance and not self.feed_label:
             raise LabError("guidance needs a label that is fed: feed_label=True")
         if isinstance(self.noise, NoiseSamples) and self.noise.std:
@@ -132,11 +145,19 @@ class FeatureProtocol:
 
     @torch.no_grad()
     def real(
-        self, run: Run, taps: Sequence[str], images: ImageSet, order: Iterable[list[int]] | None = None
+        self,
+        run: Run,
+        taps: Sequence[str],
+        images: ImageSet,
+        order: Iterable[list[int]] | None = None,
+        originals: ImageSet | None = None,
     ) -> Iterator[FeatureBatch]:
         """Features of images on their way to the noise; `order` gives the rows of each batch, by default all in order.
 
         The noise on an image depends on its row and the seed alone.
+
+        Args:
+            originals: the same rows as the teacher sees them.
         """
         batches = [part.tolist() for part in torch.arange(len(images)).split(self.batch)] if order is None else list(order)
         on_images = self.noise_on(run)
@@ -147,7 +168,10 @@ class FeatureProtocol:
             views = [for_flow(run.flow, view) for view in on_images.views_of_rows(run.space.encode(x), rows)]
             taken = [run.flow(view, label, taps).states for view in views]
             states = {name: torch.stack([one[name] for one in taken]).mean(dim=0) for name in taken[0]}
-            yield self._pooled(states if len(taken) > 1 else taken[0], y, x)
+            found = self._pooled(states if len(taken) > 1 else taken[0], y, x)
+            if originals is not None and originals is not images:
+                found.original = originals.__getitems__(rows).x
+            yield found
 
     @torch.no_grad()
     def generated(self, run: Run, taps: Sequence[str], labels: Tensor) -> Iterator[FeatureBatch]:
@@ -196,6 +220,11 @@ def image_set(run: Run, images: Images) -> ImageSet:
     if not len(found) or (images.limit is not None and images.limit < 1):
         raise LabError("there are no images to measure")
     return limited(found, images.limit)
+
+
+def teacher_set(run: Run, images: Images, found: ImageSet) -> ImageSet:
+    """The images of a measurement as the teacher sees them; given images as they are."""
+    return found if images.data is not None else run.teacher_images(images.split, found)
 
 
 def check_spread(features: Tensor, what: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rrepa_lab.align.floors import TargetMeans
 from rrepa_lab.align.target import Targets
-from rrepa_lab.analysis.features import FeatureProtocol, Images, image_set
+from rrepa_lab.analysis.features import FeatureProtocol, Images, image_set, teacher_set
 from rrepa_lab.analysis.noise import NoiseSamples
 from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.data.loaders import stream
@@ -84,10 +84,11 @@ def teacher_floors(
     fitting = image_set(run, Images("train", train, scored_images.limit))
     scored = image_set(run, scored_images)
     assert aligner.targets is not None
-    means = teacher_means(run, aligner.targets, fitting, batch)
+    means = teacher_means(run, aligner.targets, teacher_set(run, Images("train", train), fitting), batch)
     own = scored_images.split == "train" and train is None and scored_images.data is None
     how = FeatureProtocol(noise=NoiseSamples(std=std), seed=seed, batch=batch)
-    found = _cosines(run, [tap.name for tap in wanted], how, scored, means, own)
+    shown = teacher_set(run, scored_images, scored)
+    found = _cosines(run, [tap.name for tap in wanted], how, (scored, shown), means, own)
     rows: list[dict[str, Any]] = []
     for tap in wanted:
         mean = {metric: float(torch.cat(parts).double().mean()) for (name, metric), parts in found.items() if name == tap.name}
@@ -102,18 +103,19 @@ def teacher_floors(
 
 
 def _cosines(
-    run: Run, names: list[str], how: FeatureProtocol, images: ImageSet, means: TargetMeans, own: bool
+    run: Run, names: list[str], how: FeatureProtocol, images: tuple[ImageSet, ImageSet], means: TargetMeans, own: bool
 ) -> dict[tuple[str, str], list[Tensor]]:
     """(tap, metric) -> cosines (B,) of each batch, with the label and without it.
 
     Args:
+        images: as the flow sees them, and as the teacher does.
         means: sums of the training targets; own: whether the images are among them.
     """
     aligner, classes = run.aligner(), run.flow.config.classes
     found: dict[tuple[str, str], list[Tensor]] = {}
     for fed in (True, False) if classes else (False,):
-        for part in replace(how, feed_label=fed).real(run, names, images):
-            target = aligner.target(part.x.to(run.device))
+        for part in replace(how, feed_label=fed).real(run, names, images[0], originals=images[1]):
+            target = aligner.target(part.for_teacher.to(run.device))
             floor = means.floor(target, part.y, own)
             for name in names:
                 near = aligner.similarity(name, part.states[name], target).cpu()

@@ -77,7 +77,7 @@ def gradient_ratio(
     groups = _nested_groups(copy)
     found: dict[str, list[list[float]]] = {group.name: [] for group in groups}
     changed = align.model_copy(update={"strategy": strategy})
-    for losses in _losses(run, copy, changed, _Batches(images, size, min(batches, len(images) // size), seed)):
+    for losses in _losses(run, copy, changed, _Batches(images, size, min(batches, len(images) // size), seed, split)):
         likelihood, alignment = (group_gradients(loss, groups, keep=True) for loss in losses)
         for group, a, b in zip(groups, likelihood, alignment, strict=True):
             found[group.name].append(_lengths(a, b, weight))
@@ -93,17 +93,20 @@ class _Batches(NamedTuple):
     size: int
     number: int
     seed: int
+    split: str
 
 
 def _losses(run: Run, copy: Run, align: AlignConfig, batches: _Batches) -> Iterator[tuple[Tensor, Tensor]]:
     """L_nf and L_align, without lambda, of each batch; each can be differentiated any number of times."""
     classes, images = run.flow.config.classes, batches.images
     aligner = run.aligner(align, deepcopy(run.projectors).double())
+    originals = run.teacher_images(batches.split, images)
     order = torch.randperm(len(images), generator=generator(batches.seed, 1)).split(batches.size)
     for number, rows in enumerate(order[: batches.number]):
         x, y = (part.to(run.device) for part in images.__getitems__(rows.tolist()))
         noised = run.space.add_noise(run.space.encode(x), generator(batches.seed, 2, number)).double()
-        target = aligner.target(x).double()
+        shown = x if originals is images else originals.__getitems__(rows.tolist()).x.to(run.device)
+        target = aligner.target(shown).double()
         encoded, loss, _ = aligner(copy.flow, noised, y if classes else None, target, plain=True)
         yield flow_loss(encoded.z, encoded.logdet, copy.flow.prior_var), loss
 

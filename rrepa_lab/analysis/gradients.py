@@ -11,6 +11,7 @@ from rrepa_lab.align.config import AlignConfig
 from rrepa_lab.align.projector import Projectors
 from rrepa_lab.data.loaders import seeded
 from rrepa_lab.data.splits import class_names
+from rrepa_lab.data.subset import whole
 from rrepa_lab.flow.contract import ParameterGroup
 from rrepa_lab.flow.perturb import perturb
 from rrepa_lab.flow.taps import Tap, Taps
@@ -50,7 +51,8 @@ class AlignedBatch:
         run = double_copy(source, seed)
         wanted = layer_taps(run.flow.resolve(taps or run.config.align.taps or "block.*.layer.1"))
         x, y = run.data("test", images)
-        target = run.aligner().target(x.double()).double()
+        shown = x if run.config.data.teacher_size is None else whole(run.teacher_images("test", run.images("test")), images).x
+        target = run.aligner().target(shown.to(x.device).double()).double()
         x = run.space.encode(x).double()
         return cls(run, wanted, x, y if run.flow.config.classes else None, target, seed)
 

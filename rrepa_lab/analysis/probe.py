@@ -25,6 +25,8 @@ from rrepa_lab.analysis.features import (
 from rrepa_lab.analysis.noise import NoiseSamples
 from rrepa_lab.analysis.probe_fit import ProbeFit, check_classes, fit_knn, fit_linear, fit_torch
 from rrepa_lab.data.images import Batch, ImageSet, TensorImages
+from rrepa_lab.data.splits import splits
+from rrepa_lab.data.subset import Subset
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.taps import Tap, Taps
 from rrepa_lab.measurements.columns import about, accuracy, place
@@ -130,7 +132,19 @@ class _Extractor:
 
     def batches(self, images: ImageSet, order: Iterable[list[int]] | None = None) -> Iterable[FeatureBatch]:
         """Features batch after batch."""
-        return map(self._with_baselines, self.how.real(self.run, self.taps, images, order))
+        originals = self._originals(images) if self.encoder is not None else None
+        return map(self._with_baselines, self.how.real(self.run, self.taps, images, order, originals))
+
+    def _originals(self, images: ImageSet) -> ImageSet | None:
+        """What the teacher sees of images that belong to a split of the run; None for others, which it sees as they are."""
+        if self.run.config.data.teacher_size is None:
+            return None
+        for split in splits(self.run.config.data):
+            whole = self.run.images(split)
+            of = images.images if isinstance(images, Subset) else images
+            if len(of) == len(whole) and of.fingerprint == whole.fingerprint:
+                return self.run.teacher_images(split, images)
+        return None
 
     def features(self, images: ImageSet, keep_images: bool = True) -> FeatureBatch:
         """Features of all images of a set, with the images if these are to be kept."""
@@ -149,7 +163,7 @@ class _Extractor:
         if self.baselines:
             batch.features["pixels"] = batch.x.flatten(1)
         if self.encoder is not None:
-            batch.features["encoder"] = self.how.pooled(self.encoder(batch.x.to(self.run.device))).cpu()
+            batch.features["encoder"] = self.how.pooled(self.encoder(batch.for_teacher.to(self.run.device))).cpu()
         return batch
 
 

@@ -22,6 +22,7 @@ from rrepa_lab.align.teacher import Teacher
 from rrepa_lab.analysis.features import FeatureBatch, FeatureProtocol, Images, check_spread, concatenate, image_set
 from rrepa_lab.analysis.floors import teacher_means
 from rrepa_lab.analysis.kernels import KERNEL_METRICS
+from rrepa_lab.data.originals import seen_words
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.taps import Tap, Taps
 from rrepa_lab.measurements.columns import about, place
@@ -157,8 +158,8 @@ def _with_encoder(
     means = _training_means(run, targets, images.limit, how.batch) if projected else None
     parts, theirs, floors = list[FeatureBatch](), list[Tensor](), list[Tensor]()
     cosines: dict[str, list[Tensor]] = {name: [] for name in projected}
-    for part in how.batches(run, [tap.name for tap in wanted], images):
-        patches = teacher(part.x.to(run.device))
+    for part in how.batches(run, [tap.name for tap in wanted], images, originals=True):
+        patches = teacher(part.for_teacher.to(run.device))
         theirs.append(how.pooled(patches).cpu())
         target = targets.on_grid(patches)
         for name, values in cosines.items():
@@ -168,7 +169,7 @@ def _with_encoder(
             floors.append(floor.label_position if _floor_of(run, how) == LABEL_POSITION else floor.position)
         parts.append(FeatureBatch(part.features, part.y, part.x[:0], {}))
     near = {name: float(torch.cat(values).mean()) for name, values in cosines.items()}
-    what = teacher_words(teacher.config)
+    what = teacher_words(teacher.config) + seen_words(run.config.data)
     floor_mean = float(torch.cat(floors).mean()) if floors else math.nan
     return _Pair(concatenate(parts), {"": torch.cat(theirs)}, [(tap, "") for tap in wanted], what, near, floor_mean)
 
@@ -177,6 +178,7 @@ def _training_means(run: Run, targets: Targets, limit: int | None, batch: int) -
     """Of the run's training split, where it is at hand."""
     try:
         images = image_set(run, Images("train", None, limit))
+        images = run.teacher_images("train", images)
     except LabError:
         return None
     return teacher_means(run, targets, images, batch)

@@ -16,6 +16,7 @@ from rrepa_lab.bench.data import data_waits
 from rrepa_lab.bench.decode import DECODERS, decoding
 from rrepa_lab.bench.scaling import scaling_table
 from rrepa_lab.bench.speed import speed_table
+from rrepa_lab.bench.teacher import teacher_costs
 from rrepa_lab.bench.timing import alternate, limited_threads, machine, summary
 from rrepa_lab.bench.train import step_costs
 from rrepa_lab.data.loaders import generator, seeded
@@ -45,9 +46,10 @@ def bench(
         which: "speed": the figures this kit is held to, see `speed.speed_table`. "scaling": costs against tokens, blocks,
             classes and images, see `scaling.scaling_table`. "classify": one gradient step and Bayes' rule for 10, 100 and
             1,000 classes. "decode": the ways to invert a flow, on the bundled digits-reverse; see `decode.decoding`.
-            "strategies": a training step under every alignment strategy; see `train.step_costs`. "page": from the start of
-            the page to its first picture, and from a key to the repaint, in a headless Chromium. "memory": of the page under
-            16 visitors, for `repeats` minutes. "data": waiting for the images of a folder, see `data.data_waits`.
+            "strategies": a training step under every alignment strategy; see `train.step_costs`. "teacher": a training step
+            with the teacher's pass and with its features kept; see `teacher.teacher_costs`. "page": from the start of the
+            page to its first picture, and from a key to the repaint, in a headless Chromium. "memory": of the page under 16
+            visitors, for `repeats` minutes. "data": waiting for the images of a folder, see `data.data_waits`.
         repeats: rounds; each round runs every case once, in turn.
         threads: of torch, on a CPU.
         folder: the image folder of "data".
@@ -124,7 +126,15 @@ def _memory(repeats: int, device: str) -> pd.DataFrame:
     return page_memory(repeats, torch.get_num_threads(), device)
 
 
+def _teacher(repeats: int, device: str) -> pd.DataFrame:
+    """Time of a training step with the teacher's pass and with its features kept."""
+    flow = (
+        "imagefolder-tiny: 4 blocks x 3 layers, width 64, 64 tokens; teacher efficientnet-lite0, grid 4x4 at 128 px, 7x7 at 224"
+    )
+    return teacher_costs(repeats, device).assign(reference="no teacher", flow=flow)
+
+
 BENCHES: dict[str, Callable[[int, str], pd.DataFrame]] = {
     "speed": speed_table, "scaling": scaling_table, "classify": _classify, "decode": _decode, "strategies": _strategies,
-    "page": _page, "memory": _memory,
+    "teacher": _teacher, "page": _page, "memory": _memory,
 }  # fmt: skip

@@ -21,9 +21,9 @@ def register(commands: Commands) -> None:
         "which",
         nargs="?",
         default="speed",
-        help="speed (the ratios with a required limit), scaling, classify, decode, strategies (a training step), page (in a "
-        "Chromium), memory (of the page under visitors; --repeats is minutes), data (waiting for the images of --data), or "
-        "plan (the fastest decoding of --run)",
+        help="speed (the ratios with a required limit), scaling, classify, decode, strategies (a training step), teacher (a "
+        "step with its features kept, and not), page (in a Chromium), memory (of the page under visitors; --repeats is "
+        "minutes), data (waiting for the images of --data), or plan (the fastest decoding of --run)",
     )
     bench.add_argument("--repeats", type=int, default=3, help="rounds")
     bench.add_argument("--data", metavar="FOLDER", help="data: the image folder")

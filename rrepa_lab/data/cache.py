@@ -202,6 +202,16 @@ def _rows_done(spec: ArraySpec) -> int:
     return done if size >= _header_bytes(spec) + done * spec.row_bytes else 0
 
 
+def has_room(spec: ArraySpec) -> bool:
+    """Whether the disk has room for the array, or holds it already."""
+    try:
+        if not is_complete(spec):
+            _check_room(spec.folder, spec)
+    except LabError:
+        return False
+    return True
+
+
 def _check_room(folder: Path, spec: ArraySpec) -> None:
     """LabError where fewer bytes are free than the array takes."""
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -5,9 +5,9 @@ A data set is one file below `data/sets/` (or anywhere else) that registers an o
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rrepa_lab.config import Config
 from rrepa_lab.data.images import ImageSet
@@ -35,6 +35,11 @@ class DataConfig(Config):
     cache_limit: int = Field(4096, ge=0, description="MiB of a decoded split, at most, for cache=auto; larger: streamed")
     image_size: int = Field(8, ge=1, description="height and width; folder images are resized and cropped to it")
     channels: Literal[1, 3] = 1
+    teacher_size: int | None = Field(
+        None,
+        ge=1,
+        description="the teacher sees the original picture at this size, before the flow's resize; null: the flow's own",
+    )
     flip: bool = Field(False, description="mirror half of the training images; not for digits or text")
     shift: int = Field(0, ge=0, description="move training images by up to so many pixels, each way; the rest is background")
     shift_probability: float = Field(1.0, ge=0, le=1, description="part of the training images that are shifted")
@@ -53,6 +58,14 @@ class DataConfig(Config):
     @classmethod
     def _registered(cls, name: str) -> str:
         return DATA_SETS.check(name)
+
+    @model_validator(mode="after")
+    def _teacher_sees_the_same(self) -> Self:
+        if self.shift and self.teacher_size not in (None, self.image_size):
+            raise ValueError(
+                f"teacher_size is {self.teacher_size} and shift is {self.shift}: the original is not shifted; set data.shift=0"
+            )
+        return self
 
     @property
     def set(self) -> "DataSet":

@@ -3,17 +3,18 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rrepa_lab.align.config import AlignConfig
 from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.config import Config
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.splits import class_names
-from rrepa_lab.errors import LabError
+from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.flow.tarflow.config import FlowConfig
 from rrepa_lab.space.config import SpaceConfig, check_frame
 from rrepa_lab.space.contract import Frame
@@ -52,10 +53,10 @@ class TrainConfig(Config):
     num_workers: int | Literal["auto"] = Field(
         "auto", description="processes that read image files ahead; auto: one for each core but one, at most 8"
     )
-    feature_cache: int = Field(
-        256,
-        ge=0,
-        description="MiB for the encoder's features of all training images, kept if they fit and without augmentation",
+    feature_cache: Literal["auto", "memory", "disk", "off"] = Field(
+        "auto",
+        description="the teacher's features of all training images, mirrored ones too: in memory, on disk (float16), or "
+        "computed in every step; auto: where images come again, in memory up to 256 MiB, else on disk",
     )
     checkpointing: bool = Field(
         False, description="recompute each layer's activations in the backward pass: much less memory, a third more time"
@@ -70,6 +71,20 @@ class TrainConfig(Config):
     log_every: int = Field(10, ge=1, description="steps between reports")
     eval_every: int = Field(100, ge=1, description="steps between validations")
     save_every: int = Field(500, ge=1, description="steps between checkpoints")
+
+    @field_validator("feature_cache", mode="before")
+    @classmethod
+    def _in_words(cls, value: Any, info: ValidationInfo) -> Any:
+        """Version 0.1 took the MiB for features in memory, 0 for none."""
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        words = "auto" if value else "off"
+        if not (info.context or {}).get("stored"):
+            note = (
+                f"train.feature_cache is a word now, auto, memory, disk or off; {value} is read as {words} in this version only"
+            )
+            warnings.warn(note, LabWarning, stacklevel=2)
+        return words
 
     @property
     def worker_count(self) -> int:

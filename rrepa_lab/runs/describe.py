@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from rrepa_lab.align.facts import teacher_facts, teacher_words
+from rrepa_lab.data.originals import seen_words
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow.model import TarFlow
 from rrepa_lab.runs.config import RunConfig
@@ -41,7 +42,7 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
     if config.encoder is not None and align.taps:
         facts["aligned"] = [f"{name} ({Tap.parse(name).module_path})" for name in align.taps]
         facts["lambda"] = align.weight
-        facts["encoder"] = teacher_words(config.encoder)
+        facts["encoder"] = teacher_words(config.encoder) + seen_words(config.data)
         if licence := teacher_facts(config.encoder).licence:
             facts["encoder licence"] = licence
     if config.init is not None:

@@ -21,11 +21,12 @@ from rrepa_lab.align.aligner import Aligner
 from rrepa_lab.align.config import AlignConfig
 from rrepa_lab.align.encoder import make_teacher
 from rrepa_lab.align.projector import Projectors
-from rrepa_lab.align.target import Targets
+from rrepa_lab.align.target import Targets, check_grid
 from rrepa_lab.align.teacher import Teacher
 from rrepa_lab.checks import whole_number
 from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.data.loaders import seeded
+from rrepa_lab.data.originals import teacher_images
 from rrepa_lab.data.splits import read_split
 from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError, LabWarning
@@ -131,7 +132,9 @@ class Run:
 
         Raises: LabError for a run without a teacher.
         """
-        targets = Targets(self.encoder(), self.flow.config.side)
+        teacher = self.encoder()
+        check_grid(teacher, self.flow.config.side)
+        targets = Targets(teacher, self.flow.config.side)
         own = self.projectors if projectors is None else projectors
         return Aligner(self.config.align if align is None else align, own, targets)
 
@@ -168,6 +171,10 @@ class Run:
     def data_words(self) -> str:
         """The data set, with the fingerprint of the training images where it is known: "cifar10 3590ee6ebd5c339d"."""
         return " ".join(filter(None, (self.config.data.name, self.fingerprints.get("train"))))
+
+    def teacher_images(self, split: str, images: ImageSet) -> ImageSet:
+        """Images of a split as the teacher sees them, in the same rows; see `data.teacher_size`."""
+        return teacher_images(self.config.data, split, images, self.classes)
 
     def data(self, split: str = "test", limit: int | None = None, seed: int = 0) -> Batch:
         """Images (n, C, H, W) in [-1, 1] and labels (n,) of a split, on the run's device.
@@ -265,6 +272,8 @@ def build(config: RunConfig, classes: list[str]) -> Run:
     """A fresh run with weights drawn from config.train.seed; the global random state is left as it was."""
     config = complete(config, classes)
     encoder = make_teacher(config.encoder) if config.align.taps and config.encoder is not None else None
+    if encoder is not None:
+        check_grid(encoder, config.flow.side)
     with seeded(config.train.seed):
         flow = TarFlow(config.flow)
         dim = encoder.dim if encoder else 1

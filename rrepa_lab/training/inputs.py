@@ -1,22 +1,28 @@
 """What the objective is given in a step: noised images, labels with some dropped, targets of the clean images."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from rrepa_lab.align.floors import position_floor
 from rrepa_lab.align.target import Targets
 from rrepa_lab.data.augment import shifted
+from rrepa_lab.data.cache import has_room, is_complete
 from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.data.streams import RowStreams
-from rrepa_lab.data.subset import whole
+from rrepa_lab.data.subset import balanced_rows, whole
+from rrepa_lab.errors import LabError, LabWarning
+from rrepa_lab.readers import MIB
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.space.contract import Space
-from rrepa_lab.training.latents import LatentTable, latent_table, wants_table
+from rrepa_lab.training.latents import LatentTable, latent_table, views, wants_table
 
 # purposes of the random streams of a step, so that none shares its numbers with another
 FLIP, NOISE, DROP, SHIFT, POSTERIOR = 2, 3, 4, 5, 6
 FLOOR_BATCH = 256  # images in one pass of the teacher for the floors of the similarity
-FLOOR_IMAGES = 512  # that the floors are taken over where the teacher's features are not kept
+FLOOR_IMAGES = 512  # that the floors are taken over where the teacher's features are not kept in memory
+FEATURE_MEMORY = 256 * MIB  # features of all training views that are kept in memory, not on disk
 
 
 class StepInputs:
@@ -48,12 +54,12 @@ class StepInputs:
         if self.config.flow.classes:
             dropped = self._draws(DROP, rows, epoch).scalars()[:, 0] < self.config.train.label_drop
             labels = torch.where(dropped, -1, batch.y).to(self.device)
-        return noised, labels, None if self.targets is None else self.targets(clean, rows)
+        return noised, labels, None if self.targets is None else self.targets(clean, rows, self.mirrored(rows, epoch))
 
     @property
     def needs_pictures(self) -> bool:
         """Whether a step reads pictures: not where it has the latents and the targets of all images."""
-        return self.latents is None or (self.targets is not None and self.targets.table is None)
+        return self.latents is None or (self.targets is not None and self.targets.needs_pictures)
 
     def view(self, x: Tensor, rows: list[int], epoch: int) -> Tensor:
         """The pictures (B, C, H, W) as this epoch shows them: mirrored, and shifted."""
@@ -83,17 +89,33 @@ class StepInputs:
         targets = self.targets
         if targets is None:
             return {}
-        if self._pays(targets, len(images)):
-            labels = targets.precompute(images, self.device, num_workers)
-            table = targets.table
-            assert table is not None
-        else:
-            x, labels = whole(images, FLOOR_IMAGES)
+        self._keep(targets, images, num_workers)
+        shown = images if targets.originals is None else targets.originals
+        if targets.table is None:
+            x, labels = whole(shown, FLOOR_IMAGES)
             table = torch.cat([targets(part.to(self.device)) for part in x.split(FLOOR_BATCH)])
+        else:  # of the images as they are
+            fits = isinstance(targets.table.values, Tensor)
+            rows = torch.arange(len(images)) if fits else balanced_rows(images.labels, FLOOR_IMAGES)
+            table, labels = targets.table(rows.tolist()), images.labels[rows]
         return position_floor(table, labels if self.config.flow.classes else None) if len(table) > 1 else {}
 
-    def _pays(self, targets: Targets, count: int) -> bool:
-        """Whether the teacher would encode the same images again, and its features of all of them may be kept."""
-        t = self.config.train
-        again = t.steps * t.batch > count
-        return again and not self.config.data.augments and targets.table_bytes(count) <= t.feature_cache * 2**20
+    def _keep(self, targets: Targets, images: ImageSet, num_workers: int) -> None:
+        """Keep the targets, in memory or on disk, as `train.feature_cache` says and where the teacher would run again."""
+        t, data = self.config.train, self.config.data
+        mode, number = t.feature_cache, views(self.config)
+        if mode == "off" or (data.shift and data.shift_probability):
+            return
+        small = targets.table_bytes(len(images), number) <= FEATURE_MEMORY
+        spec = targets.spec(images, number) if mode == "disk" or (mode == "auto" and not small) else None
+        if mode == "disk" and spec is None:
+            raise LabError(f"train.feature_cache is disk, but the teacher {targets.model} has no fingerprint: set auto or off")
+        again = t.steps * t.batch > len(images) * number
+        if spec is not None and (again or is_complete(spec)):
+            if mode == "disk" or has_room(spec):
+                targets.keep(images, number, self.device, num_workers, disk=True)
+                return
+            note = f"the teacher runs in every step: its features take {spec.bytes / MIB:.0f} MiB, which {spec.folder.parent}"
+            warnings.warn(f"{note} has no room for (--cache DIR or $RREPA_CACHE sets another folder)", LabWarning, stacklevel=2)
+        elif again and spec is None and (mode == "memory" or small):
+            targets.keep(images, number, self.device, num_workers)

@@ -18,6 +18,7 @@ from rrepa_lab.align.target import Targets, grid_hint
 from rrepa_lab.data.decoded import prepare
 from rrepa_lab.data.images import Batch
 from rrepa_lab.data.loaders import SeededBatches, stream
+from rrepa_lab.data.originals import originals_of
 from rrepa_lab.data.splits import read_split, splits
 from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.flow.likelihood import HALF_LOG_2PI
@@ -121,7 +122,7 @@ class Session:
         teacher, side = run.encoder().to(self.device), self.config.flow.side
         if hint := grid_hint(teacher, side):
             warnings.warn(hint, LabWarning, stacklevel=4)
-        return Targets(teacher, side)
+        return Targets(teacher, side, originals_of(self.config.data, "train", self.images))
 
     def __enter__(self) -> "Session":
         return self
