@@ -84,7 +84,7 @@ def test_two_processes_train_like_one(alone, tmp_path, parallel):
         torch.testing.assert_close(rl.load(tmp_path / "two").weights()[name], value, atol=1e-4, rtol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("more", [
     {"preset": "digits-none"}, {"preset": "digits-forward"}, {"preset": "digits-detach"}, {"train__accumulate": 3},
@@ -106,7 +106,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole(tiny, tmp_path):
         assert parts[column].tolist() == pytest.approx(whole[column].tolist(), abs=2e-6, nan_ok=True), column
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize(("before", "after"), [((2, "fsdp"), (1, "ddp")), ((1, "ddp"), (2, "fsdp")), ((2, "ddp"), (2, "fsdp"))])
 def test_a_training_resumes_on_other_processes(alone, tmp_path, before, after):
     out = tmp_path / "run"

@@ -39,7 +39,7 @@ def check_space(out: Path, need: int) -> None:
         raise LabError(f"{out}: checkpoints need {need / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free there")
 
 
-UNBOUND = ("data.cache", "data.cache_limit", "data.download")
+UNBOUND = ("data.cache", "data.cache_limit", "data.download", "train.parallel", "train.accumulate")
 
 
 def resumes(config: RunConfig, classes: list[str], out: Path, resume: bool | str) -> bool:
