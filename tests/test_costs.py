@@ -3,6 +3,7 @@
 import json
 import re
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def test_checkpointing_keeps_one_layer():
 
 def test_the_teacher_is_counted():
     found = teacher_work(rl.preset("digits-reverse"))
-    config = rl.preset("digits-reverse").encoder
+    config: Any = rl.preset("digits-reverse").encoder
     tokens, width, depth = 16, config.args["embed_dim"], config.args["depth"]
     layer = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
     assert found.dims == (width,)

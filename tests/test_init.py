@@ -27,6 +27,11 @@ def run_of(classes, settings=None):
     return run
 
 
+def _name(run):
+    """Of the run that it began with."""
+    return run.config.init.name
+
+
 @pytest.fixture
 def x():
     return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -43,6 +48,8 @@ def test_a_run_begins_where_the_other_ended(trained, tiny, tmp_path, capsys):
     fresh = build(config, source.classes)
     assert not torch.allclose(fresh.flow.log_prob(x, y), source.flow.log_prob(x, y), atol=1e-1)
     init = run.config.init
+    assert init is not None
+    assert run.directory is not None
     assert (init.name, init.step, init.weights) == ("trained", 4, weights_fingerprint(source))
     assert (init.classes, init.projectors) == ("10 by name", ["block.2.layer.2"])
     assert_close(dict(run.weights()), dict(source.weights()), atol=1e-6, rtol=0)
@@ -58,12 +65,12 @@ def test_what_it_began_with_is_kept_by_a_resume_and_not_by_another_run(trained, 
     config = rl.load(trained).config.override({"train.steps": 4, "train.save_every": 1})
     out = tmp_path / "run"
     list(rl.train(config, out, init=trained, resume="auto", device="cpu", stop=lambda: True))
-    assert rl.load(out).config.init.name == "trained"
+    assert _name(rl.load(out)) == "trained"
     # the same call again, as a scheduler starts it, and then a plain resume
     list(rl.train(config, out, init=trained, resume="auto", device="cpu", stop=lambda: True))
     assert list(rl.train(config, out, resume=True, device="cpu"))
     run = rl.load(out)
-    assert (run.step, run.config.init.name) == (4, "trained")
+    assert (run.step, _name(run)) == (4, "trained")
     list(rl.train(out / "config.json", tmp_path / "fresh", settings={"train.steps": 1}, device="cpu"))
     assert rl.load(tmp_path / "fresh").config.init is None
     with pytest.raises(LabError, match="init begins a new run and resume goes on with one"):
@@ -92,6 +99,7 @@ def test_an_imported_checkpoint_is_aligned(tmp_path, capsys):
     run, source = rl.load(tmp_path / "aligned"), rl.load(tmp_path / "flowers")
     assert run.config.align.strategy == "reverse"
     assert run.config.origin == ""
+    assert run.config.init is not None
     assert run.config.init.origin == source.config.origin != ""
     assert "Those were imported: " in (tmp_path / "aligned" / "card.md").read_text()
     wrong = [*words[:-1], str(tmp_path / "wrong"), *(part for value in settings for part in ("--set", value))]
@@ -173,4 +181,5 @@ def test_projectors_of_another_teacher_are_not_taken(trained):
     config = source.config.override({"encoder.weights": "random:3"})
     run = build(config, source.classes)
     start_from(run, source)
+    assert run.config.init is not None
     assert run.config.init.projectors == []

@@ -36,9 +36,34 @@ def run(args: argparse.Namespace) -> int:
     if args.routing:
         _print_routing(source, config.name, args.json)
         return 0
-    print_facts(describe_config(config), args.json)
+    facts = describe_config(config)
+    if source is config:  # without weights: a preset, or a config.json
+        facts |= _results(args.source, args.json)
+    print_facts(facts, args.json)
     hint(args, f"gradient norms by group of parameters: rrepa-lab describe {args.source} --routing")
     return 0
+
+
+def _results(name: str, as_json: bool) -> dict[str, Any]:
+    """What a paper reports for a preset, and what was measured here; nothing for other configurations."""
+    from rrepa_lab.runs.presets import names, reported_and_measured
+
+    if name not in names():
+        return {}
+    known = reported_and_measured(name)
+    if as_json:
+        return known
+    return {
+        "about": known["about"],
+        "reported": [_result_words(row) for row in known["reported"]],
+        "measured": [_result_words(row) for row in known["measured"] or []] or "not measured yet",
+    }
+
+
+def _result_words(row: dict[str, Any]) -> str:
+    seed = "" if row["seed"] is None else f"; seed {row['seed']}"
+    hardware = f"; {row['hardware']}" if row["hardware"] else ""
+    return f"{row['metric']} {row['value']:.4g} ({row['setting']}; {row['source']}{seed}{hardware})"
 
 
 def _find(name: str) -> tuple[Any, "RunConfig"]:
