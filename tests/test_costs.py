@@ -189,4 +189,15 @@ def test_too_little_memory_is_one_line(tiny):
 def test_sizes_of_what_is_kept(capsys):
     assert main(["train", "digits-reverse", "--dry-run", "--json", "--no-time"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["caches"] == {"pictures": 1149 * 64.0, "features": 1149 * 16 * 64 * 2.0}
+    # shifted images have no features that could be kept
+    assert (facts["caches"], facts["teacher_runs_each_step"]) == ({"pictures": 1149 * 64.0}, True)
+    assert facts["flops_of"]["teacher"] == 64 * facts["flops_per_teacher_image"]
+    plain = ["train", "digits-reverse", "--dry-run", "--json", "--no-time", "--set", "data.shift=0"]
+    assert main(plain) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["caches"]["features"] == 1149 * 16 * 64 * 4.0
+    assert facts["flops_of"]["teacher"] == 0
+    assert main([*plain, "--set", "train.feature_cache=disk"]) == 0
+    assert json.loads(capsys.readouterr().out)["caches"]["features"] == 1149 * 16 * 64 * 2.0
+    assert main([*plain, "--set", "train.steps=3"]) == 0
+    assert json.loads(capsys.readouterr().out)["teacher_runs_each_step"], "so few images are seen once"

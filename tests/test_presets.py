@@ -16,6 +16,7 @@ from rrepa_lab.space.config import SPACES
 
 # of the paper, arXiv 2511.22345 (imagenet128: TARFlow, arXiv 2412.06329): setting -> value
 COMMON = {
+    "data.teacher_size": 256,
     "data.flip": True, "flow.width": 1024, "flow.blocks": 8, "flow.layers": 8, "flow.head_width": 64, "flow.mlp_ratio": 4.0,
     "flow.classes": 1000, "align.weight": 0.1, "align.refinements": 0, "align.projector_width": 1024, "train.batch": 256,
     "train.lr": 1e-4, "train.betas": [0.9, 0.95], "train.weight_decay": 1e-4, "train.ema_decay": 0.9999,

@@ -1,10 +1,13 @@
 """What a training will take before it is started: operations, memory, and hours on this machine or on a named GPU."""
 
+import shutil
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,7 +24,10 @@ from rrepa_lab.bench.timing import operations
 from rrepa_lab.data.loaders import generator, seeded
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.paths import cache_root
 from rrepa_lab.runs.config import RunConfig
+from rrepa_lab.training.inputs import FEATURE_MEMORY
+from rrepa_lab.training.latents import views, wants_table
 from rrepa_lab.training.objective import Objective
 from rrepa_lab.training.precision import resolve_precision
 from rrepa_lab.training.schedule import ema_update
@@ -33,10 +39,17 @@ UNKNOWN_DIM = 768  # E that is assumed where a teacher cannot be made here
 
 @dataclass(frozen=True)
 class TeacherWork:
-    """The teachers of a run: E of each, and operations of their pass for one image; None where one cannot be made here."""
+    """The teacher of a run.
+
+    Args:
+        dims: E of each teacher.
+        operations: of their pass for one image; None where one cannot be made here.
+        patches: of its grid.
+    """
 
     dims: tuple[int, ...]
     operations: float | None
+    patches: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,7 @@ class Estimate:
         work: operations of a step for one image, without the teacher.
         teacher: of the alignment, None without one.
         teacher_runs: whether the teacher runs in every step; else its features are kept, see `train.feature_cache`.
+        images: of the training split; None where they are not known here.
         memory: of one process with all of the batch.
     """
 
@@ -57,6 +71,7 @@ class Estimate:
     teacher: TeacherWork | None
     teacher_runs: bool
     memory: Footprint
+    images: int | None = None
 
     @property
     def step_operations(self) -> float:
@@ -73,12 +88,13 @@ class Estimate:
         return self.memory._replace(activations=self.memory.activations / count)
 
 
-def estimate(config: RunConfig, bfloat16: bool | None = None) -> Estimate:
+def estimate(config: RunConfig, bfloat16: bool | None = None, images: int | None = None) -> Estimate:
     """Count what the training of a configuration takes; nothing is downloaded or trained.
 
     Args:
         config: a `complete` one.
         bfloat16: of the matrix products; by default what `train.precision` says, and bfloat16 for auto.
+        images: of the training split, where they are known: then it is known whether the teacher's features are kept.
     """
     flow = config.flow.model_copy(update={"classes": max(0, config.flow.classes)})
     aligned = bool(config.align.taps)
@@ -97,7 +113,35 @@ def estimate(config: RunConfig, bfloat16: bool | None = None) -> Estimate:
         flow, config.align, t.batch, own + projectors, teacher_dims=dims, bfloat16=low, checkpointing=t.checkpointing
     )
     work = step_work(flow, config.align, dims, t.checkpointing)
-    return Estimate(config, (own, projectors), work, teacher, aligned and config.data.augments, memory)
+    return Estimate(config, (own, projectors), work, teacher, _teacher_runs(config, teacher, images), memory, images)
+
+
+def _teacher_runs(config: RunConfig, teacher: TeacherWork | None, images: int | None) -> bool:
+    """Whether the teacher runs in every step, by the rule of `training.inputs`; assumed where the images are not known."""
+    t, data = config.train, config.data
+    if teacher is None:
+        return False
+    if t.feature_cache == "off" or images is None or (data.shift and data.shift_probability):
+        return True
+    if t.steps * t.batch <= images * views(config):
+        return True
+    needed = _feature_bytes(config, teacher, images)
+    fits = t.feature_cache == "memory" or needed <= FEATURE_MEMORY
+    return not fits and needed > shutil.disk_usage(_existing(cache_root())).free
+
+
+def _feature_bytes(config: RunConfig, teacher: TeacherWork, images: int) -> float:
+    """Of all training images, as they are kept: float32 on the flow's grid in memory, or float16 on the coarser one."""
+    count, tokens = float(images * views(config)), config.flow.tokens
+    small = 4 * count * tokens * sum(teacher.dims)
+    mode = config.train.feature_cache
+    if mode == "memory" or (mode == "auto" and small <= FEATURE_MEMORY):
+        return small
+    return 2 * count * min(tokens, teacher.patches or tokens) * sum(teacher.dims)
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def teacher_work(config: RunConfig) -> TeacherWork:
@@ -107,23 +151,24 @@ def teacher_work(config: RunConfig) -> TeacherWork:
         teacher = make_teacher(config.encoder.override({"weights": "random"}), False)
         image = torch.zeros(1, config.data.channels, config.encoder.image_size, config.encoder.image_size)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the kernel whose products are counted
-            return TeacherWork((teacher.dim,), float(operations(partial(teacher, image))))
+            return TeacherWork((teacher.dim,), float(operations(partial(teacher, image))), prod(teacher.grid))
     except LabError:
         return TeacherWork((UNKNOWN_DIM,), None)
 
 
-def cache_bytes(found: Estimate, images: int) -> dict[str, float]:
-    """Bytes on disk or in memory of what may be kept of the training images: pictures, latents, features of the teacher.
+def cache_bytes(found: Estimate) -> dict[str, float]:
+    """Bytes of what is kept of the training images: pictures (uint8), latents (float16), features of the teacher.
 
-    Mirrored views of latents and features are kept as well where `data.flip` is set. Pictures are uint8, the others float16.
+    Latents and features are kept of the mirrored views as well where `data.flip` is set.
     """
-    data, flow = found.config.data, found.config.flow
-    views = 2 if data.flip else 1
-    sizes = {"pictures": float(images * data.channels * data.image_size**2)}
-    if not found.config.space.is_pixels:
-        sizes["latents"] = 2.0 * images * views * flow.dims
-    if found.teacher is not None:
-        sizes["features"] = 2.0 * images * views * flow.tokens * sum(found.teacher.dims)
+    config, images = found.config, found.images
+    if images is None:
+        return {}
+    sizes = {"pictures": float(images * config.data.channels * config.data.image_size**2)}
+    if wants_table(config, images):
+        sizes["latents"] = 2.0 * images * views(config) * config.flow.dims
+    if found.teacher is not None and not found.teacher_runs:
+        sizes["features"] = _feature_bytes(config, found.teacher, images)
     return sizes
 
 

@@ -34,8 +34,8 @@ def print_plan(args: argparse.Namespace, config: "RunConfig") -> None:
     if known:
         facts |= describe_data(config.data)
         images = _train_images(config)
-    found = estimate(config)
-    costs = _costs(found, images)
+    found = estimate(config, images=images)
+    costs = _costs(found)
     if gpu is not None:
         costs["gpu"] = _on_gpus(found, *gpu, utilization)
     if (timing := _timing(args, found)) is not None:
@@ -61,13 +61,13 @@ def _train_images(config: "RunConfig") -> int:
     return len(load_split(config.data, "train"))
 
 
-def _costs(found: "Estimate", images: int | None) -> dict[str, Any]:
+def _costs(found: "Estimate") -> dict[str, Any]:
     """Numbers for programs: operations, bytes."""
     from rrepa_lab.bench.estimate import cache_bytes
 
     batch, teacher = found.config.train.batch, found.teacher
     passes = None if teacher is None else teacher.operations
-    costs: dict[str, Any] = {
+    return {
         "projector_parameters": found.parameters[1],
         "flops_per_step": found.step_operations,
         "flops_of": {
@@ -80,10 +80,8 @@ def _costs(found: "Estimate", images: int | None) -> dict[str, Any]:
         "teacher_runs_each_step": found.teacher_runs,
         "flops": found.step_operations * found.config.train.steps,
         "memory": {**found.memory._asdict(), "total": found.memory.total},
+        "caches": cache_bytes(found),
     }
-    if images is not None:
-        costs["caches"] = cache_bytes(found, images)
-    return costs
 
 
 def _on_gpus(found: "Estimate", count: int, gpu: Any, utilization: float) -> dict[str, Any]:
@@ -124,7 +122,7 @@ def _words(costs: dict[str, Any]) -> dict[str, str]:
         "memory": _memory(costs["memory"]),
     }
     if costs["flops_per_teacher_image"] is not None and not costs["teacher_runs_each_step"]:
-        lines["teacher"] = f"{_flop(costs['flops_per_teacher_image'])} an image, once: its features are kept"
+        lines["teacher"] = f"{_flop(costs['flops_per_teacher_image'])} for each view of an image, once: its features are kept"
     for name, size in costs.get("caches", {}).items():
         lines[f"{name} of the training images"] = f"{_bytes(size)}"
     if (one := costs.get("gpu")) is not None:

@@ -22,6 +22,7 @@ ALIGNED: tuple[str, ...] = ("none", "forward", "detach", "reverse")
 
 FAMILIES: dict[str, Family] = {
     **_digits.FAMILIES, **imagefolder.FAMILIES, **cifar10.FAMILIES, **tinyimagenet.FAMILIES, **imagenet.FAMILIES,
+    **imagenet_latent.FAMILIES,
 }  # fmt: skip
 
 

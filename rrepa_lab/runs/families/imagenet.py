@@ -14,8 +14,8 @@ EXACT = f"as here; {PAPER_FID}"
 
 
 def data(size: int) -> DataConfig:
-    """ImageNet's pictures at this size, mirrored at random."""
-    return DataConfig(name="imagenet", image_size=size, channels=3, flip=True)
+    """ImageNet's pictures at this size, mirrored at random; the teacher sees them at 256, as the paper's authors have it."""
+    return DataConfig(name="imagenet", image_size=size, channels=3, flip=True, teacher_size=256)
 
 
 def pixels64(strategy: str) -> RunConfig:
