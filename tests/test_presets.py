@@ -15,21 +15,21 @@ from rrepa_lab.runs.presets import ALIGNED, FAMILIES, names, reported_and_measur
 from rrepa_lab.space.config import SPACES
 
 # of the paper, arXiv 2511.22345 (imagenet128: TARFlow, arXiv 2412.06329): setting -> value
-COMMON = {
+COMMON: dict[str, object] = {
     "data.teacher_size": 256,
     "data.flip": True, "flow.width": 1024, "flow.blocks": 8, "flow.layers": 8, "flow.head_width": 64, "flow.mlp_ratio": 4.0,
     "flow.classes": 1000, "align.weight": 0.1, "align.refinements": 0, "align.projector_width": 1024, "train.batch": 256,
     "train.lr": 1e-4, "train.betas": [0.9, 0.95], "train.weight_decay": 1e-4, "train.ema_decay": 0.9999,
     "train.label_drop": 0.1, "train.steps": 400_000,
 }  # fmt: skip
-PAPER = {
+PAPER: dict[str, dict[str, object]] = {
     "imagenet64": {"data.image_size": 64, "flow.patch_size": 4, "flow.noise_std": 0.05, "flow.positions": "learned",
                    "flow.mlp": "gelu", "space.kind": "pixels"},
     "imagenet128": {"data.image_size": 128, "flow.patch_size": 4, "flow.noise_std": 0.15, "space.kind": "pixels"},
     "imagenet256-latent": {"data.image_size": 256, "flow.image_size": 32, "flow.channels": 4, "flow.patch_size": 2},
     "imagenet256-latent-p1": {"data.image_size": 256, "flow.image_size": 32, "flow.channels": 4, "flow.patch_size": 1},
 }  # fmt: skip
-LATENT = {
+LATENT: dict[str, object] = {
     "flow.noise_std": 0.2, "flow.positions": "rotary", "flow.mlp": "swiglu", "space.kind": "vae",
     "space.weights": "stabilityai/sd-vae-ft-ema",
 }  # fmt: skip
