@@ -3,12 +3,12 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from rrepa_lab.errors import LabError, ReportedElsewhere
+
+if TYPE_CHECKING:  # the command line asks for its place before it needs torch
+    from torch import Tensor
 
 # what the errors of a lost connection say, in the words of gloo, NCCL and torch
 LOST = (
@@ -59,6 +59,8 @@ def process_group(device: str) -> Iterator[Place]:
         return
     if ":" in device:
         raise LabError(f"device {device} with {world_size()} processes: each takes a GPU of its own, use --device cuda")
+    import torch
+
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
@@ -80,7 +82,7 @@ def lost_process(advice: str = "start all of them again") -> Iterator[None]:
         raise LabError(f"{what}; its message, if it had one, is above: {advice}") from error
 
 
-def shared(function: Callable[[Tensor], Tensor], count: int) -> Tensor:
+def shared(function: "Callable[[Tensor], Tensor]", count: int) -> "Tensor":
     """Values of `count` rows, of which each process computes a part; all of them get all, and all must call this.
 
     Args:
@@ -93,10 +95,13 @@ def shared(function: Callable[[Tensor], Tensor], count: int) -> Tensor:
         >>> shared(lambda rows: rows * 2, 4)
         tensor([0, 2, 4, 6])
     """
+    import torch
+
     if not _initialized():
         return function(torch.arange(count))
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    rows, answer = torch.arange(count)[rank::world], tuple[Tensor | None, str]((None, ""))
+    rows = torch.arange(count)[rank::world]
+    answer: tuple[Tensor | None, str] = (None, "")
     try:
         answer = (function(rows) if len(rows) else None), ""
     except LabError as error:
@@ -116,4 +121,6 @@ def shared(function: Callable[[Tensor], Tensor], count: int) -> Tensor:
 
 
 def _initialized() -> bool:
+    import torch
+
     return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1

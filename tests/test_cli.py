@@ -236,7 +236,7 @@ def test_classify_options_reach_the_library(capsys, tmp_path, flag):
 def test_evaluate_averages_over_the_noise_samples_of_its_flag(capsys, monkeypatch, flag):
     given = list[object]()
 
-    def evaluate(run, split, samples, n_noise_samples):
+    def evaluate(run, split, samples, n_noise_samples, limit=None):
         given.extend([run.name, split, samples, n_noise_samples])
         return pd.DataFrame([{"metric": "nats_per_dim", "value": 0.2}])
 
