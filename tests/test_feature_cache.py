@@ -1,5 +1,6 @@
 """Features of the teacher that are computed once: in memory, on disk, mirrored views, the originals that a teacher sees."""
 
+import numpy as np
 import pytest
 import torch
 from test_training import encoder_reads, photos, train
@@ -80,6 +81,16 @@ def test_a_training_with_flips_never_runs_the_teacher_again(tiny, tmp_path):
         assert one.loss == two.loss
         assert three.loss == pytest.approx(four.loss, abs=1e-5)
         assert one.loss == pytest.approx(four.loss, abs=1e-4)
+
+
+def test_features_on_disk_do_not_depend_on_the_precision_of_the_training(tiny, tmp_path):
+    config = tiny.override({"train.batch": 400, "train.steps": 4, "train.feature_cache": "disk"})
+    train(config.override({"train.precision": "bfloat16"}), tmp_path / "bfloat16")
+    (entry,) = cache.entries()
+    half = np.load(entry.folder / cache.ARRAY).copy()
+    cache.remove(entry)
+    train(config.override({"train.precision": "float32"}), tmp_path / "float32")
+    assert np.array_equal(half, np.load(entry.folder / cache.ARRAY))
 
 
 def test_the_old_number_is_read_with_a_hint():

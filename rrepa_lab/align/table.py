@@ -84,11 +84,10 @@ def on_disk(images: ImageSet, spec: ArraySpec, read: Read, device: torch.device,
 
     def fill(ranges: Sequence[range]) -> Iterable[np.ndarray]:
         for rows in ranges:
-            with torch.autocast(device.type, enabled=False):
-                parts = [
-                    read(x.to(device)).clamp(-LARGEST, LARGEST).half().cpu() for x in _passes(images, views, num_workers, rows)
-                ]
-            yield torch.cat(parts).unflatten(0, (len(rows), views)).numpy()
+            with torch.autocast(device.type, enabled=False):  # within it a CPU does not join float16 tensors either
+                parts = [read(x.to(device)).float().clamp(-LARGEST, LARGEST) for x in _passes(images, views, num_workers, rows)]
+                made = torch.cat([part.half().cpu() for part in parts])
+            yield made.unflatten(0, (len(rows), views)).numpy()
 
     with tqdm(total=len(images), unit="image", desc="teacher", disable=not sys.stderr.isatty(), leave=False) as bar:
         return cached_array(spec, fill, lambda done, _: bar.update(done - bar.n))
