@@ -100,7 +100,13 @@ def test_the_model_card_renders(server, saved):
         assert picture.width > 100
     caption = "6 samples, not selected: classes in turn, seeds 0 to 5, unguided, denoised"
     assert f"![{caption}](samples.png)" in text
-    for part in ("| data | digits |", "| encoder | vit_tiny_patch16_224", "## Scores", "true labels, seed 0", "## Use"):
+    for part in (
+        f"| data | digits {saved.fingerprints['train']} |",
+        "| encoder | vit_tiny_patch16_224",
+        "## Scores",
+        "true labels, seed 0",
+        "## Use",
+    ):
         assert part in text
     assert 'rl.load("ada/digits")' in text
     assert str(saved.directory) not in text, "no path of this machine"
@@ -259,3 +265,57 @@ def test_a_flow_without_classes(server, tmp_path, monkeypatch):
     assert meta["pipeline_tag"] == "unconditional-image-generation"
     assert "model-index" not in meta
     assert rl.load("ada/plain").flow.config.classes == 0
+
+
+# --- what a run needs beside its own weights --------------------------------------------------------------------------------
+
+SMALL_FLOW = {
+    "flow.width": 16, "flow.head_width": 16, "flow.blocks": 2, "flow.layers": 1, "align.blocks": [2], "align.layers": [1],
+    "align.projector_width": 8, "train.steps": 2, "train.batch": 16, "train.precision": "float32", "train.keep": "last",
+}  # fmt: skip
+
+
+def test_a_space_and_a_teacher_that_the_kit_trained_go_along(server, tmp_path):
+
+    at = {
+        "vae": str(tmp_path / "here" / "vae"),
+        "encoder": str(tmp_path / "here" / "encoder"),
+        "run": tmp_path / "here" / "run",
+    }
+    words = ["--set", "width=8", "--set", "factor=2", "--set", "channels=2", "--set", "steps=2", "--set", "batch=16"]
+    assert main(["vae", "train", "digits", "--out", at["vae"], *words]) == 0
+    assert main(["encoder", "train", "--out", at["encoder"], "--set", "steps=1", "--set", "batch=16"]) == 0
+    settings = SMALL_FLOW | {
+        "space.kind": "small-vae", "space.weights": at["vae"], "flow.image_size": 4, "flow.channels": 2, "flow.patch_size": 2,
+    }  # fmt: skip
+    flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    train = ["train", "digits-reverse", "--encoder", at["encoder"], "--out", at["run"], "--device", "cpu", *flags]
+    assert main(train) == 0
+    run = rl.load(at["run"])
+    x, y = run.data("test", 4)
+    expected = rl.alignment(run, x, y).loss.item()
+    run.push("ada/latents", samples=2)
+    pushed = files_of(server, "ada/latents")
+    attached = {"space/config.json", "space/model.safetensors", "encoder/config.json", "encoder/model.safetensors"}
+    assert attached <= set(pushed)
+    assert str(tmp_path) not in pushed["README.md"].decode(), "the card names no folder of this machine"
+    assert "| space | small-vae 2x4x4" in pushed["README.md"].decode()
+    (tmp_path / "here").rename(tmp_path / "gone")
+    back = rl.load("ada/latents")
+    assert rl.alignment(back, x, y).loss.item() == pytest.approx(expected, abs=1e-5)
+    assert rl.sample(back, [0], 3).images.shape == (1, 1, 8, 8)
+    back.push("ada/again", samples=0)
+    assert {name: pushed[name] for name in attached} == {name: files_of(server, "ada/again")[name] for name in attached}
+
+
+def test_weights_of_others_stay_here(server, saved, tmp_path):
+    saved.config = saved.config.override({"encoder.weights": str(tmp_path / "dinov3.safetensors")})
+    with pytest.warns(LabWarning, match=r"the teacher's weights .*dinov3.safetensors stay on this machine"):
+        saved.push("ada/digits", samples=0)
+    assert not any(name.startswith("encoder/") for name in files_of(server))
+    (tmp_path / "sd-vae").mkdir()
+    space = saved.config.space.model_copy(update={"kind": "vae", "weights": str(tmp_path / "sd-vae")})
+    saved.config = saved.config.model_copy(update={"space": space})
+    with pytest.raises(LabError, match=r"the run needs its space, and .*sd-vae is a folder of this machine: push it as a repo"):
+        saved.push("ada/other", samples=0)
+    assert "ada/other" not in server.repos

@@ -29,6 +29,11 @@ class Described(Protocol):
         """Of the run."""
         ...
 
+    @property
+    def data_words(self) -> str:
+        """The data set, with the fingerprint of the training images where it is known."""
+        ...
+
 
 def write_card(run: Described, metrics: pd.DataFrame, scores: pd.DataFrame | None = None) -> None:
     """Write (or replace) card.md in the run's directory; scores are the table of `rl.evaluate`."""
@@ -39,7 +44,7 @@ def write_card(run: Described, metrics: pd.DataFrame, scores: pd.DataFrame | Non
 
 def card_lines(run: Described, metrics: pd.DataFrame, scores: pd.DataFrame | None = None) -> list[str]:
     """The lines of a card in Markdown, the title first: facts, training, scores."""
-    facts = describe_config(run.config)
+    facts = describe_config(run.config) | {"data": run.data_words}
     trained = [f"A TARFlow trained by rrepa_lab, step {run.step} of {run.config.train.steps}."]
     imported = [
         "A TARFlow that was trained elsewhere and imported. How it was trained is not on file: the `train` settings in",

@@ -14,7 +14,7 @@ from rrepa_lab.runs.config import RunConfig
 def summary(config: RunConfig) -> str:
     """Size, strategy and steps in a line."""
     flow = config.flow
-    size = f"{flow.size}, width {flow.width}"
+    size = f"{flow.size}, width {flow.width}" + ("" if config.space.is_pixels else f", in latents ({config.space.kind})")
     if config.origin:
         return f"{size}, imported"
     how = "not aligned" if config.align.strategy == "none" else f"{config.align.strategy} {config.align.place}"
@@ -31,7 +31,7 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "name": config.name,
         "data": config.data.name,
-        "image": "x".join(map(str, flow.image_shape)),
+        "image": "x".join(map(str, config.frame.picture)),
         "tokens": flow.tokens,
         "token_size": flow.token_size,
         "flow": f"{flow.size}, width {flow.width}",
@@ -39,6 +39,9 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
         "noise": f"gaussian, sigma {flow.noise_std}" if flow.noise == "gaussian" else "uniform dequantization",
         "strategy": align.strategy,
     }
+    if not config.space.is_pixels:
+        weights = config.space.weights or "space.weights is not set"
+        facts["space"] = f"{config.space_words}, {weights}"
     if config.encoder is not None and align.taps:
         facts["aligned"] = [f"{name} ({Tap.parse(name).module_path})" for name in align.taps]
         facts["lambda"] = align.weight

@@ -1,11 +1,13 @@
 """README.md of a run on the Hugging Face Hub: metadata that the Hub reads, samples, facts, scores, and how to load it."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from rrepa_lab.registry import Registry
+from rrepa_lab.runs.attached import local_weights
 from rrepa_lab.runs.card import Described, card_lines
 from rrepa_lab.runs.config import RunConfig
 
@@ -63,7 +65,20 @@ def model_card(
     )
     shown = [line for name, one in pictures.items() for line in ("", f"![{one.caption}]({name})", "", f"{one.caption}.")]
     first, *rest = card_lines(run, metrics, scores)
-    return "\n".join(["---", data.to_yaml(), "---", "", first, *shown, *rest, *_loading(repo_id, classes), ""])
+    text = "\n".join(["---", data.to_yaml(), "---", "", first, *shown, *rest, *_loading(repo_id, classes), ""])
+    return _without_folders(text, run.config)
+
+
+def _without_folders(text: str, config: RunConfig) -> str:
+    """The text with files of this machine by their names alone."""
+    encoder = None if config.encoder is None else local_weights(config.encoder)
+    space = (
+        Path(config.space.weights) if config.space.weights is not None and Path(config.space.weights).is_absolute() else None
+    )
+    for path in (encoder, space):
+        if path is not None:
+            text = text.replace(str(path), "/".join(path.parts[-2:]))
+    return text
 
 
 def data_on_hub(config: RunConfig) -> str | None:

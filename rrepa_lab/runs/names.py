@@ -8,6 +8,7 @@ PLAN = "decoding.json"  # how it is decoded fastest, see `sampling.calibrate`
 METRICS = "metrics.jsonl"  # the reports of the training
 SCORES = "scores.csv"  # the table of `rl.evaluate`
 CARD = "card.md"
+ENCODER = "encoder"  # a folder with a copy of the teacher, of a run on the Hub whose teacher the kit has trained
 SPACE = "space"  # a folder with a copy of the autoencoder, where the run models its latents
 
 # what others need of a run; neither the state for resuming nor the card, whose place on the Hub README.md takes

@@ -34,11 +34,12 @@ from rrepa_lab.files import write_atomically, write_text
 from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.flow.decode.plan import DecodePlan
 from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.runs.attached import attached, encoder_of
 from rrepa_lab.runs.card import read_scores
 from rrepa_lab.runs.config import RunConfig, complete
 from rrepa_lab.runs.hub import push
 from rrepa_lab.runs.model_card import CARD_PICTURES, CardPicture, model_card
-from rrepa_lab.runs.names import CONFIG, FORMAT, PUBLISHED, SPACE, WEIGHTS
+from rrepa_lab.runs.names import CONFIG, ENCODER, FORMAT, PUBLISHED, SPACE, WEIGHTS
 from rrepa_lab.runs.records import Records
 from rrepa_lab.space.autoencoder import TRAINED_HERE, copy_autoencoder, is_autoencoder
 from rrepa_lab.space.config import SPACES, SpaceConfig
@@ -124,7 +125,7 @@ class Run:
             raise LabError(f"run {self.name!r} has no encoder: set one, for example encoder.weights=bundled:digits")
         if self._encoder is None:
             with torch.inference_mode(False):  # its weights may be needed in a graph later
-                self._encoder = make_teacher(self.config.encoder, download)
+                self._encoder = make_teacher(encoder_of(self.config.encoder, self.directory), download)
         return self._encoder.to(self.device)
 
     def aligner(self, align: AlignConfig | None = None, projectors: Projectors | None = None) -> Aligner:
@@ -214,7 +215,8 @@ class Run:
 
         Uploaded are the files that `rl.load` and a reader need (`runs.names.PUBLISHED`), never the state for resuming. The
         card has facts, scores with their protocol if the run was evaluated (`rrepa-lab evaluate RUN --save`), and a picture
-        of samples. `rl.load(repo_id)` gives the same run back.
+        of samples. `rl.load(repo_id)` gives the same run back. Autoencoder and teacher go along where the kit has trained them;
+        config.json goes as it is, with the paths of data and weights on this machine.
 
         Args:
             repo_id: "owner/name".
@@ -222,19 +224,21 @@ class Run:
             samples: images of that picture, drawn here and now; 0 for none.
             license: of the weights, for the card, by the Hub's identifiers: "mit", "cc-by-nc-4.0".
 
-        Raises: LabError for a run that is not saved, no token, a name or a login that the Hub refuses, and no network.
+        Raises: LabError for a run that is not saved, a space of others in a folder of this machine, no token, a name or a
+            login that the Hub refuses, and no network.
         """
         if self.directory is None:
             raise LabError("only a saved run can be pushed: call run.save(directory) and rl.load(directory) first")
         files: dict[str, Path | bytes] = {name: path for name in PUBLISHED if (path := self.directory / name).is_file()}
         if CONFIG not in files or WEIGHTS not in files:
             raise LabError(f"{self.directory} is no saved run: it lacks {CONFIG if CONFIG not in files else WEIGHTS}")
+        files |= attached(self.config, self.directory)
         pictures = self._pictures(whole_number("samples", samples))
         files |= {name: one.png for name, one in pictures.items()}
         scores = read_scores(self.directory)
         card = model_card(self, repo_id, license, Records(self.directory).table(), scores, pictures)
         files["README.md"] = card.encode()
-        replaces = [*PUBLISHED, *(f"{name}.png" for name in CARD_PICTURES.names())]
+        replaces = [*PUBLISHED, f"{ENCODER}/", *(f"{name}.png" for name in CARD_PICTURES.names())]
         return push(repo_id, files, replaces, private, f"{self.name}, step {self.step}")
 
     def _pictures(self, count: int) -> dict[str, CardPicture]:

@@ -17,7 +17,7 @@ from rrepa_lab.readers import MIB, MissingFileError, check_file, read_json, vali
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.describe import summary
 from rrepa_lab.runs.hub import fetch
-from rrepa_lab.runs.names import BEST, CARD, CONFIG, FORMAT, PLAN, PUBLISHED
+from rrepa_lab.runs.names import BEST, CARD, CONFIG, ENCODER, FORMAT, PLAN, PUBLISHED
 from rrepa_lab.runs.run import Run, modules
 
 LARGEST_CONFIG = 16 * 2**20  # bytes of a config.json
@@ -135,7 +135,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
         read_config(directory)
     except LabError as error:
         raise LabError(f"{repo_id} on the Hub is no rrepa_lab run: {error}") from None
-    return fetch(repo_id, [*PUBLISHED, CARD, "README.md"], directory.name)
+    return fetch(repo_id, [*PUBLISHED, f"{ENCODER}/*", CARD, "README.md"], directory.name)
 
 
 def read_config(directory: Path) -> tuple[RunConfig, list[str]]:
