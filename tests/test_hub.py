@@ -276,12 +276,7 @@ SMALL_FLOW = {
 
 
 def test_a_space_and_a_teacher_that_the_kit_trained_go_along(server, tmp_path):
-
-    at = {
-        "vae": str(tmp_path / "here" / "vae"),
-        "encoder": str(tmp_path / "here" / "encoder"),
-        "run": tmp_path / "here" / "run",
-    }
+    at = {name: str(tmp_path / "here" / name) for name in ("vae", "encoder", "run")}
     words = ["--set", "width=8", "--set", "factor=2", "--set", "channels=2", "--set", "steps=2", "--set", "batch=16"]
     assert main(["vae", "train", "digits", "--out", at["vae"], *words]) == 0
     assert main(["encoder", "train", "--out", at["encoder"], "--set", "steps=1", "--set", "batch=16"]) == 0
