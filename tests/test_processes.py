@@ -156,6 +156,32 @@ def test_a_dead_process_ends_the_others_in_one_line(tmp_path, victim):
     assert rl.load(out).step >= 5, "the last checkpoint stands"
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_ctrl_c_saves_once_and_the_training_resumes(alone, tmp_path, parallel):
+    # a terminal sends the signal to the launcher and to all processes, and the launcher passes it on once more
+    out = tmp_path / "run"
+    words = train_words(out, train__steps=20, train__save_every=1000)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(2, *words, "--set", f"train.parallel={parallel}"),
+        env=env,
+        stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_step(out, 3, process)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert said.count("stopping after this step") == 1
+    assert said.count("stopped and saved") == 1
+    assert 3 <= rl.load(out).step < 20
+    run(1, *words, "--resume")
+    assert_same_losses(alone, out)
+
+
 def child_of_rank(parent: int, rank: str) -> int:
     import psutil
 

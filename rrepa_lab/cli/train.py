@@ -1,9 +1,9 @@
 """`rrepa-lab train`: train a run from a preset or a config.json."""
 
 import argparse
-import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -13,8 +13,11 @@ from rrepa_lab.cli.dry_run import print_plan
 from rrepa_lab.cli.encoder import encoder_settings
 from rrepa_lab.cli.printing import hint, print_facts, sample_options
 from rrepa_lab.errors import LabError
+from rrepa_lab.processes import is_main, world_size
 from rrepa_lab.progress import progress
 from rrepa_lab.signals import ending_signals
+
+REPEATED = 1.0  # seconds after a signal in which a launcher's own is no second one
 
 if TYPE_CHECKING:
     from rrepa_lab.runs.config import RunConfig
@@ -53,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.out is None:
         raise LabError("a run directory is required: add --out runs/NAME")
-    main_process = os.environ.get("RANK", "0") == "0"  # one of several under torchrun or accelerate launch
+    main_process = is_main()
     with stop_on_interrupt() as stopped:
         report = _train(args, config, stopped, silent=not main_process)
     if report is None:
@@ -105,14 +108,22 @@ def _train(args: argparse.Namespace, config: "RunConfig", stopped: Callable[[], 
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
     """Within it Ctrl-C, SIGTERM and SIGHUP set a flag, so that a step can be finished and saved; a second one stops at once.
 
+    Of several processes the main one prints. A terminal sends Ctrl-C to all of them, and torchrun passes it on once more:
+    what comes within a second of the first signal is not a second one.
+
     Yields a function that returns whether the flag is set. A SIGHUP that is ignored, as under nohup, stays ignored.
     """
-    received: list[bool] = []
+    received: list[float] = []
 
     def handle(_signal: int, _frame: object) -> None:
+        now = time.monotonic()
         if received:
+            if world_size() > 1 and now - received[0] < REPEATED:
+                return
             raise KeyboardInterrupt
-        received.append(True)
+        received.append(now)
+        if not is_main():
+            return
         with suppress(OSError):  # the terminal may be gone
             print("\nstopping after this step; Ctrl-C again to stop at once", file=sys.stderr)
 

@@ -2,12 +2,18 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from rrepa_lab.errors import LabError, ReportedElsewhere
 from rrepa_lab.processes import world_size
+
+LONGEST = timedelta(days=7)  # that the main process may work while the others wait
+
+_patient: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # accelerator -> process group
 
 
 def accelerator_on(device: torch.device) -> Any:
@@ -39,7 +45,11 @@ def accelerator_on(device: torch.device) -> Any:
 
 
 def main_decides(accelerator: Any, decide: Callable[[], Any]) -> Any:
-    """What `decide` returns in the main process, in all processes; its LabError is raised in all of them."""
+    """What `decide` returns in the main process, in all processes; its LabError is raised in all of them.
+
+    The others wait as long as it takes (decoding ImageNet takes hours, and collectives of torch time out after 10 or 30
+    minutes), on a gloo group of their own, which ends when a process dies.
+    """
     answer: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
@@ -47,7 +57,9 @@ def main_decides(accelerator: Any, decide: Callable[[], Any]) -> Any:
         except LabError as error:
             answer[1] = str(error)
     if accelerator.num_processes > 1:
-        torch.distributed.broadcast_object_list(answer, src=0)
+        if accelerator not in _patient:
+            _patient[accelerator] = torch.distributed.new_group(backend="gloo", timeout=LONGEST)
+        torch.distributed.broadcast_object_list(answer, src=0, group=_patient[accelerator])
     if answer[1] is not None:
         raise (LabError if accelerator.is_main_process else ReportedElsewhere)(answer[1])
     return answer[0]
