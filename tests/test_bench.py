@@ -140,3 +140,20 @@ def test_the_kept_table_is_of_this_bench():
     assert len(kept) == 16
     assert kept["device"].str.len().min() > 2
     assert {"ratio", "low", "high", "required", "aim", "met", "part_of_ceiling", "torch"} <= set(kept.columns)
+
+
+@pytest.mark.processes
+def test_a_sharded_training_keeps_half_of_the_weights_in_each_of_two_processes():
+    table = bench("processes", 1, 1).set_index("case")
+    assert table.loc["fsdp", "ratio"] == pytest.approx(0.5, abs=0.01)
+    for name in ("parameters", "gradients", "optimizer", "average", "kept"):
+        assert table.loc["fsdp", f"{name}_mib"] == pytest.approx(table.loc["ddp", f"{name}_mib"] / 2, rel=0.01)
+    assert table.loc["fsdp", "rss_mib"] < 0.7 * table.loc["ddp", "rss_mib"]
+    assert table.loc["ddp", "parameters_mib"] * 2**20 == pytest.approx(4 * table.loc["ddp", "parameters"])
+
+
+def test_processes_that_fail_are_reported_in_one_line():
+    processes = importlib.import_module("rrepa_lab.bench.processes")
+    with pytest.raises(rl.LabError, match="2 processes could not be measured: .*Error") as caught:
+        processes.memory_by_process(device="nowhere")
+    assert "\n" not in str(caught.value)

@@ -14,6 +14,7 @@ import torch
 from rrepa_lab.analysis.classify import classify
 from rrepa_lab.bench.data import data_waits
 from rrepa_lab.bench.decode import DECODERS, decoding
+from rrepa_lab.bench.processes import memory_by_process
 from rrepa_lab.bench.scaling import scaling_table
 from rrepa_lab.bench.speed import speed_table
 from rrepa_lab.bench.teacher import teacher_costs
@@ -49,7 +50,8 @@ def bench(
             "strategies": a training step under every alignment strategy; see `train.step_costs`. "teacher": a training step
             with the teacher's pass and with its features kept; see `teacher.teacher_costs`. "page": from the start of the
             page to its first picture, and from a key to the repaint, in a headless Chromium. "memory": of the page under 16
-            visitors, for `repeats` minutes. "data": waiting for the images of a folder, see `data.data_waits`.
+            visitors, for `repeats` minutes. "data": waiting for the images of a folder, see `data.data_waits`. "processes":
+            memory of two processes of a training, see `processes.memory_by_process`.
         repeats: rounds; each round runs every case once, in turn.
         threads: of torch, on a CPU.
         folder: the image folder of "data".
@@ -136,5 +138,5 @@ def _teacher(repeats: int, device: str) -> pd.DataFrame:
 
 BENCHES: dict[str, Callable[[int, str], pd.DataFrame]] = {
     "speed": speed_table, "scaling": scaling_table, "classify": _classify, "decode": _decode, "strategies": _strategies,
-    "teacher": _teacher, "page": _page, "memory": _memory,
+    "teacher": _teacher, "page": _page, "memory": _memory, "processes": memory_by_process,
 }  # fmt: skip

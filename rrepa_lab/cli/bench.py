@@ -9,7 +9,8 @@ from rrepa_lab.errors import LabError
 COLUMNS = (
     "data", "what", "against", "kind", "over", "size", "case", "workers", "classes", "ratio", "data_wait", "low", "high",
     "required", "aim", "met", "seconds", "fastest", "slowest", "seconds_per_image", "reference", "error", "kept_mib",
-    "rss_mib", "growth_mib", "answers", "gflops", "part_of_ceiling",
+    "parameters_mib", "gradients_mib", "optimizer_mib", "average_mib", "rss_mib", "peak_mib", "growth_mib", "answers", "gflops",
+    "part_of_ceiling",
 )  # fmt: skip
 PROTOCOL = ("images", "steps", "flow", "ceiling_gflops", "repeats", "threads", "device", "torch")
 
@@ -23,7 +24,8 @@ def register(commands: Commands) -> None:
         default="speed",
         help="speed (the ratios with a required limit), scaling, classify, decode, strategies (a training step), teacher (a "
         "step with its features kept, and not), page (in a Chromium), memory (of the page under visitors; --repeats is "
-        "minutes), data (waiting for the images of --data), or plan (the fastest decoding of --run)",
+        "minutes), data (waiting for the images of --data), processes (memory of two, weights copied or sharded), or plan "
+        "(the fastest decoding of --run)",
     )
     bench.add_argument("--repeats", type=int, default=3, help="rounds")
     bench.add_argument("--data", metavar="FOLDER", help="data: the image folder")

@@ -3,8 +3,8 @@
     python -m rrepa_lab.studies.report            fill them
     python -m rrepa_lab.studies.report --check    exit status 1 if a report differs from its tables; writes nothing
 
-The reports are `assets/studies/README.md`, `assets/benchmarks.md` and, in a clone, the table of results in README.md. Their
-text is written by hand; what is between
+The reports are `assets/studies/README.md`, `assets/benchmarks.md`, `assets/processes.md` and, in a clone, the table of results
+in README.md. Their text is written by hand; what is between
 
     <!-- table: NAME -->    and    <!-- end -->        a Markdown table on lines of its own
     <!-- value: NAME -->    and    <!-- end -->        a figure inside a sentence, not at the start of a line: Markdown takes
@@ -38,7 +38,7 @@ def report_files() -> list[Path]:
     root = assets()
     top = root.parent / "README.md"
     clone = [top] if (root.parent / "pyproject.toml").is_file() else []
-    return [root / "studies" / "README.md", root / "benchmarks.md", *clone]
+    return [root / "studies" / "README.md", root / "benchmarks.md", root / "processes.md", *clone]
 
 
 def fill(text: str, tables: Mapping[str, Callable[[], str]] = TABLES, values: Mapping[str, Callable[[], str]] = VALUES) -> str:

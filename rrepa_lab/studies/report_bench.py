@@ -84,6 +84,31 @@ def data() -> str:
     return markdown(("images", "size", "workers", "read from", "rounds", "waiting [lowest, highest round]", "a step, ms"), rows)
 
 
+def processes() -> str:
+    """Memory that each of two processes keeps, weights copied or sharded."""
+    rows = []
+    for row in study_table("bench-processes").to_dict("records"):
+        names = ("parameters", "gradients", "optimizer", "average", "kept", "rss", "peak")
+        rows.append([f"`{row['case']}`", *(f"{row[f'{name}_mib']:.0f}" for name in names)])
+    columns = (
+        "",
+        "parameters, MiB",
+        "gradients",
+        "moments",
+        "averaged weights",
+        "together",
+        "resident grew by",
+        "peak",
+    )
+    return markdown(columns, rows)
+
+
+def processes_flow() -> str:
+    """The flow whose memory was measured."""
+    row = study_table("bench-processes").iloc[0]
+    return f"{row['flow']}, {row['parameters'] / 1e6:.0f} M parameters"
+
+
 def gflops(what: str | None) -> str:
     """Operations a second, 1e9, of a case of the speed table; None: the ceiling of large products."""
     table = study_table("bench-speed")
@@ -122,6 +147,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench-scaling": scaling,
     "bench-classification": classification,
     "bench-data": data,
+    "bench-processes": processes,
 }
 VALUES: dict[str, Callable[[], str]] = {
     "machine": machine,
@@ -134,4 +160,5 @@ VALUES: dict[str, Callable[[], str]] = {
     "scaling-repeats": partial(rounds, "bench-scaling"),
     "classification-repeats": partial(rounds, "bench-classification"),
     "memory-growth": memory_growth,
+    "processes-flow": processes_flow,
 }
