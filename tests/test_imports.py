@@ -79,6 +79,7 @@ def test_the_test_finds_a_climbing_import(tmp_path: Path) -> None:
 
 
 def test_the_developers_readme_has_the_same_order() -> None:
-    rows = [line.split("|")[1] for line in (PACKAGE / "README.md").read_text("utf-8").splitlines() if line.startswith("| `")]
+    rooms, _, _ = (PACKAGE / "README.md").read_text("utf-8").partition("## A batch")
+    rows = [line.split("|")[1] for line in rooms.splitlines() if line.startswith("| `")]
     named = [name for row in rows for name in row.replace("`", " ").replace(",", " ").split()]
     assert [name for name in named if name in ORDER] == [*ORDER]
