@@ -34,11 +34,11 @@ ALIGNED = [("none", 0), ("forward", 0), ("detach", 0), ("reverse", 0), ("reverse
 DIM, BATCH = 24, 2
 
 
-def objective_of(flow_config, align, checkpointing=False):
+def objective_of(flow_config, align, checkpointing=False, plain=False):
     flow = rl.TarFlow(flow_config)
     perturb(flow, 0)
     flow.configure_layers(checkpointing)
-    return Objective(flow, Projectors(align.taps, flow_config.width, align.projector_width, DIM), align)
+    return Objective(flow, Projectors(align.taps, flow_config.width, align.projector_width, DIM), align, plain=plain)
 
 
 def inputs(config, align, batch=BATCH):
@@ -78,6 +78,20 @@ def test_operations_of_a_step(name, strategy, refinements, checkpointing, blocks
                 step()
             counted = counter.get_total_flops()
     assert BATCH * step_work(config, align, dims(align), checkpointing).total == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize("strategy", ["detach", "reverse"])
+@pytest.mark.parametrize("blocks", [[1, -1], [-1]])
+def test_a_sharded_step_takes_the_plain_passes(strategy, blocks):
+    config = FLOWS["deep-shallow"]
+    align = AlignConfig(strategy=strategy, blocks=blocks, layers=[1], projector_width=32).counted(3, config.layers)
+    objective, given = objective_of(config, align, plain=True), inputs(config, align)
+    with sdpa_kernel(SDPBackend.MATH):
+        counted = operations(lambda: objective(*given).total.backward())  # noqa: PLW0108 (the losses are a part of it)
+    assert BATCH * step_work(config, align, dims(align), plain=True).total == pytest.approx(counted, rel=0.02)
+    kept = kept_bytes(partial(objective, *given))
+    found = footprint(config, align, BATCH, 0, teacher_dims=dims(align), plain=True)
+    assert found.activations == pytest.approx(kept, rel=0.2)
 
 
 def test_the_one_pass_form_costs_what_the_design_says():
@@ -132,12 +146,17 @@ def test_hours_on_gpus(capsys):
     assert found.hours_on(gpu, count, 0.5) == pytest.approx(hours)
     assert 5e14 > found.step_operations > 3e14
     assert found.memory_on(8).activations == found.memory.activations / 8
+    sharded = estimate(rl.preset("imagenet64-none").override({"train.parallel": "fsdp", "train.accumulate": 4}))
+    assert sharded.memory_on(8).weights == sharded.memory.weights / 8
+    assert sharded.memory.activations == found.memory.activations / 4
     words = ["train", "imagenet64-none", "--dry-run", "--gpu", "8xa100", "--utilization", "0.5"]
     assert main(words) == 0
     text = capsys.readouterr().out
     assert "at an assumed 50% of 312 TFLOP/s (bf16 dense, NVIDIA A100 data sheet)" in text
     assert main([*words, "--json"]) == 0
     one = json.loads(capsys.readouterr().out)
+    assert main(["train", "imagenet64-none", "--dry-run", "--gpu", "h100"]) == 0
+    assert "does NOT fit; set train.checkpointing=true or train.accumulate=2" in capsys.readouterr().out
     assert one["gpu"]["hours"] == pytest.approx(hours)
     assert one["gpu"]["fits"] is True
     assert one["flops_per_step"] == sum(value for key, value in one["flops_of"].items() if key != "strategy")

@@ -62,7 +62,7 @@ class Estimate:
         teacher: of the alignment, None without one.
         teacher_runs: whether the teacher runs in every step; else its features are kept, see `train.feature_cache`.
         images: of the training split; None where they are not known here.
-        memory: of one process with all of the batch.
+        memory: of one process with all of the batch, in `train.accumulate` parts.
     """
 
     config: RunConfig
@@ -84,8 +84,10 @@ class Estimate:
         return self.step_operations * self.config.train.steps / (gpu.tflops * 1e12 * utilization * count) / 3600
 
     def memory_on(self, count: int = 1) -> Footprint:
-        """Memory of each of so many data-parallel processes: they share the batch, not the state."""
-        return self.memory._replace(activations=self.memory.activations / count)
+        """Memory of each of so many processes: they share the batch, and by fsdp the state."""
+        shared = count if self.config.train.parallel == "fsdp" else 1
+        *state, activations = self.memory
+        return Footprint(*(part / shared for part in state), activations / count)
 
 
 def estimate(config: RunConfig, bfloat16: bool | None = None, images: int | None = None) -> Estimate:
@@ -109,10 +111,12 @@ def estimate(config: RunConfig, bfloat16: bool | None = None, images: int | None
         )
     low = config.train.precision != "float32" if bfloat16 is None else bfloat16
     t = config.train
+    plain = t.parallel == "fsdp"
     memory = footprint(
-        flow, config.align, t.batch, own + projectors, teacher_dims=dims, bfloat16=low, checkpointing=t.checkpointing
-    )
-    work = step_work(flow, config.align, dims, t.checkpointing)
+        flow, config.align, -(-t.batch // t.accumulate), own + projectors, teacher_dims=dims, bfloat16=low,
+        checkpointing=t.checkpointing, plain=plain,
+    )  # fmt: skip
+    work = step_work(flow, config.align, dims, t.checkpointing, plain)
     return Estimate(config, (own, projectors), work, teacher, _teacher_runs(config, teacher, images), memory, images)
 
 

@@ -85,8 +85,18 @@ def block_work(flow: FlowConfig, number: int) -> Work:
     return entry_work(flow) + layers_work(flow, flow.layers_of(number)) + exit_work(flow)
 
 
+def aligned_layers(align: AlignConfig) -> dict[int, int]:
+    """Aligned block -> its highest aligned layer, for blocks and layers that count from 1."""
+    taps = [Tap.parse(name) for name in align.taps]
+    return {t: max(int(tap.layer) for tap in taps if tap.block == t) for t in sorted({tap.block for tap in taps})}
+
+
 def step_work(
-    flow: FlowConfig, align: AlignConfig, teacher_dims: tuple[int, ...] = (), checkpointing: bool = False
+    flow: FlowConfig,
+    align: AlignConfig,
+    teacher_dims: tuple[int, ...] = (),
+    checkpointing: bool = False,
+    plain: bool = False,
 ) -> StepWork:
     """A training step of a flow for one image: losses, and their gradient.
 
@@ -94,15 +104,17 @@ def step_work(
         align: its blocks and layers count from 1.
         teacher_dims: E of each teacher; the teachers' own passes are not counted here.
         checkpointing: whether the layers are run again in each backward pass.
+        plain: by the passes that define a strategy, as sharded trainings have them, not by the one-pass form.
     """
-    taps = [Tap.parse(name) for name in align.taps]
-    layers = {t: max(int(tap.layer) for tap in taps if tap.block == t) for t in sorted({tap.block for tap in taps})}
+    layers = aligned_layers(align)
     strategy = align.strategy if align.strategy in COUNTED else "forward"
-    strategy = strategy if taps else "none"
+    strategy = strategy if layers else "none"
     counter = _Counter(flow, layers, checkpointing)
     match strategy:
-        case "detach" | "reverse" if not (strategy == "reverse" and align.refinements):
+        case "detach" | "reverse" if not plain and not (strategy == "reverse" and align.refinements):
             total = counter.segments(reverse=strategy == "reverse")
+        case "detach":
+            total = counter.plain() + counter.features_alone()
         case "reverse":
             total = counter.plain() + counter.rebuilding(align.refinements)
         case "reverse-exact":
@@ -111,7 +123,7 @@ def step_work(
             total = counter.plain()
     hidden = align.projector_width
     each = [flow.width * hidden + hidden**2 + hidden * dim for dim in teacher_dims]
-    return StepWork(total, 3 * 2.0 * flow.tokens * len(taps) * sum(each), strategy)
+    return StepWork(total, 3 * 2.0 * flow.tokens * len(align.taps) * sum(each), strategy)
 
 
 @dataclass(frozen=True)
@@ -168,6 +180,14 @@ class _Counter:
             if reverse and t in self.layers:
                 part = entry_work(self.flow) + layers_work(self.flow, self.layers[t])
                 total += part.to_input + self.again(t, self.layers[t])
+        return total
+
+    def features_alone(self) -> float:
+        """The features of each aligned block from its detached input, and their backward pass."""
+        total = 0.0
+        for t, layer in self.layers.items():
+            part = entry_work(self.flow) + layers_work(self.flow, layer)
+            total += part.forward + part.backward + self.again(t, layer) - self.to_tokens
         return total
 
     def rebuilding(self, refinements: int) -> float:

@@ -7,6 +7,7 @@ nearly all of them; kernels that work in place, and the allocator's own reserve,
 from typing import NamedTuple
 
 from rrepa_lab.align.config import AlignConfig
+from rrepa_lab.bench.flops import aligned_layers
 from rrepa_lab.flow.tarflow.config import FlowConfig
 from rrepa_lab.flow.tarflow.transformer import mlp_width
 
@@ -37,6 +38,7 @@ def footprint(
     teacher_dims: tuple[int, ...] = (),
     bfloat16: bool = False,
     checkpointing: bool = False,
+    plain: bool = False,
 ) -> Footprint:
     """Memory of one process.
 
@@ -45,10 +47,12 @@ def footprint(
         batch: images of this process.
         parameters: of flow and projectors.
         teacher_dims: E of each teacher; the teachers themselves are not counted.
+        plain: as in `flops.step_work`.
     """
     state = FLOAT32 * parameters
     copies = BFLOAT16 * parameters if bfloat16 else 0
-    kept = batch * flow.tokens * _numbers(flow, align, teacher_dims, bfloat16, checkpointing)
+    layers = sum(flow.depths) + _repeated_layers(flow, align, plain)
+    kept = batch * flow.tokens * _numbers(flow, align, layers, teacher_dims, bfloat16, checkpointing)
     return Footprint(state + copies, state, 2 * state, state, kept)
 
 
@@ -69,12 +73,28 @@ def layer_bytes(flow: FlowConfig, bfloat16: bool) -> float:
     return sums + inputs + attention + rotated + activation
 
 
-def _numbers(flow: FlowConfig, align: AlignConfig, teacher_dims: tuple[int, ...], bfloat16: bool, checkpointing: bool) -> float:
-    """Bytes that the graph keeps of one token."""
+def _repeated_layers(flow: FlowConfig, align: AlignConfig, plain: bool) -> int:
+    """Layers that a strategy runs besides those of the encoding pass, whose activations are kept as well."""
+    aligned = aligned_layers(align)
+    if not aligned or align.strategy not in ("detach", "reverse", "reverse-exact"):
+        return 0
+    if align.strategy == "detach":
+        return sum(aligned.values()) if plain else 0
+    if align.strategy == "reverse-exact":
+        return sum(flow.depths)
+    if not plain and not align.refinements:
+        return 0
+    return (1 + align.refinements) * sum(flow.depths[min(aligned) - 1 :]) + sum(aligned.values())
+
+
+def _numbers(
+    flow: FlowConfig, align: AlignConfig, depth: int, teacher_dims: tuple[int, ...], bfloat16: bool, checkpointing: bool
+) -> float:
+    """Bytes that the graph keeps of one token, which runs through so many layers."""
     layer, one = layer_bytes(flow, bfloat16), FLOAT32 * flow.width
     ends = flow.blocks * FLOAT32 * (flow.width + 6 * flow.token_size)  # input of the last product; tokens, mu, alpha
     # with checkpointing each layer keeps its input alone, and one layer at a time has all
-    layers = sum(flow.depths) * one + layer if checkpointing else sum(flow.depths) * layer
+    layers = depth * one + layer if checkpointing else depth * layer
     product = BFLOAT16 if bfloat16 else FLOAT32
     hidden = align.projector_width
     projectors = sum(product * (flow.width + 4 * hidden) + FLOAT32 * 3 * dim for dim in teacher_dims)

@@ -7,6 +7,7 @@ from rrepa_lab.cli.printing import hint, print_facts
 
 if TYPE_CHECKING:
     from rrepa_lab.bench.estimate import Estimate
+    from rrepa_lab.bench.footprint import Footprint
     from rrepa_lab.runs.config import RunConfig
 
 
@@ -89,8 +90,17 @@ def _on_gpus(found: "Estimate", count: int, gpu: Any, utilization: float) -> dic
     return {
         "gpu": gpu.title, "count": count, "hours": found.hours_on(gpu, count, utilization), "utilization": utilization,
         "peak_tflops": gpu.tflops, "source": gpu.source, "memory_per_gpu": memory.total, "memory_of_gpu": gpu.memory * 1e9,
-        "fits": memory.total <= 0.95 * gpu.memory * 1e9,
+        "fits": memory.total <= 0.95 * gpu.memory * 1e9, "advice": _advice(found, memory),
     }  # fmt: skip
+
+
+def _advice(found: "Estimate", memory: "Footprint") -> str:
+    """What takes less memory, by what most of it is for."""
+    t = found.config.train
+    if memory.activations > memory.total / 2:
+        ways = [] if t.checkpointing else ["train.checkpointing=true"]
+        return f"; set {' or '.join([*ways, f'train.accumulate={2 * t.accumulate}'])}"
+    return "" if t.parallel == "fsdp" else "; set train.parallel=fsdp, with several GPUs"
 
 
 def _timing(args: argparse.Namespace, found: "Estimate") -> dict[str, Any] | None:
@@ -126,7 +136,7 @@ def _words(costs: dict[str, Any]) -> dict[str, str]:
     for name, size in costs.get("caches", {}).items():
         lines[f"{name} of the training images"] = f"{_bytes(size)}"
     if (one := costs.get("gpu")) is not None:
-        fits = "fits" if one["fits"] else "does NOT fit"
+        fits = "fits" if one["fits"] else f"does NOT fit{one['advice']}"
         lines[f"on {one['count']} x {one['gpu']}"] = (
             f"{_hours(one['hours'])} at an assumed {one['utilization']:.0%} of {one['peak_tflops']:g} TFLOP/s (bf16 dense, "
             f"{one['source']}); {_bytes(one['memory_per_gpu'])} of {_bytes(one['memory_of_gpu'])} each: {fits}"
@@ -141,7 +151,7 @@ def _words(costs: dict[str, Any]) -> dict[str, str]:
 
 def _memory(parts: dict[str, float]) -> str:
     named = ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items() if name != "total")
-    return f"{_bytes(parts['total'])} for all of the batch: {named}"
+    return f"{_bytes(parts['total'])} in one process: {named}"
 
 
 def _flop(value: float) -> str:

@@ -6,7 +6,7 @@ when a training starts, or space.weights is its folder.
 
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.families.family import Family, Result, paper_results, run_config
-from rrepa_lab.runs.families.imagenet import EXACT, SIZES, STEPS, data
+from rrepa_lab.runs.families.imagenet import EXACT, LONG, SIZES, STEPS, data
 from rrepa_lab.space.config import SpaceConfig
 
 SD_VAE = SpaceConfig(kind="vae", weights="stabilityai/sd-vae-ft-ema")
@@ -20,9 +20,12 @@ def latent256(strategy: str) -> RunConfig:
 
 
 def latent256_p1(strategy: str) -> RunConfig:
-    """As `latent256` with patch 1, the paper's best: 1024 tokens. The teacher sees 448 pixels: a patch for each token."""
+    """As `latent256` with patch 1, the paper's best: 1024 tokens. The teacher sees 448 pixels: a patch for each token.
+
+    Layers are recomputed in the backward pass, as in `imagenet128`.
+    """
     flow = {**SIZES, **LATENTS, "patch_size": 1}
-    config = run_config("imagenet256-latent-p1", data(256), flow, strategy=strategy, space=SD_VAE, train=STEPS)
+    config = run_config("imagenet256-latent-p1", data(256), flow, strategy=strategy, space=SD_VAE, train=LONG)
     return config.override({"encoder.image_size": 448})
 
 
