@@ -198,7 +198,8 @@ def test_a_damaged_file_is_one_line(server, saved):
 @pytest.mark.slow  # the client tries five times
 def test_a_transfer_that_breaks_off_is_one_line(server, saved):
     saved.push("ada/digits", samples=0)
-    server.cut.add("best.safetensors")
+    # both files may hold the same weights, and the client downloads such a file once, under whichever name comes first
+    server.cut |= {"best.safetensors", "model.safetensors"}
     with pytest.raises(LabError, match="ada/digits cannot be read") as caught:
         rl.load("ada/digits")
     assert "\n" not in str(caught.value)
