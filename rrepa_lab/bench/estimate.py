@@ -86,8 +86,10 @@ class Estimate:
     def memory_on(self, count: int = 1) -> Footprint:
         """Memory of each of so many processes: they share the batch, and by fsdp the state."""
         shared = count if self.config.train.parallel == "fsdp" else 1
-        *state, activations = self.memory
-        return Footprint(*(part / shared for part in state), activations / count)
+        m = self.memory
+        return Footprint(
+            m.weights / shared, m.gradients / shared, m.optimizer / shared, m.average / shared, m.activations / count
+        )
 
 
 def estimate(config: RunConfig, bfloat16: bool | None = None, images: int | None = None) -> Estimate:
