@@ -48,11 +48,15 @@ def check_writable(path: Path) -> None:
     if folder:
         raise LabError(f"{path} cannot be written: it is a folder")
     try:
-        above = next(parent for parent in path.absolute().parents if parent.exists())
-        with tempfile.TemporaryFile(dir=above):
+        with tempfile.TemporaryFile(dir=existing_folder(path.absolute().parent)):
             pass
     except OSError as error:
         raise LabError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def existing_folder(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
+    return next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
 
 
 def _is_write_error(error: Exception) -> bool:

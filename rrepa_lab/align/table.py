@@ -5,7 +5,6 @@ A view is an image as it is, or mirrored. Small tables lie in memory on the devi
 of a finer teacher are averaged before they are stored, those of a coarser one are interpolated when they are read.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rrepa_lab.data.cache import ArraySpec, cached_array, is_complete
+from rrepa_lab.data.augment import views_of
+from rrepa_lab.data.cache import ArraySpec, cached_with_bar
 from rrepa_lab.data.fingerprint import cache_key
 from rrepa_lab.data.images import ImageSet
 from rrepa_lab.data.loaders import stream
@@ -76,10 +76,6 @@ def on_disk(images: ImageSet, spec: ArraySpec, read: Read, device: torch.device,
 
     Raises: LabError as `data.cache.cached_array`, and for images that cannot be read.
     """
-    from tqdm import tqdm
-
-    if is_complete(spec):
-        return cached_array(spec, lambda ranges: ())
     views = spec.shape[1]
 
     def fill(ranges: Sequence[range]) -> Iterable[np.ndarray]:
@@ -89,8 +85,7 @@ def on_disk(images: ImageSet, spec: ArraySpec, read: Read, device: torch.device,
                 made = torch.cat([part.half().cpu() for part in parts])
             yield made.unflatten(0, (len(rows), views)).numpy()
 
-    with tqdm(total=len(images), unit="image", desc="teacher", disable=not sys.stderr.isatty(), leave=False) as bar:
-        return cached_array(spec, fill, lambda done, _: bar.update(done - bar.n))
+    return cached_with_bar(spec, fill, "teacher")
 
 
 def _passes(images: ImageSet, views: int, num_workers: int, rows: range | None = None) -> Iterable[Tensor]:
@@ -98,4 +93,4 @@ def _passes(images: ImageSet, views: int, num_workers: int, rows: range | None =
     chosen = torch.arange(len(images)) if rows is None else torch.tensor(list(rows))
     chunks = [part.tolist() for part in chosen.split(CHUNK)]
     for x, _ in stream(images, chunks, num_workers):
-        yield torch.stack([x, x.flip(3)][:views], dim=1).flatten(0, 1) if views > 1 else x
+        yield views_of(x, views).flatten(0, 1)

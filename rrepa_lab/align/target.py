@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from rrepa_lab.align.table import FeatureTable, feature_spec, in_memory, on_disk
 from rrepa_lab.align.teacher import Teacher
+from rrepa_lab.data import augment
 from rrepa_lab.data.cache import ArraySpec
 from rrepa_lab.data.images import ImageSet
 from rrepa_lab.errors import LabError
@@ -109,10 +110,7 @@ class Targets:
             return self.table(rows, mirrored)
         assert self.teacher is not None
         if rows is not None and self.originals is not None:
-            shown = self.originals.__getitems__(rows).x
-            clean = (shown if mirrored is None else torch.where(mirrored[:, None, None, None], shown.flip(3), shown)).to(
-                clean.device
-            )
+            clean = augment.mirrored(self.originals.__getitems__(rows).x, mirrored).to(clean.device)
         return self.on_grid(self.teacher(clean))
 
     def on_grid(self, patches: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,6 +22,7 @@ from rrepa_lab.bench.gpus import GIB, UTILIZATION, Gpu
 from rrepa_lab.bench.timing import operations
 from rrepa_lab.data.loaders import generator, seeded
 from rrepa_lab.errors import LabError
+from rrepa_lab.files import existing_folder
 from rrepa_lab.flow.tarflow.model import TarFlow
 from rrepa_lab.paths import cache_root
 from rrepa_lab.runs.config import RunConfig
@@ -133,7 +133,7 @@ def _teacher_runs(config: RunConfig, teacher: TeacherWork | None, images: int | 
         return True
     needed = _feature_bytes(config, teacher, images)
     fits = t.feature_cache == "memory" or needed <= FEATURE_MEMORY
-    return not fits and needed > shutil.disk_usage(_existing(cache_root())).free
+    return not fits and needed > shutil.disk_usage(existing_folder(cache_root())).free
 
 
 def _feature_bytes(config: RunConfig, teacher: TeacherWork, images: int) -> float:
@@ -144,10 +144,6 @@ def _feature_bytes(config: RunConfig, teacher: TeacherWork, images: int) -> floa
     if mode == "memory" or (mode == "auto" and small <= FEATURE_MEMORY):
         return small
     return 2 * count * min(tokens, teacher.patches or tokens) * sum(teacher.dims)
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def teacher_work(config: RunConfig) -> TeacherWork:

@@ -9,13 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from rrepa_lab.data.fingerprint import digest
-from rrepa_lab.data.images import Batch, missing_classes
+from rrepa_lab.data.images import Batch, SplitImages
 from rrepa_lab.data.layout import shares_of
 from rrepa_lab.data.pictures import from_picture
 from rrepa_lab.data.pixels import to_integers, to_unit
 
 
-class ArrayImages:
+class ArrayImages(SplitImages):
     """Some pictures of an array; other sizes and numbers of channels than theirs are computed as for picture files.
 
     Args:
@@ -36,11 +36,6 @@ class ArrayImages:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def missing(self) -> list[str]:
-        """Classes without a picture in this split."""
-        return missing_classes(self.labels, self.classes)
 
     @property
     def decoded(self) -> bool:

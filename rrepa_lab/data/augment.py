@@ -11,6 +11,21 @@ from rrepa_lab.config import Config
 from rrepa_lab.data.streams import RowStreams
 
 
+def mirrored(x: Tensor, which: Tensor | None) -> Tensor:
+    """Images (B, C, H, W) with those of `which` (B,), bool, mirrored; None mirrors none."""
+    return x if which is None else torch.where(which[:, None, None, None], x.flip(3), x)
+
+
+def drawn_mirrors(draws: RowStreams) -> Tensor:
+    """Which images of these streams are mirrored (B,), bool: half of them, at random."""
+    return draws.scalars()[:, 0] < 0.5
+
+
+def views_of(x: Tensor, views: int) -> Tensor:
+    """Images (B, C, H, W) and, of two views, their mirror images: (B, views, C, H, W)."""
+    return torch.stack([x, x.flip(3)][:views], dim=1)
+
+
 def shifted(x: Tensor, most: int, probability: float, draws: RowStreams) -> Tensor:
     """Move each image by whole pixels, at random; what comes in from outside is background.
 

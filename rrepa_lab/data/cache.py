@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ import numpy as np
 from filelock import FileLock
 
 from rrepa_lab.errors import LabError
-from rrepa_lab.files import write_text
+from rrepa_lab.files import existing_folder, write_text
 from rrepa_lab.paths import cache_root
 from rrepa_lab.readers import MIB, read_json
 
@@ -110,6 +111,15 @@ def cached_array(spec: ArraySpec, fill: Fill, watch: Watch | None = None) -> np.
         except OSError as error:
             raise LabError(f"the cache {folder} cannot be written: {error.strerror or error}; {ADVICE}") from None
     return np.load(folder / ARRAY, mmap_mode="r", allow_pickle=False)
+
+
+def cached_with_bar(spec: ArraySpec, fill: Fill, label: str) -> np.ndarray:
+    """As `cached_array`, with a progress bar on a terminal while the array is made; `label` says of what."""
+    from tqdm import tqdm
+
+    silent = is_complete(spec) or not sys.stderr.isatty()
+    with tqdm(total=spec.shape[0], unit="image", desc=label, disable=silent, leave=False) as bar:
+        return cached_array(spec, fill, lambda done, _: bar.update(done - bar.n))
 
 
 ADVICE = "free some space there, set another folder (--cache DIR or $RREPA_CACHE), or go without (data.cache=off)"
@@ -214,8 +224,7 @@ def has_room(spec: ArraySpec) -> bool:
 
 def _check_room(folder: Path, spec: ArraySpec) -> None:
     """LabError where fewer bytes are free than the array takes."""
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(above).free
+    free = shutil.disk_usage(existing_folder(folder)).free
     if spec.bytes + SPARE > free:
         need = f"{spec.bytes / MIB:.0f} MiB and {SPARE / MIB:.0f} to spare, and {free / MIB:.0f} MiB are free"
         raise LabError(f"the cache {folder} of {spec.shape[0]} {spec.kind} needs {need}; {ADVICE}")

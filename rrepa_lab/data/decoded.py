@@ -16,7 +16,7 @@ from torch import Tensor
 from rrepa_lab.data.cache import ArraySpec, cached_array, is_complete
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.fingerprint import cache_key
-from rrepa_lab.data.images import Batch, ImageSet, missing_classes
+from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.data.loaders import stream
 from rrepa_lab.data.pictures import DECODER
 from rrepa_lab.data.pixels import to_integers, to_unit
@@ -56,11 +56,6 @@ class CachedImages:
     def fingerprint(self) -> str:
         """That of the source."""
         return self.source.fingerprint
-
-    @property
-    def missing(self) -> list[str]:
-        """Classes without a picture in this split."""
-        return missing_classes(self.labels, self.classes)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "source":  # a copy that is being unpickled has no source yet

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -50,7 +50,17 @@ class ImageSet(Protocol):
     def __getitems__(self, indices: Sequence[int]) -> Batch: ...
 
 
-class TensorImages:
+class SplitImages:
+    """What the sets of the kit share."""
+
+    @property
+    def missing(self) -> list[str]:
+        """Classes without an image in this split."""
+        images = cast(ImageSet, self)
+        return missing_classes(images.labels, images.classes)
+
+
+class TensorImages(SplitImages):
     """A split that lies in memory."""
 
     decoded = True
@@ -70,11 +80,6 @@ class TensorImages:
     def fingerprint(self) -> str:
         """Of all numbers, labels and class names."""
         return fingerprint_of_tensors((self.x, self.y), self.classes)
-
-    @property
-    def missing(self) -> list[str]:
-        """Classes without an image in this split."""
-        return missing_classes(self.labels, self.classes)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Batch of these rows."""

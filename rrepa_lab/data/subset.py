@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.data.fingerprint import digest
-from rrepa_lab.data.images import Batch, ImageSet, missing_classes
+from rrepa_lab.data.images import Batch, ImageSet, SplitImages
 from rrepa_lab.errors import LabError
 from rrepa_lab.readers import MIB
 
@@ -42,7 +42,7 @@ def balanced_rows(labels: Tensor, limit: int, seed: int = 0) -> Tensor:
     return shuffled[order[turn[order].argsort(stable=True)]][:limit]
 
 
-class Subset:
+class Subset(SplitImages):
     """Some images of a set, in the order of `rows`."""
 
     def __init__(self, images: ImageSet, rows: Tensor) -> None:
@@ -71,11 +71,6 @@ class Subset:
     def stamp(self) -> str:
         """That of the whole set."""
         return str(getattr(self.images, "stamp", ""))
-
-    @property
-    def missing(self) -> list[str]:
-        """Classes without an image in this subset."""
-        return missing_classes(self.labels, self.classes)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Batch of these rows of the subset."""

@@ -11,6 +11,7 @@ from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.decoded import CachedImages
 from rrepa_lab.data.facts import check_data
 from rrepa_lab.data.images import ImageSet
+from rrepa_lab.data.layout import first_names
 from rrepa_lab.data.pictures import Header, read_header, read_picture
 from rrepa_lab.data.splits import read_split, splits
 from rrepa_lab.errors import LabError
@@ -99,25 +100,26 @@ def _split(config: DataConfig, split: str, classes: list[str], decode: bool) -> 
         yield "cache", {"bytes": spec.bytes, "folder": str(spec.folder), "complete": images.decoded, "kept": images.keeps}
 
 
-def in_words(found: dict[str, Any], most: int = 10) -> dict[str, str]:
+def in_words(found: dict[str, Any]) -> dict[str, str]:
     """The values of `describe_set` as lines for people."""
     names = found["classes"]
     lines = {"data": f"{found['name']} {found['path'] or ''}".strip()}
-    lines["classes"] = f"{len(names)}: {_listed(names, most)}" if names else "none: pictures without labels"
+    lines["classes"] = f"{len(names)}: {first_names(names)}" if names else "none: pictures without labels"
     for split, values in found["splits"].items():
         counts = [*values["per_class"].values()]
         each = f", {min(counts)} to {max(counts)} in a class" if names and counts else ""
         lines[split] = f"{values['images']} images{each} ({values['rule']})"
         if values["missing"]:
-            lines[split] += f"; none of {_listed(values['missing'], most)}"
+            lines[split] += f"; none of {first_names(values['missing'])}"
         lines[f"{split}: fingerprint"] = values["fingerprint"]
         if "sizes" in values:
             for key in ("sizes", "modes"):
-                lines[f"{split}: {key}"] = _listed([f"{name} ({count})" for name, count in values[key].items()], most)
+                known = [f"{name} ({count})" for name, count in values[key].items()]
+                lines[f"{split}: {key}"] = first_names(known) if known else ""
             if values["animated"]:
                 lines[f"{split}: animated"] = f"{values['animated']}, of which the first frame is read"
             bad = values["unreadable"]
-            lines[f"{split}: unreadable"] = f"{len(bad)}: {_listed(bad, most)}" if bad else "none"
+            lines[f"{split}: unreadable"] = f"{len(bad)}: {first_names(bad)}" if bad else "none"
         if "cache" in values:
             kept = values["cache"]
             state = "complete" if kept["complete"] else "not made yet" if kept["kept"] else "not kept: above data.cache_limit"
@@ -125,7 +127,3 @@ def in_words(found: dict[str, Any], most: int = 10) -> dict[str, str]:
     if found["ignored"]:
         lines["ignored"] = ", ".join(f"{count} {kind}" for kind, count in found["ignored"].items())
     return lines
-
-
-def _listed(names: list[str], most: int) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -23,7 +23,7 @@ from rrepa_lab.checks import LARGEST_SEED
 from rrepa_lab.config import Config
 from rrepa_lab.data.config import DATA_SETS, DataConfig
 from rrepa_lab.errors import LabError
-from rrepa_lab.files import write_atomically, write_text
+from rrepa_lab.files import sha256, write_atomically, write_text
 from rrepa_lab.readers import MIB, MissingFileError, check_file, read_json, validate
 from rrepa_lab.space.contract import Shape
 from rrepa_lab.space.networks import GROUPS
@@ -196,8 +196,7 @@ def read_tensors(folder: Path, expected: Mapping[str, Tensor]) -> tuple[dict[str
 @lru_cache(maxsize=32)
 def file_digest(path: Path, time: int) -> str:
     """16 hex digits of a file's bytes; `time` is that of its last change."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return sha256(path)[:16]
 
 
 def numbers(statistics: Mapping[str, Any], name: str, count: int, folder: Path) -> Tensor:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 
-from rrepa_lab.data.augment import shifted
+from rrepa_lab.data.augment import drawn_mirrors, mirrored, shifted
 from rrepa_lab.data.decoded import prepare
 from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.data.loaders import SeededBatches, seeded, stream
@@ -20,15 +20,16 @@ from rrepa_lab.data.splits import read_split
 from rrepa_lab.data.streams import RowStreams, normal_rows
 from rrepa_lab.data.subset import limited
 from rrepa_lab.errors import LabError
-from rrepa_lab.files import remove_leftovers, write_atomically
+from rrepa_lab.files import write_atomically
 from rrepa_lab.runs.config import TrainConfig
 from rrepa_lab.space.autoencoder import AutoencoderConfig, is_autoencoder
 from rrepa_lab.space.kinds.features import Features, fresh
 from rrepa_lab.space.kinds.small_vae import SmallVae
 from rrepa_lab.space.networks import kl_to_standard_normal, sampled
 from rrepa_lab.training.fit import FitReport, FitSettings, minimize
+from rrepa_lab.training.folder import LOCK, take
+from rrepa_lab.training.state import NAME as STATE
 
-STATE, LOCK = "train_state.pt", ".lock"
 CHUNK = 256  # pictures in one pass of the statistics
 POSTERIOR, NOISE, FLIP, SHIFT = 2, 3, 4, 5  # purposes of random streams
 
@@ -71,7 +72,7 @@ class Training:
     def run(self) -> Generator[FitReport, None, None]:
         """The steps still to take, each yielded; the state is saved every `save_every` steps and where it ends early."""
         c = self.config
-        self._take()
+        take(self.out, self.lock)
         try:
             batches = SeededBatches(len(self.images), c.batch, c.seed, self.start, c.steps)
             settings = FitSettings(c.steps, c.lr, c.weight_decay, warmup=c.steps // 20)
@@ -94,16 +95,6 @@ class Training:
         finally:
             self.lock.release()
 
-    def _take(self) -> None:
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            raise LabError(f"{self.out} is being written by another training: choose another --out") from None
-        except OSError as error:
-            raise LabError(f"{self.out} cannot be written to: {error.strerror or error}") from None
-        remove_leftovers(self.out)
-
     def _loss(self, step: int, given: tuple[list[int], Batch]) -> Tensor:
         c, data, (rows, (x, _)) = self.config, self.config.data, given
         epoch = step // max(1, len(self.images) // min(c.batch, len(self.images)))
@@ -112,8 +103,7 @@ class Training:
             return RowStreams((c.seed, purpose, epoch), rows)
 
         if data.flip:
-            mirrored = draws(FLIP).scalars()[:, 0] < 0.5
-            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+            x = mirrored(x, drawn_mirrors(draws(FLIP)))
         if data.shift:
             x = shifted(x, data.shift, data.shift_probability, draws(SHIFT))
         x = x.to(self.device)

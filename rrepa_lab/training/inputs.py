@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rrepa_lab.align.floors import position_floor
 from rrepa_lab.align.target import Targets
-from rrepa_lab.data.augment import shifted
+from rrepa_lab.data.augment import drawn_mirrors, mirrored, shifted
 from rrepa_lab.data.cache import has_room, is_complete
 from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.data.streams import RowStreams
@@ -44,36 +44,28 @@ class StepInputs:
             rows: of the images in the training split.
             epoch: passes through the training split before this one.
         """
-        clean = self.view(batch.x, rows, epoch).to(self.device) if self.needs_pictures else batch.x
+        mirrors = drawn_mirrors(self._draws(FLIP, rows, epoch)) if self.config.data.flip else None
+        clean = self._view(batch.x, mirrors, rows, epoch).to(self.device) if self.needs_pictures else batch.x
         if self.latents is None:
             encoded = self.space.encode(clean, self._draws(POSTERIOR, rows, epoch))
         else:
-            encoded = self.latents(rows, self.mirrored(rows, epoch)).to(self.device)
+            encoded = self.latents(rows, mirrors).to(self.device)
         noised = self.space.add_noise(encoded, self._draws(NOISE, rows, epoch))
         labels = None
         if self.config.flow.classes:
             dropped = self._draws(DROP, rows, epoch).scalars()[:, 0] < self.config.train.label_drop
             labels = torch.where(dropped, -1, batch.y).to(self.device)
-        return noised, labels, None if self.targets is None else self.targets(clean, rows, self.mirrored(rows, epoch))
+        return noised, labels, None if self.targets is None else self.targets(clean, rows, mirrors)
 
     @property
     def needs_pictures(self) -> bool:
         """Whether a step reads pictures: not where it has the latents and the targets of all images."""
         return self.latents is None or (self.targets is not None and self.targets.needs_pictures)
 
-    def view(self, x: Tensor, rows: list[int], epoch: int) -> Tensor:
+    def _view(self, x: Tensor, mirrors: Tensor | None, rows: list[int], epoch: int) -> Tensor:
         """The pictures (B, C, H, W) as this epoch shows them: mirrored, and shifted."""
-        data, mirrored = self.config.data, self.mirrored(rows, epoch)
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-        if data.shift:
-            x = shifted(x, data.shift, data.shift_probability, self._draws(SHIFT, rows, epoch))
-        return x
-
-    def mirrored(self, rows: list[int], epoch: int) -> Tensor:
-        """Which of the images are mirrored in this epoch (B,), bool."""
-        if not self.config.data.flip:
-            return torch.zeros(len(rows), dtype=torch.bool)
-        return self._draws(FLIP, rows, epoch).scalars()[:, 0] < 0.5
+        data, x = self.config.data, mirrored(x, mirrors)
+        return shifted(x, data.shift, data.shift_probability, self._draws(SHIFT, rows, epoch)) if data.shift else x
 
     def _draws(self, purpose: int, rows: list[int], epoch: int) -> RowStreams:
         return RowStreams((self.config.train.seed, purpose, epoch), rows)

@@ -1,13 +1,14 @@
 """The latents of a training split, encoded once and read by row and view: no picture is decoded or encoded again in a step."""
 
-import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rrepa_lab.data.cache import ArraySpec, cached_array, is_complete
+from rrepa_lab.data.augment import views_of
+from rrepa_lab.data.cache import ArraySpec, cached_with_bar
+from rrepa_lab.data.fingerprint import cache_key
 from rrepa_lab.data.images import ImageSet
 from rrepa_lab.data.loaders import stream
 from rrepa_lab.runs.config import RunConfig
@@ -48,25 +49,14 @@ def latent_table(config: RunConfig, space: Space, images: ImageSet) -> LatentTab
 
     Raises: LabError as `data.cache.cached_array`, and for images that cannot be read.
     """
-    from tqdm import tqdm
-
-    about = {
-        "data": images.fingerprint, "stamp": getattr(images, "stamp", ""), "picture": list(space.picture_shape),
-        "space": config.space.kind, "statistics": space.statistics,
+    about = cache_key(images) | {
+        "picture": list(space.picture_shape), "space": config.space.kind, "statistics": space.statistics,
     }  # fmt: skip
     spec = ArraySpec("latents", (len(images), views(config), *space.shape), DTYPE, about)
-    if is_complete(spec):
-        return LatentTable(cached_array(spec, _nothing))
-    workers = config.train.worker_count
 
     def fill(ranges: Sequence[range]) -> Iterable[np.ndarray]:
-        for x, _ in stream(images, [list(rows) for rows in ranges], workers):
-            shown = [x, x.flip(3)][: spec.shape[1]]
+        for x, _ in stream(images, [list(rows) for rows in ranges], config.train.worker_count):
+            shown = views_of(x, spec.shape[1]).unbind(1)
             yield torch.stack([space.encode(view).cpu() for view in shown], dim=1).numpy().astype(DTYPE)
 
-    with tqdm(total=len(images), unit="image", desc="latents", disable=not sys.stderr.isatty(), leave=False) as bar:
-        return LatentTable(cached_array(spec, fill, lambda done, _: bar.update(done - bar.n)))
-
-
-def _nothing(ranges: Sequence[range]) -> Iterable[np.ndarray]:
-    return ()
+    return LatentTable(cached_with_bar(spec, fill, "latents"))

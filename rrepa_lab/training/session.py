@@ -108,7 +108,10 @@ class Session:
         self.weights = Weights(run, self.accelerator, state)
         targets = self._targets(run) if config.align.taps else None
         self.inputs = StepInputs(config, run.space, targets, self.device)
-        run.fingerprints = {split: read_split(config.data, split, run.classes).fingerprint for split in splits(config.data)}
+        others = [split for split in splits(config.data) if split != "train"]
+        run.fingerprints = {"train": self.images.fingerprint} | {
+            split: read_split(config.data, split, run.classes).fingerprint for split in others
+        }
         self.records = Records(self.out)
         main_decides(self.accelerator, lambda: folder.check_space(self.out, self._checkpoint_bytes()))
         if state is None:

@@ -10,13 +10,13 @@ from torch import Tensor
 from rrepa_lab.data import layout
 from rrepa_lab.data.config import DATA_SETS, DataConfig
 from rrepa_lab.data.fingerprint import FileFacts, file_facts
-from rrepa_lab.data.images import Batch, missing_classes
+from rrepa_lab.data.images import Batch, SplitImages
 from rrepa_lab.data.pictures import load_picture
 from rrepa_lab.data.pixels import to_integers, to_unit
 from rrepa_lab.errors import LabError
 
 
-class FolderImages:
+class FolderImages(SplitImages):
     """A split read from picture files as they are needed: centre square, resized, 256 levels."""
 
     levels, decoded = 256, False
@@ -50,11 +50,6 @@ class FolderImages:
     def stamp(self) -> str:
         """Of the folder and the times of the files' last changes."""
         return self._facts.stamp
-
-    @property
-    def missing(self) -> list[str]:
-        """Classes without a picture in this split."""
-        return missing_classes(self.labels, self.classes)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Batch of these files; LabError naming a file that cannot be read."""

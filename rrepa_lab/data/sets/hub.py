@@ -16,7 +16,7 @@ from torch import Tensor
 from rrepa_lab.data.arrays import rows_of_split
 from rrepa_lab.data.config import DATA_SETS, DataConfig
 from rrepa_lab.data.fingerprint import SAMPLED, digest
-from rrepa_lab.data.images import Batch, missing_classes
+from rrepa_lab.data.images import Batch, SplitImages
 from rrepa_lab.data.layout import SHARE, SPLIT_NAMES, first_names
 from rrepa_lab.data.pictures import DECODED, from_picture, picture_of_bytes, read_picture
 from rrepa_lab.data.pixels import to_integers, to_unit
@@ -37,7 +37,7 @@ class Source(NamedTuple):
     classes: list[str]
 
 
-class HubImages:
+class HubImages(SplitImages):
     """Some rows of a split, decoded as they are needed: centre square, resized, 256 levels."""
 
     levels, decoded = 256, False
@@ -50,11 +50,6 @@ class HubImages:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def missing(self) -> list[str]:
-        """Classes without a picture in this split."""
-        return missing_classes(self.labels, self.classes)
 
     @property
     def stamp(self) -> str:
