@@ -70,7 +70,7 @@ def unmeasured(runs: dict[str, rl.Run], direction: str) -> list[tuple[str, rl.Ru
     return [
         (name, run, kind)
         for name, run in runs.items() for kind in KINDS
-        if (run, direction, kind) not in _measured and (kind != "similarity" or run.config.encoder is not None)
+        if (run, direction, kind) not in _measured and (kind != "similarity" or run.config.teachers)
     ]  # fmt: skip
 
 

@@ -82,14 +82,16 @@ def _trajectory(
 @lru_cache(maxsize=8)
 def aligner_of(run: rl.Run) -> tuple[Aligner | None, str]:
     """The alignment with the run's teacher, and why there is none; the page downloads no teacher, and loads each once."""
-    if run.config.encoder is None:
+    if not run.config.teachers:
         return None, "the run has no teacher"
     try:
         run.encoder(download=False)
         return run.aligner(), ""
     except LabError:
-        weights = run.config.encoder.weights if run.config.encoder.weights != "pretrained" else "timm's own"
-        return None, f"its teacher {run.config.encoder.model} is not shown: no weights on this machine ({weights})"
+        models = " and ".join(one.model for one in run.config.teachers)
+        weights = ", ".join("timm's own" if one.weights == "pretrained" else one.weights for one in run.config.teachers)
+        what = f"its teacher {models} is" if len(run.config.teachers) == 1 else f"its teachers {models} are"
+        return None, f"{what} not shown: no weights on this machine ({weights})"
 
 
 @lru_cache(maxsize=16)

@@ -1,12 +1,20 @@
 """What every configuration shares: frozen, typed, JSON in and out, unknown keys refused in one line."""
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, ValidationInfo, model_validator
 
 from rrepa_lab.errors import LabError, LabWarning, unknown
+
+T = TypeVar("T")
+ONE, SEVERAL = "(one)", "(several)"  # stand in the places of pydantic's errors; they are no names of settings
+# a setting that is one thing or a list of them; an error is that of the form that was given
+OneOrSeveral = Annotated[
+    Annotated[T, Tag(ONE)] | Annotated[list[T], Field(min_length=1), Tag(SEVERAL)],
+    Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE),
+]
 
 
 class Config(BaseModel):
@@ -97,8 +105,15 @@ def _warn_renamed(old: str, new: str, info: ValidationInfo | None = None) -> Non
 def _class_of(owner: type[Config], field: str) -> type[Config]:
     """The class of a nested configuration; the base class for plain values."""
     found = owner.model_fields.get(field)
-    kinds = [found.annotation, *get_args(found.annotation)] if found else []
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Config)), Config)
+    return next((kind for kind in _parts(found.annotation) if issubclass(kind, Config)), Config) if found else Config
+
+
+def _parts(annotation: Any) -> Iterator[type]:
+    """The classes that an annotation is made of."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -110,9 +125,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _first_problem(cls: type[Config], error: ValidationError) -> LabError:
     problem = error.errors()[0]
-    path = ".".join(str(part) for part in problem["loc"])
+    place = [part for part in problem["loc"] if part not in (ONE, SEVERAL)]
+    path = ".".join(map(str, place))
     if problem["type"] == "extra_forbidden":
-        return unknown("setting", path, _fields(cls, problem["loc"][:-1]))
+        return unknown("setting", path, _fields(cls, place[:-1]))
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
     named = isinstance(given, (str, int, float, list, tuple, bool)) and repr(given) not in message
@@ -122,6 +138,6 @@ def _first_problem(cls: type[Config], error: ValidationError) -> LabError:
 
 def _fields(cls: type[Config], parents: Sequence[int | str]) -> list[str]:
     for name in parents:
-        cls = _class_of(cls, str(name))
+        cls = cls if isinstance(name, int) else _class_of(cls, name)
     prefix = "".join(f"{name}." for name in parents)
     return [prefix + name for name in cls.model_fields]

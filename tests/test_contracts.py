@@ -237,7 +237,7 @@ class MeanColour:
 
 def test_a_teacher_gives_targets_on_the_grid_of_the_flow(digits):
     teacher: Teacher = MeanColour()
-    targets = Targets(teacher, side=4)
+    targets = Targets([teacher], side=4)
     assert targets(digits.x.float()).shape == (6, 16, 2)
     table = rl.similarity(rl.load("digits-none"), teacher, "block.1.layer.1", metrics=["cka"], images=rl.Images(limit=60))
     assert 0 < table["value"].item() < 1

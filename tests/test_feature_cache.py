@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.align.encoder import Encoder
-from rrepa_lab.align.target import Targets, check_grid
+from rrepa_lab.align.target import Targets, TeacherTargets, check_grid
 from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.data import cache
 from rrepa_lab.data.config import DataConfig
@@ -36,9 +36,9 @@ def images(n=9, channels=3):
 @pytest.mark.parametrize("disk", [False, True])
 def test_a_table_holds_both_views(side, disk):
     split = images()
-    targets, plain = Targets(Encoder(SMALL), side), Targets(Encoder(SMALL), side)
-    targets.keep(split, 2, CPU, disk=disk)
-    assert targets.teacher is None
+    targets, plain = Targets([Encoder(SMALL)], side), Targets([Encoder(SMALL)], side)
+    targets.each[0].keep(split, 2, CPU, disk=disk)
+    assert targets.each[0].teacher is None
     rows, mirrored = [4, 0, 7], torch.tensor([True, False, True])
     x = split.x[rows]
     expected = plain(torch.where(mirrored[:, None, None, None], x.flip(3), x))
@@ -53,7 +53,7 @@ def test_a_table_holds_both_views(side, disk):
 
 def test_the_table_on_disk_belongs_to_images_view_and_teacher():
     def folder(split=None, views=1, **settings):
-        spec = Targets(Encoder(SMALL.override(settings)), 2).spec(split or images(), views)
+        spec = TeacherTargets(Encoder(SMALL.override(settings)), 2).spec(split or images(), views)
         assert spec is not None
         return spec.folder
 
@@ -104,7 +104,7 @@ def test_a_disk_without_room_is_a_note_and_an_error_where_it_was_asked_for(tiny,
     monkeypatch.setattr(cache, "SPARE", 2**60)
     monkeypatch.setattr("rrepa_lab.training.inputs.FEATURE_MEMORY", 0)
     config = tiny.override({"train.batch": 400, "train.steps": 4})
-    with pytest.warns(LabWarning, match="the teacher runs in every step: its features take 3 MiB"):
+    with pytest.warns(LabWarning, match="vit_tiny_patch16_224 runs in every step: its features take 3 MiB"):
         train(config, tmp_path / "auto")
     with pytest.raises(LabError, match="features needs .* MiB"):
         train(config.override({"train.feature_cache": "disk"}), tmp_path / "disk")

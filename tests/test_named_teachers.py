@@ -106,8 +106,7 @@ def test_what_a_teacher_was_trained_on(settings, trained, licence):
 def test_descriptions_say_labels_layer_and_licence():
     config = rl.preset("digits-reverse").override({"encoder.model": "efficientnet-lite0", "encoder.layer": 3})
     facts = describe_config(config)
-    assert config.encoder is not None
-    assert facts["encoder"] == teacher_words(config.encoder)
+    assert facts["encoder"] == teacher_words(*config.teachers)
     assert facts["encoder"] == "efficientnet-lite0, package:efficientnet-lite0, layer 3, trained on ImageNet with its labels"
     assert facts["encoder licence"] == "apache-2.0"
 

@@ -60,8 +60,7 @@ def test_the_paper_s_settings(family):
         found = config.flat()
         assert {key: found[key] for key in expected} == expected
         assert config.data.name == "imagenet"
-        assert config.encoder is not None
-        assert config.encoder.model == "dinov2-b"
+        assert [teacher.model for teacher in config.teachers] == ["dinov2-b"]
     aligned = rl.preset(f"{family}-reverse")
     assert aligned.align.counted(8, 8).taps == ["block.7.layer.6", "block.8.layer.6"]
 

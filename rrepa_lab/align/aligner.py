@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rrepa_lab.align.config import AlignConfig
+from rrepa_lab.align.floors import teacher_cosine
 from rrepa_lab.align.projector import Projectors
 from rrepa_lab.align.strategy import STRATEGIES, Features
 from rrepa_lab.align.target import Targets
@@ -33,7 +33,10 @@ class Aligner:
     Args:
         config: strategy, taps and refinements.
         projectors: of the taps.
-        targets: the teacher's features on the flow's grid; None where they are passed in.
+        targets: the teachers' features on the flow's grid; None where they are passed in.
+
+    Of several teachers the features stand side by side, E = E1 + E2 + ..., each has its own projectors, and a similarity is
+    the mean over the teachers.
 
     Example:
         >>> import rrepa_lab as rl
@@ -88,7 +91,7 @@ class Aligner:
 
     def similarity(self, tap: str, states: Tensor, target: Tensor) -> Tensor:
         """Mean cosine over patches (B,) of the projected states (B, T, D) of a tap with a target (B, T, E)."""
-        return patch_cosine(self.projectors.project(tap, states), target)
+        return patch_cosine(self.projectors.project(tap, states), target, self.projectors.dims)
 
 
 def layer_taps(taps: list[Tap]) -> list[Tap]:
@@ -99,15 +102,18 @@ def layer_taps(taps: list[Tap]) -> list[Tap]:
     return taps
 
 
-def patch_cosine(projected: Tensor, target: Tensor) -> Tensor:
+def patch_cosine(projected: Tensor, target: Tensor, dims: Sequence[int] = ()) -> Tensor:
     """Mean cosine over patches of (B, n, E) features -> (B,); in float32 at least.
+
+    Args:
+        dims: E of each of several teachers whose features stand side by side: the mean of their cosines.
 
     Example:
         >>> patch_cosine(torch.ones(2, 4, 8), -torch.ones(2, 4, 8)).allclose(-torch.ones(2))
         True
     """
     wide = projected if projected.dtype == target.dtype else projected.float()
-    return F.cosine_similarity(wide, target.to(wide.dtype), dim=-1).mean(dim=1)
+    return teacher_cosine(wide, target.to(wide.dtype), dims).mean(dim=1)
 
 
 def alignment_loss(similarities: Mapping[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Targets of the alignment: the teacher's features on the grid of the flow's tokens."""
+"""Targets of the alignment: the features of one or several teachers on the grid of the flow's tokens."""
 
 from collections.abc import Sequence
 from math import prod
@@ -56,74 +56,48 @@ def check_grid(teacher: Teacher, side: int) -> None:
         )
 
 
-class Targets:
-    """Maps clean images to the teacher's features on the grid of a flow with `side` tokens along an edge.
+class TeacherTargets:
+    """Maps clean images to the features of one teacher on the grid of a flow with `side` tokens along an edge.
 
     With a table (`keep`) they are taken from it by row and view, and the teacher itself is released.
-
-    Args:
-        originals: the training images as the teacher sees them, where these are not the flow's own (`data.teacher_size`).
     """
 
-    def __init__(self, teacher: Teacher, side: int, originals: ImageSet | None = None) -> None:
+    def __init__(self, teacher: Teacher, side: int) -> None:
         self.teacher: Teacher | None = teacher
-        self.side, self.dim, self.grid, self.originals = side, teacher.dim, teacher.grid, originals
+        self.side, self.dim, self.grid = side, teacher.dim, teacher.grid
         self.model = teacher.config.model
         self.fingerprint: str | None = getattr(teacher, "fingerprint", None)
         self.table: FeatureTable | None = None
 
-    def table_bytes(self, images: int, views: int = 1) -> int:
-        """Size of a table in memory of so many images, float32."""
-        return images * views * self.side**2 * self.dim * 4
-
     def spec(self, images: ImageSet, views: int) -> ArraySpec | None:
-        """The table on disk; None for a teacher without a fingerprint."""
+        """The table on disk of images as the teacher sees them; None for a teacher without a fingerprint."""
         if self.fingerprint is None:
             return None
-        shown = self._shown(images)
-        picture = shown.__getitems__([0]).x.shape[1:]
-        return feature_spec(shown, views, min(self.side**2, prod(self.grid)), self.dim, self.fingerprint, picture)
+        picture = images.__getitems__([0]).x.shape[1:]
+        return feature_spec(images, views, min(self.side**2, prod(self.grid)), self.dim, self.fingerprint, picture)
 
     def keep(self, images: ImageSet, views: int, device: torch.device, num_workers: int = 0, disk: bool = False) -> None:
-        """Compute the features of all views of a split, or open the table on disk that holds them.
+        """Compute the features of all views of a split as the teacher sees it, or open the table on disk that holds them.
 
         Raises: LabError as `align.table.on_disk`.
         """
-        shown, stored = self._shown(images), self._stored
         if disk:
             spec = self.spec(images, views)
             assert spec is not None
-            self.table = FeatureTable(on_disk(shown, spec, stored, device, num_workers), device, self._from_disk)
+            self.table = FeatureTable(on_disk(images, spec, self._stored, device, num_workers), device, self._from_disk)
         else:
-            self.table = FeatureTable(in_memory(shown, views, self, device, num_workers), device, lambda features: features)
+            values = in_memory(images, views, self.read, device, num_workers)
+            self.table = FeatureTable(values, device, lambda features: features)
         self.teacher = None
 
-    def __call__(self, clean: Tensor, rows: Sequence[int] | None = None, mirrored: Tensor | None = None) -> Tensor:
-        """Features (B, T, E) of clean images (B, C, H, W) in [-1, 1].
-
-        Args:
-            rows: their rows in the training split: the features come from the table if there is one, and the teacher is
-                given the originals if there are such. `clean` is then not read.
-            mirrored: (B,) bool, which of them are mirrored; `clean` holds them mirrored already.
-        """
-        if rows is not None and self.table is not None:
-            return self.table(rows, mirrored)
+    def read(self, clean: Tensor) -> Tensor:
+        """Features (B, T, E) of clean images (B, C, H, W) in [-1, 1], by the teacher's pass."""
         assert self.teacher is not None
-        if rows is not None and self.originals is not None:
-            clean = augment.mirrored(self.originals.__getitems__(rows).x, mirrored).to(clean.device)
         return self.on_grid(self.teacher(clean))
 
     def on_grid(self, patches: Tensor) -> Tensor:
         """The teacher's features (B, n, E) on the flow's grid (B, T, E)."""
         return match_grid(patches, self.grid, self.side)
-
-    @property
-    def needs_pictures(self) -> bool:
-        """Whether a training step gives it the flow's own pictures."""
-        return self.table is None and self.originals is None
-
-    def _shown(self, images: ImageSet) -> ImageSet:
-        return images if self.originals is None else self.originals
 
     @property
     def _averages(self) -> bool:
@@ -136,3 +110,58 @@ class Targets:
 
     def _from_disk(self, features: Tensor) -> Tensor:
         return features if self._averages else self.on_grid(features)
+
+
+class Targets:
+    """Maps clean images to the features (B, T, E) of the teachers on the grid of a flow with `side` tokens along an edge.
+
+    The features of several teachers stand side by side, E = E1 + E2 + ...; each teacher keeps a table of its own.
+
+    Args:
+        originals: the training images as the teachers see them, where these are not the flow's own (`data.teacher_size`).
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], side: int, originals: ImageSet | None = None) -> None:
+        self.each = [TeacherTargets(teacher, side) for teacher in teachers]
+        self.side, self.originals = side, originals
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """E of each teacher."""
+        return tuple(one.dim for one in self.each)
+
+    def table_bytes(self, images: int, views: int = 1) -> int:
+        """Size of the tables in memory of so many images, float32."""
+        return images * views * self.side**2 * sum(self.dims) * 4
+
+    def shown(self, images: ImageSet) -> ImageSet:
+        """The training images as the teachers see them."""
+        return images if self.originals is None else self.originals
+
+    def __call__(self, clean: Tensor, rows: Sequence[int] | None = None, mirrored: Tensor | None = None) -> Tensor:
+        """Features (B, T, E) of clean images (B, C, H, W) in [-1, 1].
+
+        Args:
+            rows: their rows in the training split: features come from the tables that there are, and other teachers are
+                given the originals if there are such. Where both hold, `clean` is not read.
+            mirrored: (B,) bool, which of them are mirrored; `clean` holds them mirrored already.
+        """
+        if rows is not None and self.originals is not None and not self.kept:
+            clean = augment.mirrored(self.originals.__getitems__(rows).x, mirrored).to(clean.device)
+        parts = [one.read(clean) if rows is None or one.table is None else one.table(rows, mirrored) for one in self.each]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is a table of every teacher."""
+        return all(one.table is not None for one in self.each)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether a table lies on disk, so that reading all of it takes time."""
+        return any(one.table is not None and not isinstance(one.table.values, Tensor) for one in self.each)
+
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether a training step gives them the flow's own pictures."""
+        return not self.kept and self.originals is None

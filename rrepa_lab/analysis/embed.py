@@ -63,10 +63,10 @@ def embed(
         umap: its settings.
         images: which, under direction "forward".
 
-    Returns: one row a tap and image: run, strategy, data, space, train_seed, tap, block, layer, module_path, image (row, or
-        the seed of a sample), label (class name, "" if there is none), c1, c2 and c3, method, explained (part of the
-        variance that the PCA axes shown hold; nan for umap), direction, label_fed, guidance, n_noise_samples, noise_std,
-        pool, seed, n.
+    Returns: one row a tap and image: run, strategy, data, space, encoder, train_seed, tap, block, layer, module_path, image
+        (row, or the seed of a sample), label (class name, "" if there is none), c1, c2 and c3, method, explained (part of the
+        variance that the PCA axes shown hold; nan for umap), direction, label_fed, guidance, n_noise_samples, noise_std, pool,
+        seed, n.
 
     Raises: LabError for a tap or method that does not exist, an empty set, constant features, or more neighbours than images.
 

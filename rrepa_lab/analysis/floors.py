@@ -21,7 +21,7 @@ from rrepa_lab.runs.run import Run
 
 def teacher_means(run: Run, targets: Targets, images: ImageSet, batch: int = 256) -> TargetMeans:
     """The sums over an image set, clean, on the grid of the run's tokens."""
-    means = TargetMeans(run.flow.config.classes)
+    means = TargetMeans(run.flow.config.classes, targets.dims)
     chunks = [part.tolist() for part in torch.arange(len(images)).split(batch)]
     for x, y in stream(images, chunks, 0):
         means.add(targets(x.to(run.device)), y)
@@ -62,8 +62,8 @@ def teacher_floors(
         train: images instead of the run's training split.
         seed: of the noise.
 
-    Returns: columns run, strategy, data, space, train_seed, tap, block, layer, module_path, metric, value, unit, split, n,
-        n_train, noise_std, seed, device. For a flow without classes: floor_position, cosine and above_floor.
+    Returns: columns run, strategy, data, space, encoder, train_seed, tap, block, layer, module_path, metric, value, unit,
+        split, n, n_train, noise_std, seed, device. For a flow without classes: floor_position, cosine and above_floor.
 
     Raises: LabError for a run without an encoder, or a tap without a projector.
 

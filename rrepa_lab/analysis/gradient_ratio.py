@@ -47,7 +47,7 @@ def gradient_ratio(
         batch: images in each; by default `train.batch`, since the norm of a gradient depends on it.
         seed: of the choice of images and of the noise.
 
-    Returns: rows run, strategy, data, space, train_seed, group, block (0 for all), metric, value (mean over batches),
+    Returns: rows run, strategy, data, space, encoder, train_seed, group, block (0 for all), metric, value (mean over batches),
         standard_error (of that mean), n (images), parameters, weight, batch, split, seed. Groups: "all"; "block.<t>"; the
         groups of `routing`. Metrics: likelihood_gradient and alignment_gradient (norms, lambda included), gradient_ratio
         (mean of the ratios; nan where the likelihood's gradient is zero), gradient_cosine (between the two; nan where

@@ -42,7 +42,8 @@ class AlignedBatch:
     taps: list[Tap]
     x: Tensor  # (B, C, H, W)
     y: Tensor | None  # (B,)
-    target: Tensor  # (B, T, E)
+    target: Tensor  # (B, T, E), of several teachers side by side
+    dims: tuple[int, ...]  # E of each teacher
     seed: int
 
     @classmethod
@@ -52,15 +53,17 @@ class AlignedBatch:
         wanted = layer_taps(run.flow.resolve(taps or run.config.align.taps or "block.*.layer.1"))
         x, y = run.data("test", images)
         shown = x if run.config.data.teacher_size is None else whole(run.teacher_images("test", run.images("test")), images).x
-        target = run.aligner().target(shown.to(x.device).double()).double()
+        aligner = run.aligner()
+        assert aligner.targets is not None
+        target = aligner.target(shown.to(x.device).double()).double()
         x = run.space.encode(x).double()
-        return cls(run, wanted, x, y if run.flow.config.classes else None, target, seed)
+        return cls(run, wanted, x, y if run.flow.config.classes else None, target, aligner.targets.dims, seed)
 
     def projectors(self, tap: Tap) -> Projectors:
         """Fresh ones for one tap, drawn from the seed."""
         width, hidden = self.run.flow.config.width, self.run.config.align.projector_width
         with seeded(self.seed):
-            return Projectors([tap.name], width, hidden, self.target.shape[2]).double()
+            return Projectors([tap.name], width, hidden, self.dims).double()
 
     def gradients(
         self, strategy: str, tap: Tap, projectors: Projectors, groups: list[ParameterGroup], refinements: int = 0

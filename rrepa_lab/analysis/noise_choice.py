@@ -37,8 +37,8 @@ def choose_read_noise(
         limit: validation images, class-balanced, seed 0.
         seed: of the noise.
 
-    Returns: columns run, strategy, data, space, train_seed, metric, n_noise_samples, noise_std, value, standard_error, n,
-        split, protocol, chosen.
+    Returns: columns run, strategy, data, space, encoder, train_seed, metric, n_noise_samples, noise_std, value, standard_error,
+        n, split, protocol, chosen.
 
     Raises: LabError for a run without classes or without a validation split, and for numbers out of range.
 

@@ -29,7 +29,7 @@ from rrepa_lab.data.splits import splits
 from rrepa_lab.data.subset import Subset
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.taps import Tap, Taps
-from rrepa_lab.measurements.columns import about, accuracy, place
+from rrepa_lab.measurements.columns import ENCODER_TAP, about, accuracy, encoder_words, is_baseline, place
 from rrepa_lab.runs.run import Run, check_names
 
 PROBES = ("linear", "knn")
@@ -61,14 +61,15 @@ def probe(
         probes: "linear", "knn".
         classifiers: methods of `rl.classify` scored on the same images, one row each with tap "": with "gradient" the
             table is the paper's Figure 4, a curve over layers with the training-free accuracy as a level.
-        baselines: also probe raw pixels (tap "pixels") and the run's encoder (tap "encoder"), which the flow's features
-            should be compared with.
+        baselines: also probe raw pixels (tap "pixels") and the run's encoder (tap "encoder", of several also "encoder.1"
+            and so on), which the flow's features should be compared with. Column `encoder` says which it is, and what its
+            weights were trained on: an encoder that was trained with labels is no unsupervised baseline.
         fit: how the probes are fitted.
         force: allow features that were fed the label.
         data: "train" and "test": image sets or (x, y) batches instead of the run's own splits.
         limit: so many images of each, class-balanced, seed 0.
 
-    Returns: columns run, strategy, data, space, train_seed, tap, block, layer, module_path, metric (linear_accuracy,
+    Returns: columns run, strategy, data, space, encoder, train_seed, tap, block, layer, module_path, metric (linear_accuracy,
         knn_accuracy, <method>_accuracy), value, standard_error (binomial), n (images scored), n_train, direction,
         label_fed, guidance, n_noise_samples, noise_std, pool, probe (what was fitted), seed, device.
 
@@ -103,7 +104,9 @@ def probe(
             noise = NoiseSamples.of(how.noise, how.seed)
             right = classify(run, scored.x, method, noise=noise, batch=how.batch).label.cpu() == scored.y
             rows.append({**place(""), "metric": f"{method}_accuracy", **accuracy(right), "n_train": 0, "probe": "none"})
-        tables.append(pd.DataFrame([about(run) | row for row in rows]).assign(**how.columns(run)))
+        baselines_of = {name: {"encoder": encoder_words(run, one.config)} for name, one in extractor.encoders.items()}
+        table = pd.DataFrame([about(run) | baselines_of.get(row["tap"], {}) | row for row in rows])
+        tables.append(table.assign(**how.columns(run)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -128,11 +131,12 @@ class _Extractor:
 
     def __init__(self, run: Run, taps: list[str], baselines: bool, how: FeatureProtocol) -> None:
         self.run, self.taps, self.baselines, self.how = run, taps, baselines, how
-        self.encoder = run.reference_encoder() if baselines else None
+        each = run.reference_encoders() if baselines else []
+        self.encoders = {ENCODER_TAP if not number else f"{ENCODER_TAP}.{number}": one for number, one in enumerate(each)}
 
     def batches(self, images: ImageSet, order: Iterable[list[int]] | None = None) -> Iterable[FeatureBatch]:
         """Features batch after batch."""
-        originals = self._originals(images) if self.encoder is not None else None
+        originals = self._originals(images) if self.encoders else None
         return map(self._with_baselines, self.how.real(self.run, self.taps, images, order, originals))
 
     def _originals(self, images: ImageSet) -> ImageSet | None:
@@ -159,11 +163,11 @@ class _Extractor:
         return self.features(TensorImages(made.x, made.y, self.run.classes, 0))
 
     def _with_baselines(self, batch: FeatureBatch) -> FeatureBatch:
-        """The same with the pixels and the encoder's features of the clean images added."""
+        """The same with the pixels and the encoders' features of the clean images added."""
         if self.baselines:
             batch.features["pixels"] = batch.x.flatten(1)
-        if self.encoder is not None:
-            batch.features["encoder"] = self.how.pooled(self.encoder(batch.for_teacher.to(self.run.device))).cpu()
+        for name, encoder in self.encoders.items():
+            batch.features[name] = self.how.pooled(encoder(batch.for_teacher.to(self.run.device))).cpu()
         return batch
 
 
@@ -197,7 +201,7 @@ def _accuracies(
 
 
 def _row(name: str, metric: str, answer: Tensor, scored: FeatureBatch, n_train: int, what: str) -> dict[str, Any]:
-    where = place(name if name in ("pixels", "encoder") else Tap.parse(name))
+    where = place(name if is_baseline(name) else Tap.parse(name))
     return {**where, "metric": metric, **accuracy(answer == scored.y), "n_train": n_train, "probe": what}
 
 

@@ -46,8 +46,8 @@ def similarity(
     """Similarity of the features at every tap to those of an encoder or of another run, one row a tap and metric.
 
     Args:
-        other: an encoder or a run; the run's own encoder by default. Another run is compared tap by tap with the same
-            one, or with all of `other_taps`.
+        other: an encoder or a run; by default the run's own encoder, or each of its encoders, with rows for each. Another
+            run is compared tap by tap with the same one, or with all of `other_taps`.
         metrics: of "cknna", "cka", "mutual_knn" and "teacher_cosine"; by default all that apply. "teacher_cosine" is what
             alignment trains: the mean cosine over patches between the run's own projector and its own encoder, so it is
             there only for taps that have a projector. Beside it stands its floor, see `align.floors`: the cosine that is
@@ -59,10 +59,10 @@ def similarity(
         neighbours: k of CKNNA and mutual k-NN.
         images: which, under "forward"; the n x n kernels want a thousand or some thousands.
 
-    Returns: columns run, strategy, data, space, train_seed, tap, block, layer, module_path, metric, value, n, other, other_tap,
-        direction, label_fed, guidance, n_noise_samples, noise_std, pool, neighbours, seed, device; with "teacher_cosine"
-        also floor, above_floor (value - floor) and floor_of ("position" or "label and position"), nan and "" beside other
-        metrics. The floor is nan too where the training split is not at hand.
+    Returns: columns run, strategy, data, space, encoder, train_seed, tap, block, layer, module_path, metric, value, n, other,
+        other_tap, direction, label_fed, guidance, n_noise_samples, noise_std, pool, neighbours, seed, device; with
+        "teacher_cosine" also floor, above_floor (value - floor) and floor_of ("position" or "label and position"), nan and ""
+        beside other metrics. The floor is nan too where the training split is not at hand.
 
     Raises: LabError for a tap or metric that does not exist, an empty set, constant features, more neighbours than
         images, or a run without an encoder to compare with.
@@ -77,28 +77,33 @@ def similarity(
     wanted = run.flow.resolve(taps)
     chosen = _metrics(run, other, wanted, metrics)
     if isinstance(other, Run):
-        pair = _with_run(run, other, wanted, other_taps, taps, how, images)
+        pairs = [_with_run(run, other, wanted, other_taps, taps, how, images)]
     else:
-        pair = _with_encoder(run, other, wanted, "teacher_cosine" in chosen, how, images)
+        pairs = _with_encoders(run, other, wanted, "teacher_cosine" in chosen, how, images)
+    rows = [row for pair in pairs for row in _rows(run, pair, chosen, neighbours, how)]
+    table = pd.DataFrame([about(run) | row for row in rows])
+    if "floor_of" in table:
+        table["floor_of"] = table["floor_of"].fillna("")
+    return table.assign(**how.columns(run))
+
+
+def _rows(run: Run, pair: "_Pair", metrics: list[str], neighbours: int, how: FeatureProtocol) -> Iterable[dict[str, Any]]:
+    """The rows of one other, by tap and metric."""
     for name, features in (
         pair.own.features | {f"{pair.other} {name}".strip(): value for name, value in pair.theirs.items()}
     ).items():
         check_spread(features, f"{name} over {len(features)} images")
-    rows: list[dict[str, Any]] = []
+    of = {"other": pair.other, "neighbours": neighbours, "n": len(pair.own.y)}
     for tap, partner in pair.taps:
         at = {**place(tap), "other_tap": partner}
-        for name in chosen:
+        for name in metrics:
             if name in KERNEL_METRICS:
                 value = KERNEL_METRICS[name](pair.own.features[tap.name], pair.theirs[partner], neighbours)
-                rows.append({**at, "metric": name, "value": value})
+                yield at | {"metric": name, "value": value} | of
             elif tap.name in pair.cosines:
                 value = pair.cosines[tap.name]
                 floor = {"floor": pair.floor, "above_floor": value - pair.floor, "floor_of": _floor_of(run, how)}
-                rows.append({**at, "metric": name, "value": value, **floor})
-    table = pd.DataFrame([about(run) | row for row in rows])
-    if "floor_of" in table:
-        table["floor_of"] = table["floor_of"].fillna("")
-    return table.assign(other=pair.other, neighbours=neighbours, n=len(pair.own.y), **how.columns(run))
+                yield at | {"metric": name, "value": value} | of | floor
 
 
 class _Pair(NamedTuple):
@@ -146,32 +151,58 @@ def _floor_of(run: Run, how: FeatureProtocol) -> str:
     return LABEL_POSITION if how.feed_label and run.flow.config.classes else POSITION
 
 
+class _OfEncoder:
+    """What is collected of one encoder: its features, their cosines with the run's projected ones, and the floor of these.
+
+    Args:
+        projected: taps whose cosines are wanted; then the encoder is the run's own one of this number.
+    """
+
+    def __init__(self, run: Run, encoder: Teacher, number: int, projected: list[str], how: FeatureProtocol) -> None:
+        self.run, self.encoder, self.how = run, encoder, how
+        self.targets = Targets([encoder], run.flow.config.side)
+        projectors = run.projectors.of_teacher(number) if projected else run.projectors
+        self.aligner = Aligner(run.config.align, projectors, self.targets)
+        self.cosines: dict[str, list[Tensor]] = {name: [] for name in projected}
+        self.features, self.floors = list[Tensor](), list[Tensor]()
+        self.means: TargetMeans | None = None
+
+    def add(self, part: FeatureBatch) -> None:
+        """Of a batch with the states of the projected taps."""
+        patches = self.encoder(part.for_teacher.to(self.run.device))
+        self.features.append(self.how.pooled(patches).cpu())
+        target = self.targets.each[0].on_grid(patches)
+        for name, values in self.cosines.items():
+            values.append(self.aligner.similarity(name, part.states[name], target).cpu())
+        if self.means is not None:
+            floor = self.means.floor(target, part.y)
+            self.floors.append(floor.label_position if _floor_of(self.run, self.how) == LABEL_POSITION else floor.position)
+
+    def pair(self, own: FeatureBatch, taps: list[Tap]) -> _Pair:
+        """With the flow's features of the same images."""
+        near = {name: float(torch.cat(values).mean()) for name, values in self.cosines.items()}
+        what = teacher_words(self.encoder.config) + seen_words(self.run.config.data)
+        floor = float(torch.cat(self.floors).mean()) if self.floors else math.nan
+        return _Pair(own, {"": torch.cat(self.features)}, [(tap, "") for tap in taps], what, near, floor)
+
+
 @torch.no_grad()
-def _with_encoder(
+def _with_encoders(
     run: Run, other: Teacher | None, wanted: list[Tap], with_cosine: bool, how: FeatureProtocol, images: Images
-) -> _Pair:
-    """The flow's features beside the encoder's (n, E) of the same images, and the cosines by projector."""
-    teacher = (run.encoder() if other is None else other).to(run.device)
-    targets = Targets(teacher, run.flow.config.side)
-    aligner = Aligner(run.config.align, run.projectors, targets)
+) -> list[_Pair]:
+    """The flow's features beside those of each encoder (n, E) of the same images, and the cosines by projector."""
     projected = [tap.name for tap in wanted if tap.name in run.projectors.taps and with_cosine]
-    means = _training_means(run, targets, images.limit, how.batch) if projected else None
-    parts, theirs, floors = list[FeatureBatch](), list[Tensor](), list[Tensor]()
-    cosines: dict[str, list[Tensor]] = {name: [] for name in projected}
+    encoders = run.encoders() if other is None else [other.to(run.device)]
+    each = [_OfEncoder(run, encoder, number, projected, how) for number, encoder in enumerate(encoders)]
+    for one in each if projected else ():
+        one.means = _training_means(run, one.targets, images.limit, how.batch)
+    parts = list[FeatureBatch]()
     for part in how.batches(run, [tap.name for tap in wanted], images, originals=True):
-        patches = teacher(part.for_teacher.to(run.device))
-        theirs.append(how.pooled(patches).cpu())
-        target = targets.on_grid(patches)
-        for name, values in cosines.items():
-            values.append(aligner.similarity(name, part.states[name], target).cpu())
-        if means is not None:
-            floor = means.floor(target, part.y)
-            floors.append(floor.label_position if _floor_of(run, how) == LABEL_POSITION else floor.position)
+        for one in each:
+            one.add(part)
         parts.append(FeatureBatch(part.features, part.y, part.x[:0], {}))
-    near = {name: float(torch.cat(values).mean()) for name, values in cosines.items()}
-    what = teacher_words(teacher.config) + seen_words(run.config.data)
-    floor_mean = float(torch.cat(floors).mean()) if floors else math.nan
-    return _Pair(concatenate(parts), {"": torch.cat(theirs)}, [(tap, "") for tap in wanted], what, near, floor_mean)
+    own = concatenate(parts)
+    return [one.pair(own, wanted) for one in each]
 
 
 def _training_means(run: Run, targets: Targets, limit: int | None, batch: int) -> TargetMeans | None:

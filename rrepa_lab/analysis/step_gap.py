@@ -64,13 +64,13 @@ def step_gap(
         noise: on the images, see `classify`; with this `seed` where it has none of its own.
 
     Returns:
-        table: columns run, strategy, data, space, train_seed, gain_of, curvature_of (a split, or "the same image"), metric
-            ("step_accuracy", "bayes_accuracy"; "curvature", the root mean square over rivals of what the curvature adds to
-            the margin of the true class, nats; "margin", the mean margin of the true class by Bayes' rule, nats), value,
+        table: columns run, strategy, data, space, encoder, train_seed, gain_of, curvature_of (a split, or "the same image"),
+            metric ("step_accuracy", "bayes_accuracy"; "curvature", the root mean square over rivals of what the curvature adds
+            to the margin of the true class, nats; "margin", the mean margin of the true class by Bayes' rule, nats), value,
             standard_error, n.
         effects: the differences in accuracy from the first to the second split when only the gain, or only the curvature,
-            comes from the second, averaged over the split of the other: columns run, strategy, data, space, train_seed, effect,
-            value, low, high (95 %, bootstrap over images).
+            comes from the second, averaged over the split of the other: columns run, strategy, data, space, encoder,
+            train_seed, effect, value, low, high (95 %, bootstrap over images).
 
     Raises: LabError for other than two splits, a flow without classes, or a class with a single image in a split.
     """

@@ -179,9 +179,9 @@ def agreement(
 ) -> pd.DataFrame:
     """How far the states of an image's reverse pass are from those of its forward pass: equal by invertibility, rounding apart.
 
-    Returns: one row a tap: run, strategy, data, space, train_seed, tap, block, layer, module_path, gap (largest difference
-        between the directions), spread (standard deviation of the state over images, tokens and width), relative_gap (gap /
-        spread), round_trip_error (of the images), n, guidance, dtype.
+    Returns: one row a tap: run, strategy, data, space, encoder, train_seed, tap, block, layer, module_path, gap (largest
+        difference between the directions), spread (standard deviation of the state over images, tokens and width), relative_gap
+        (gap / spread), round_trip_error (of the images), n, guidance, dtype.
 
     Example:
         >>> import rrepa_lab as rl

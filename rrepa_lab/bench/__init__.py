@@ -97,7 +97,7 @@ def _decode(repeats: int, device: str) -> pd.DataFrame:
     """Time and error of the ways to decode, with trained weights: how soon an iteration ends depends on them."""
     run = load("digits-reverse", device)
     table = decoding(run, 16, repeats).rename(columns={"method": "case", "n": "images"})
-    table = table.drop(columns=["run", "strategy", "data", "space", "train_seed"])
+    table = table.drop(columns=["run", "strategy", "data", "space", "encoder", "train_seed"])
     flow = f"{run.name}: 4 blocks x 4 layers, width 64, 16 tokens"
     return table.assign(classes=run.flow.config.classes, reference="sequential", flow=flow)
 

@@ -36,8 +36,8 @@ def decoding(
         guidance: classifier-free guidance weight.
         methods: see `TarFlow.inverse`; compared with "sequential", which is run in any case.
 
-    Returns: one row a method: run, strategy, data, space, train_seed, method, seconds (median over rounds, for all images),
-        fastest, slowest, ratio (median over rounds of the time to that of "sequential" in the same round),
+    Returns: one row a method: run, strategy, data, space, encoder, train_seed, method, seconds (median over rounds, for all
+        images), fastest, slowest, ratio (median over rounds of the time to that of "sequential" in the same round),
         seconds_per_image, error (largest difference of a pixel from "sequential", images being in [-1, 1]), n (images),
         guidance, seed.
 

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from rrepa_lab.align.encoder import make_teacher
 from rrepa_lab.align.projector import Projectors
+from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.bench.flops import StepWork, step_work
 from rrepa_lab.bench.footprint import Footprint, footprint
 from rrepa_lab.bench.gpus import GIB, UTILIZATION, Gpu
@@ -39,17 +40,17 @@ UNKNOWN_DIM = 768  # E that is assumed where a teacher cannot be made here
 
 @dataclass(frozen=True)
 class TeacherWork:
-    """The teacher of a run.
+    """The teachers of a run.
 
     Args:
         dims: E of each teacher.
-        operations: of their pass for one image; None where one cannot be made here.
-        patches: of its grid.
+        operations: of their passes for one image; None where one cannot be made here.
+        patches: of the grid of each.
     """
 
     dims: tuple[int, ...]
     operations: float | None
-    patches: int = 0
+    patches: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,8 @@ def estimate(config: RunConfig, bfloat16: bool | None = None, images: int | None
     dims = teacher.dims if teacher is not None else ()
     with torch.device("meta"):
         own = sum(p.numel() for p in TarFlow(flow).parameters())
-        projectors = sum(
-            p.numel()
-            for dim in dims
-            for p in Projectors(config.align.taps, flow.width, config.align.projector_width, dim).parameters()
-        )
+        made = Projectors(config.align.taps, flow.width, config.align.projector_width, dims)
+        projectors = sum(p.numel() for p in made.parameters()) if dims else 0
     low = config.train.precision != "float32" if bfloat16 is None else bfloat16
     t = config.train
     plain = t.parallel == "fsdp"
@@ -143,19 +141,26 @@ def _feature_bytes(config: RunConfig, teacher: TeacherWork, images: int) -> floa
     mode = config.train.feature_cache
     if mode == "memory" or (mode == "auto" and small <= FEATURE_MEMORY):
         return small
-    return 2 * count * min(tokens, teacher.patches or tokens) * sum(teacher.dims)
+    return 2 * count * sum(dim * min(tokens, n) for dim, n in zip(teacher.dims, teacher.patches, strict=True))
 
 
 def teacher_work(config: RunConfig) -> TeacherWork:
-    """The teacher's size and the operations of its pass, counted with random weights on one image."""
-    assert config.encoder is not None
+    """The sizes of the teachers and the operations of their passes, counted with random weights on one image."""
+    each = [_one_teacher(encoder, config) for encoder in config.teachers]
+    passes = [work for _, work, _ in each if work is not None]
+    total = sum(passes) if len(passes) == len(each) else None
+    return TeacherWork(tuple(dim for dim, _, _ in each), total, tuple(patches for _, _, patches in each))
+
+
+def _one_teacher(encoder: EncoderConfig, config: RunConfig) -> tuple[int, float | None, int]:
+    """E, operations of a pass for one image, and patches; of one that cannot be made here E and patches are assumed."""
     try:
-        teacher = make_teacher(config.encoder.override({"weights": "random"}), False)
-        image = torch.zeros(1, config.data.channels, config.encoder.image_size, config.encoder.image_size)
+        teacher = make_teacher(encoder.override({"weights": "random"}), False)
+        image = torch.zeros(1, config.data.channels, encoder.image_size, encoder.image_size)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the kernel whose products are counted
-            return TeacherWork((teacher.dim,), float(operations(partial(teacher, image))), prod(teacher.grid))
+            return teacher.dim, float(operations(partial(teacher, image))), prod(teacher.grid)
     except LabError:
-        return TeacherWork((UNKNOWN_DIM,), None)
+        return UNKNOWN_DIM, None, config.flow.tokens
 
 
 def cache_bytes(found: Estimate) -> dict[str, float]:
@@ -204,7 +209,7 @@ def time_steps(found: Estimate, device: torch.device, steps: int = TIMED_STEPS) 
     t, dims = config.train, found.teacher.dims if found.teacher is not None else ()
     precision = resolve_precision(t.precision, device, t.batch * flow.tokens, flow.width)
     with seeded(0):
-        projectors = Projectors(config.align.taps, flow.width, config.align.projector_width, sum(dims) or 1)
+        projectors = Projectors(config.align.taps, flow.width, config.align.projector_width, dims or (1,))
         objective = Objective(TarFlow(flow), projectors, config.align).to(device)
     objective.flow.configure_layers(t.checkpointing, False)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-6, fused=True)

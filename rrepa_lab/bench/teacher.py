@@ -52,9 +52,9 @@ def _table(name: str, size: int, patch: int, teacher_size: int, repeats: int, de
     plain = Objective(run.flow, run.projectors, run.config.align.model_copy(update={"strategy": "none"})).to(device)
     steps = {}
     for case in ("no teacher", "features on disk", "features in memory", "teacher in every step"):
-        targets = None if case == "no teacher" else Targets(run.encoder(), run.flow.config.side)
+        targets = None if case == "no teacher" else Targets(run.encoders(), run.flow.config.side)
         if targets is not None and "features" in case:
-            targets.keep(images, 2, place, disk="disk" in case)
+            targets.each[0].keep(images, 2, place, disk="disk" in case)
         inputs = StepInputs(run.config, run.space, targets, place)
         steps[case] = partial(_step, plain if targets is None else objective, inputs, images)
     times = alternate(steps, repeats, device)

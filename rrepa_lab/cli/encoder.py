@@ -61,12 +61,16 @@ def run_score(args: argparse.Namespace) -> int:
 
 
 def encoder_settings(name: str) -> dict[str, Any]:
-    """The settings of a run that align it with an encoder written by `encoder train`.
+    """The settings of a run that align it with an encoder written by `encoder train`, or with a named teacher.
 
     Raises: LabError if there is no encoder of this name.
     """
     from rrepa_lab.align.encoder import BUNDLED
+    from rrepa_lab.align.named import NAMED
+    from rrepa_lab.align.teacher import EncoderConfig
 
+    if name in NAMED and not Path(name).exists():
+        return {"encoder": EncoderConfig(model=name).to_dict()}
     folder, config = _read_encoder(name)
     weights = name if name.startswith(BUNDLED) else str((folder / "model.safetensors").absolute())
     return {"encoder": config.encoder.override({"weights": weights}).to_dict()}

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rrepa_lab.cli.arguments import Commands, add_cache, add_command, add_device, add_set, parse_setting
 from rrepa_lab.cli.dry_run import print_plan
@@ -30,7 +30,11 @@ def register(commands: Commands) -> None:
     train.add_argument("source", metavar="PRESET|config.json", help="for example digits-reverse")
     train.add_argument("--out", help="run directory")
     add_set(train)
-    train.add_argument("--encoder", metavar="DIR", help="align with the encoder that `encoder train` wrote to this folder")
+    train.add_argument(
+        "--encoder", metavar="DIR|NAME", action="append",
+        help="align with the encoder that `encoder train` wrote to this folder, or with a named teacher (dinov2-b, "
+        "efficientnet-lite0); several times: with all of them, side by side",
+    )  # fmt: skip
     train.add_argument("--seed", type=int, help="train.seed")
     train.add_argument("--resume", action="store_true", help="resume the run in --out")
     train.add_argument("--init", metavar="RUN", help="begin with the weights of this run, imported ones too")
@@ -79,7 +83,8 @@ def _config(args: argparse.Namespace) -> "RunConfig":
     """The configuration of the source, overridden by --encoder, then --set, then --seed."""
     from rrepa_lab.runs.presets import read_config
 
-    settings = encoder_settings(args.encoder) if args.encoder else {}
+    each = [encoder_settings(name)["encoder"] for name in args.encoder or ()]
+    settings: dict[str, Any] = {"encoder": each[0] if len(each) == 1 else each} if each else {}
     settings |= dict(map(parse_setting, args.set))
     if args.seed is not None:
         settings["train.seed"] = args.seed

@@ -5,17 +5,47 @@ from typing import Any
 
 from torch import Tensor
 
+from rrepa_lab.align.facts import all_words
+from rrepa_lab.align.teacher import EncoderConfig
+from rrepa_lab.data.originals import seen_words
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.runs.run import Run
 
 
 def about(run: Run) -> dict[str, Any]:
-    """Which run was measured, what it was trained on and what its flow models: run, strategy, data, space, train_seed."""
+    """Which run was measured, what it was trained on and what its flow models: run, strategy, data, space, encoder, train_seed.
+
+    The encoder is that of the alignment, "" where nothing is aligned.
+    """
     config = run.config
     return {
         "run": run.name, "strategy": config.align.strategy, "data": run.data_words, "space": config.space_words,
-        "train_seed": config.train.seed,
+        "encoder": encoder_words(run, *config.teachers) if config.align.taps else "", "train_seed": config.train.seed,
     }  # fmt: skip
+
+
+def encoder_words(run: Run, *encoders: EncoderConfig) -> str:
+    """Encoders in a table: model, weights and what they were trained on, and the pictures they see if not the flow's.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> encoder_words(rl.load("digits-reverse"), EncoderConfig(model="efficientnet-lite0"))
+        'efficientnet-lite0, package:efficientnet-lite0, trained on ImageNet with its labels'
+    """
+    return all_words(encoders) + seen_words(run.config.data)
+
+
+PIXELS_TAP, ENCODER_TAP = "pixels", "encoder"  # rows of a table that are not of a flow; further encoders are "encoder.1", ...
+
+
+def is_baseline(tap: str) -> bool:
+    """Whether a row of this name is one of raw pixels or of an encoder.
+
+    Example:
+        >>> is_baseline("encoder.1"), is_baseline("block.1.layer.1")
+        (True, False)
+    """
+    return tap.split(".", maxsplit=1)[0] in (PIXELS_TAP, ENCODER_TAP)
 
 
 def place(tap: Tap | str) -> dict[str, Any]:

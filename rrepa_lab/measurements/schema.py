@@ -31,6 +31,7 @@ COLUMNS: dict[str, Column] = (
         "run",
         run=("text", "name of the run"), strategy=("text", "align.strategy"), train_seed=("integer", "train.seed"),
         data=("text", "the data set a run was trained on, with the fingerprint of its training images where the run has it"),
+        encoder=("text", "encoder of the alignment, or of a row of tap encoder: weights, what these were trained on"),
         space=("text", "what the flow models: pixels, or a kind of latents with the shape and a fingerprint"),
         weight=("number", "lambda"), source=("text", "folder or file a measurement comes from"),
     )

@@ -1,11 +1,12 @@
 """Weights that a run needs beside its own, where they are files of this machine: those of its space and of its teacher.
 
 A run directory holds a copy of a space that the kit has trained, in `space/`. On the Hub it holds a teacher that the kit has
-trained as well, in `encoder/`. A run finds both there where the paths of its settings lead nowhere. Weights of others are not
-copied: they have licences of their own.
+trained as well, in `encoder/`, of several each in `encoder/<number>/`. A run finds them there where the paths of its settings
+lead nowhere. Weights of others are not copied: they have licences of their own.
 """
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from rrepa_lab.align.encoder import BUNDLED
@@ -24,25 +25,36 @@ def local_weights(encoder: EncoderConfig) -> Path | None:
     return None if named else Path(encoder.weights).expanduser()
 
 
-def encoder_of(config: EncoderConfig, directory: Path | None) -> EncoderConfig:
-    """The teacher's settings; where its file is gone, with the copy in the run's directory."""
+def encoders_of(configs: Sequence[EncoderConfig], directory: Path | None) -> list[EncoderConfig]:
+    """The settings of a run's teachers; where a file is gone, with the copy in the run's directory."""
+    return [_with_copy(config, directory, folder) for config, folder in zip(configs, _folders(len(configs)), strict=True)]
+
+
+def _folders(count: int) -> list[str]:
+    """The folders of the copies of so many teachers."""
+    return [ENCODER] if count == 1 else [f"{ENCODER}/{number}" for number in range(count)]
+
+
+def _with_copy(config: EncoderConfig, directory: Path | None, folder: str) -> EncoderConfig:
     path = local_weights(config)
-    if path is None or directory is None or path.exists() or not (copy := directory / ENCODER / WEIGHTS).is_file():
+    if path is None or directory is None or path.exists() or not (copy := directory / folder / WEIGHTS).is_file():
         return config
     return config.model_copy(update={"weights": str(copy)})
 
 
 def attached(config: RunConfig, directory: Path) -> dict[str, Path]:
-    """The files of a teacher that go to the Hub with a run, name there -> file here; those of a space are in the directory.
+    """The files of teachers that go to the Hub with a run, name there -> file here; those of a space are in the directory.
 
     Warns (LabWarning) of a teacher whose weights are a file of somebody else: measurements of the alignment need it.
 
     Raises: LabError for a space without which the run cannot be used elsewhere, and that is not copied.
     """
     _check_space(config, directory)
-    if config.encoder is None or not config.align.taps:
+    if not config.align.taps:
         return {}
-    return _encoder_files(encoder_of(config.encoder, directory))
+    encoders = encoders_of(config.teachers, directory)
+    each = [_encoder_files(encoder, folder) for encoder, folder in zip(encoders, _folders(len(encoders)), strict=True)]
+    return {name: path for files in each for name, path in files.items()}
 
 
 def _check_space(config: RunConfig, directory: Path) -> None:
@@ -60,16 +72,16 @@ def _check_space(config: RunConfig, directory: Path) -> None:
         raise LabError(f"the space of the run needs the encoder {path}, a file of this machine: {advice}")
 
 
-def _encoder_files(encoder: EncoderConfig) -> dict[str, Path]:
+def _encoder_files(encoder: EncoderConfig, folder: str) -> dict[str, Path]:
     path = local_weights(encoder)
     if path is None:
         return {}
     if not path.is_file() or not _trained_here(path):
         what = f"the teacher's weights {path} stay on this machine: they are not of `rrepa-lab encoder train`"
         note = f"{what}; the run works without them, measurements of its alignment need encoder.weights set"
-        warnings.warn(note, LabWarning, stacklevel=4)
+        warnings.warn(note, LabWarning, stacklevel=5)
         return {}
-    return {f"{ENCODER}/{name}": path.parent / name for name in (CONFIG, WEIGHTS, CARD) if (path.parent / name).is_file()}
+    return {f"{folder}/{name}": path.parent / name for name in (CONFIG, WEIGHTS, CARD) if (path.parent / name).is_file()}
 
 
 def _trained_here(path: Path) -> bool:

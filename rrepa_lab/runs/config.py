@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rrepa_lab.align.config import AlignConfig
 from rrepa_lab.align.teacher import EncoderConfig
-from rrepa_lab.config import Config
+from rrepa_lab.config import Config, OneOrSeveral
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.splits import class_names
 from rrepa_lab.errors import LabError, LabWarning
@@ -136,11 +136,20 @@ class RunConfig(Config):
     space: SpaceConfig = SpaceConfig()
     flow: FlowConfig = FlowConfig()
     align: AlignConfig = AlignConfig()
-    encoder: EncoderConfig | None = Field(None, description="the frozen teacher; needed by every strategy but none")
+    encoder: OneOrSeveral[EncoderConfig] | None = Field(
+        None,
+        description="the frozen teacher, or a list of several, whose features stand side by side; needed by every strategy "
+        "but none",
+    )
     train: TrainConfig = TrainConfig()
     read: ReadConfig = ReadConfig()
     init: InitConfig | None = Field(None, description="the run whose weights it began with; `train --init` records it")
     origin: str = Field("", description="where the weights come from, if they were not trained here; `train` then says nothing")
+
+    @property
+    def teachers(self) -> list[EncoderConfig]:
+        """All teachers, in their order."""
+        return self.encoder if isinstance(self.encoder, list) else [] if self.encoder is None else [self.encoder]
 
     @property
     def fingerprint(self) -> str:
@@ -175,7 +184,7 @@ class RunConfig(Config):
         if align.strategy != "none":
             if not align.blocks:
                 raise ValueError(f"align.strategy is {align.strategy!r} but align.blocks is empty")
-            if self.encoder is None:
+            if not self.teachers:
                 raise ValueError(f"align.strategy is {align.strategy!r} but there is no encoder")
             _check_places(align, flow)
         return self

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from rrepa_lab.align.facts import teacher_facts, teacher_words
+from rrepa_lab.align.facts import all_words, teacher_facts
 from rrepa_lab.data.originals import seen_words
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow.model import TarFlow
@@ -42,12 +42,12 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
     if not config.space.is_pixels:
         weights = config.space.weights or "space.weights is not set"
         facts["space"] = f"{config.space_words}, {weights}"
-    if config.encoder is not None and align.taps:
+    if config.teachers and align.taps:
         facts["aligned"] = [f"{name} ({Tap.parse(name).module_path})" for name in align.taps]
         facts["lambda"] = align.weight
-        facts["encoder"] = teacher_words(config.encoder) + seen_words(config.data)
-        if licence := teacher_facts(config.encoder).licence:
-            facts["encoder licence"] = licence
+        facts["encoder"] = all_words(config.teachers) + seen_words(config.data)
+        if any(licences := [teacher_facts(encoder).licence for encoder in config.teachers]):
+            facts["encoder licence"] = " + ".join(licence or "not known" for licence in licences)
     if config.init is not None:
         facts["began with"] = config.init.words
     if config.origin:

@@ -71,11 +71,11 @@ def model_card(
 
 def _without_folders(text: str, config: RunConfig) -> str:
     """The text with files of this machine by their names alone."""
-    encoder = None if config.encoder is None else local_weights(config.encoder)
+    encoders = [local_weights(encoder) for encoder in config.teachers]
     space = (
         Path(config.space.weights) if config.space.weights is not None and Path(config.space.weights).is_absolute() else None
     )
-    for path in (encoder, space):
+    for path in (*encoders, space):
         if path is not None:
             text = text.replace(str(path), "/".join(path.parts[-2:]))
     return text

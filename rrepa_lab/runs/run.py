@@ -34,7 +34,7 @@ from rrepa_lab.files import write_atomically, write_text
 from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.flow.decode.plan import DecodePlan
 from rrepa_lab.flow.tarflow.model import TarFlow
-from rrepa_lab.runs.attached import attached, encoder_of
+from rrepa_lab.runs.attached import attached, encoders_of
 from rrepa_lab.runs.card import read_scores
 from rrepa_lab.runs.config import RunConfig, complete
 from rrepa_lab.runs.hub import push
@@ -66,7 +66,7 @@ class Run:
     plan: DecodePlan | None = None  # how it is decoded fastest, see `rl.calibrate`
     fingerprints: dict[str, str] = field(default_factory=dict, repr=False)  # split -> that of the images it was trained with
     _warned: set[str] = field(default_factory=set, repr=False)  # splits of which other images are at hand, which was said
-    _encoder: Teacher | None = field(default=None, repr=False)
+    _encoders: list[Teacher] = field(default_factory=list, repr=False)
     _space: tuple[SpaceConfig, Frame, Space] | None = field(default=None, repr=False)
 
     @property
@@ -115,44 +115,60 @@ class Run:
         self.projectors.to(device)
         return self
 
-    def encoder(self, download: bool = True) -> Teacher:
-        """The frozen encoder this run is aligned with, loaded on first use; LabError if it has none.
+    def encoders(self, download: bool = True) -> list[Teacher]:
+        """The frozen encoders this run is aligned with, loaded on first use; LabError if it has none.
 
         Args:
             download: whether weights that are not on this machine may be fetched.
         """
-        if self.config.encoder is None:
+        if not self.config.teachers:
             raise LabError(f"run {self.name!r} has no encoder: set one, for example encoder.weights=bundled:digits")
-        if self._encoder is None:
-            with torch.inference_mode(False):  # its weights may be needed in a graph later
-                self._encoder = make_teacher(encoder_of(self.config.encoder, self.directory), download)
-        return self._encoder.to(self.device)
+        if not self._encoders:
+            with torch.inference_mode(False):  # their weights may be needed in a graph later
+                configs = encoders_of(self.config.teachers, self.directory)
+                self._encoders = [make_teacher(config, download) for config in configs]
+        return [encoder.to(self.device) for encoder in self._encoders]
+
+    def encoder(self, download: bool = True, number: int = 0) -> Teacher:
+        """One of `encoders`: the only one, or of several the one of this number, from 0.
+
+        Raises: LabError as `encoders`, and for a number that there is not.
+        """
+        found = self.encoders(download)
+        if not 0 <= number < len(found):
+            raise LabError(f"run {self.name!r} has encoders 0..{len(found) - 1}, not {number}")
+        return found[number]
 
     def aligner(self, align: AlignConfig | None = None, projectors: Projectors | None = None) -> Aligner:
-        """The alignment with this run's teacher; by other settings or projectors than the run's own where they are given.
+        """The alignment with this run's teachers; by other settings or projectors than the run's own where they are given.
 
         Raises: LabError for a run without a teacher.
         """
-        teacher = self.encoder()
-        check_grid(teacher, self.flow.config.side)
-        targets = Targets(teacher, self.flow.config.side)
+        for teacher in self.encoders():
+            check_grid(teacher, self.flow.config.side)
+        targets = Targets(self.encoders(), self.flow.config.side)
         own = self.projectors if projectors is None else projectors
         return Aligner(self.config.align if align is None else align, own, targets)
 
-    def reference_encoder(self) -> Teacher | None:
-        """The encoder that features are compared with; None where an unaligned run has none at hand, which is a warning.
+    def reference_encoders(self) -> list[Teacher]:
+        """The encoders that features are compared with; none where an unaligned run has none at hand, which is a warning.
 
-        An unaligned run was trained without its encoder, so nothing is downloaded for it. LabError as `encoder` for others.
+        An unaligned run was trained without its encoder, so nothing is downloaded for it. LabError as `encoders` for others.
         """
-        if self.config.encoder is None:
-            return None
+        if not self.config.teachers:
+            return []
         if self.config.align.taps:
-            return self.encoder()
+            return self.encoders()
         try:
-            return self.encoder(download=False)
+            return self.encoders(download=False)
         except LabError as error:
             warnings.warn(f"{self.name} is not aligned, and its encoder is left out: {error}", LabWarning, stacklevel=2)
-            return None
+            return []
+
+    def reference_encoder(self) -> Teacher | None:
+        """The first of `reference_encoders`, None where there is none."""
+        found = self.reference_encoders()
+        return found[0] if found else None
 
     def images(self, split: str = "test") -> ImageSet:
         """A split of the run's data, read as it is needed; labels count the run's own classes, by name.
@@ -275,11 +291,11 @@ def check_names(runs: Sequence[Run]) -> None:
 def build(config: RunConfig, classes: list[str]) -> Run:
     """A fresh run with weights drawn from config.train.seed; the global random state is left as it was."""
     config = complete(config, classes)
-    encoder = make_teacher(config.encoder) if config.align.taps and config.encoder is not None else None
-    if encoder is not None:
+    encoders = [make_teacher(one) for one in config.teachers] if config.align.taps else []
+    for encoder in encoders:
         check_grid(encoder, config.flow.side)
     with seeded(config.train.seed):
         flow = TarFlow(config.flow)
-        dim = encoder.dim if encoder else 1
-        projectors = Projectors(config.align.taps, config.flow.width, config.align.projector_width, dim)
-    return Run(flow, config, classes, projectors, _encoder=encoder)
+        dims = [encoder.dim for encoder in encoders] or [1]
+        projectors = Projectors(config.align.taps, config.flow.width, config.align.projector_width, dims)
+    return Run(flow, config, classes, projectors, _encoders=encoders)

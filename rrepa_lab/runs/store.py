@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from rrepa_lab.align.projector import Projectors
+from rrepa_lab.align.projector import Projectors, stored_dims
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.decode.plan import DecodePlan
 from rrepa_lab.flow.finite import bad_tensors
@@ -175,9 +175,8 @@ def _read_plan(path: Path) -> DecodePlan | None:
 
 def _unfilled(config: RunConfig, shapes: dict[str, tuple[int, ...]]) -> tuple[TarFlow, Projectors]:
     """Flow and projectors of a configuration; how many numbers the projectors give is that of their tensors on file."""
-    dims = {shape[0] for key, shape in shapes.items() if key.startswith("projectors.") and key.endswith(".4.bias") and shape}
-    projectors = Projectors(config.align.taps, config.flow.width, config.align.projector_width, max(dims, default=1))
-    return TarFlow(config.flow), projectors
+    align = config.align
+    return TarFlow(config.flow), Projectors(align.taps, config.flow.width, align.projector_width, stored_dims(shapes))
 
 
 def _read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:

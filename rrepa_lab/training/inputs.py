@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.align.floors import position_floor
-from rrepa_lab.align.target import Targets
+from rrepa_lab.align.target import Targets, TeacherTargets
 from rrepa_lab.data.augment import drawn_mirrors, mirrored, shifted
 from rrepa_lab.data.cache import has_room, is_complete
 from rrepa_lab.data.images import Batch, ImageSet
 from rrepa_lab.data.streams import RowStreams
-from rrepa_lab.data.subset import balanced_rows, whole
+from rrepa_lab.data.subset import balanced_rows
 from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.readers import MIB
 from rrepa_lab.runs.config import RunConfig
@@ -81,33 +81,40 @@ class StepInputs:
         targets = self.targets
         if targets is None:
             return {}
-        self._keep(targets, images, num_workers)
-        shown = images if targets.originals is None else targets.originals
-        if targets.table is None:
-            x, labels = whole(shown, FLOOR_IMAGES)
-            table = torch.cat([targets(part.to(self.device)) for part in x.split(FLOOR_BATCH)])
-        else:  # of the images as they are
-            fits = isinstance(targets.table.values, Tensor)
-            rows = torch.arange(len(images)) if fits else balanced_rows(images.labels, FLOOR_IMAGES)
-            table, labels = targets.table(rows.tolist()), images.labels[rows]
-        return position_floor(table, labels if self.config.flow.classes else None) if len(table) > 1 else {}
+        shown, t, data = targets.shown(images), self.config.train, self.config.data
+        if t.feature_cache != "off" and not (data.shift and data.shift_probability):
+            small = targets.table_bytes(len(images), views(self.config)) <= FEATURE_MEMORY
+            for one in targets.each:
+                self._keep(one, shown, num_workers, small)
+        all_rows = targets.kept and not targets.on_disk
+        chosen = torch.arange(len(images)) if all_rows else balanced_rows(images.labels, FLOOR_IMAGES)
+        found = []
+        for part in chosen.split(FLOOR_BATCH):  # of the images as they are
+            rows = part.tolist()
+            clean = torch.empty(0) if targets.kept else shown.__getitems__(rows).x
+            found.append(targets(clean.to(self.device), rows))
+        table, labels = torch.cat(found), images.labels[chosen] if self.config.flow.classes else None
+        return position_floor(table, labels, dims=targets.dims) if len(table) > 1 else {}
 
-    def _keep(self, targets: Targets, images: ImageSet, num_workers: int) -> None:
-        """Keep the targets, in memory or on disk, as `train.feature_cache` says and where the teacher would run again."""
-        t, data = self.config.train, self.config.data
-        mode, number = t.feature_cache, views(self.config)
-        if mode == "off" or (data.shift and data.shift_probability):
-            return
-        small = targets.table_bytes(len(images), number) <= FEATURE_MEMORY
-        spec = targets.spec(images, number) if mode == "disk" or (mode == "auto" and not small) else None
-        if mode == "disk" and spec is None:
-            raise LabError(f"train.feature_cache is disk, but the teacher {targets.model} has no fingerprint: set auto or off")
+    def _keep(self, teacher: TeacherTargets, images: ImageSet, num_workers: int, small: bool) -> None:
+        """Keep a teacher's features, in memory or on disk, as `train.feature_cache` says and where it would run again.
+
+        Args:
+            images: the training images as the teachers see them.
+            small: whether the features of all teachers fit into memory.
+        """
+        t, number = self.config.train, views(self.config)
+        spec = teacher.spec(images, number) if t.feature_cache == "disk" or (t.feature_cache == "auto" and not small) else None
+        if t.feature_cache == "disk" and spec is None:
+            raise LabError(f"train.feature_cache is disk, but the teacher {teacher.model} has no fingerprint: set auto or off")
         again = t.steps * t.batch > len(images) * number
         if spec is not None and (again or is_complete(spec)):
-            if mode == "disk" or has_room(spec):
-                targets.keep(images, number, self.device, num_workers, disk=True)
+            if t.feature_cache == "disk" or has_room(spec):
+                teacher.keep(images, number, self.device, num_workers, disk=True)
                 return
-            note = f"the teacher runs in every step: its features take {spec.bytes / MIB:.0f} MiB, which {spec.folder.parent}"
+            note = (
+                f"{teacher.model} runs in every step: its features take {spec.bytes / MIB:.0f} MiB, which {spec.folder.parent}"
+            )
             warnings.warn(f"{note} has no room for (--cache DIR or $RREPA_CACHE sets another folder)", LabWarning, stacklevel=2)
-        elif again and spec is None and (mode == "memory" or small):
-            targets.keep(images, number, self.device, num_workers)
+        elif again and spec is None and (t.feature_cache == "memory" or small):
+            teacher.keep(images, number, self.device, num_workers)

@@ -122,10 +122,11 @@ class Session:
             self.floors = {} if self._finished else self.inputs.precompute(self.images, self._workers)
 
     def _targets(self, run: Run) -> Targets:
-        teacher, side = run.encoder().to(self.device), self.config.flow.side
-        if hint := grid_hint(teacher, side):
-            warnings.warn(hint, LabWarning, stacklevel=4)
-        return Targets(teacher, side, originals_of(self.config.data, "train", self.images))
+        teachers, side = [teacher.to(self.device) for teacher in run.encoders()], self.config.flow.side
+        for teacher in teachers:
+            if hint := grid_hint(teacher, side):
+                warnings.warn(hint, LabWarning, stacklevel=4)
+        return Targets(teachers, side, originals_of(self.config.data, "train", self.images))
 
     def __enter__(self) -> "Session":
         return self

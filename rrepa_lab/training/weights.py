@@ -141,9 +141,8 @@ def _like(state: dict[str, Any], parameters: list[torch.nn.Parameter]) -> dict[s
 
 def _projectors_like(run: Run) -> Projectors:
     """Projectors of the sizes of a run's, with other weights."""
-    dims = [cast(Any, projector)[-1].out_features for projector in run.projectors.values()]
     config = run.config
-    return Projectors(config.align.taps, config.flow.width, config.align.projector_width, max(dims, default=1))
+    return Projectors(config.align.taps, config.flow.width, config.align.projector_width, run.projectors.dims)
 
 
 def _bytes(tensors: list[Any]) -> int:

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rrepa_lab.errors import LabError
+from rrepa_lab.measurements.columns import PIXELS_TAP, is_baseline
 from rrepa_lab.measurements.metrics import title_of
 from rrepa_lab.measurements.spread import mean_and_spread
 from rrepa_lab.viz.charts import band
@@ -27,7 +28,7 @@ def layer_map(
     `outlined` are, by run, the (block, layer) that were aligned.
     """
     rows = _layers(table, metric)
-    runs = list(dict.fromkeys(rows["run"]))
+    runs = list(dict.fromkeys(rows["series"]))
     across, down = min(2, len(runs)), -(-len(runs) // 2)  # two side by side fit a phone
     blocks, layers = (sorted(set(rows[name].astype(int))) for name in ("block", "layer"))
     tall = 42 * len(blocks)
@@ -36,7 +37,8 @@ def layer_map(
         down, across, subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=50 / (down * tall + 50)
     )
     for number, run in enumerate(runs):
-        cells = _cells(rows[rows["run"] == run])
+        own = rows[rows["series"] == run]
+        cells = _cells(own)
         wide, paths = (
             cells.pivot(index="block", columns="layer", values=name).reindex(index=blocks, columns=layers)
             for name in ("mean", "module_path")
@@ -53,7 +55,7 @@ def layer_map(
             ),
             row=number // 2 + 1, col=number % 2 + 1,
         )  # fmt: skip
-        for block, layer in (outlined or {}).get(run, ()):
+        for block, layer in (outlined or {}).get(own["run"].iloc[0], ()):
             if block in blocks and layer in layers:
                 x, y = layers.index(layer), blocks.index(block)
                 figure.add_shape(
@@ -85,10 +87,10 @@ def layer_curves(
     rows = _layers(table, metric)
     figure = go.Figure()
     accuracies = metric.endswith("_accuracy")  # a level belongs on an axis of its own kind
-    runs, values = list(dict.fromkeys(rows["run"])), dict[str, list[str]]()
+    runs, values = list(dict.fromkeys(rows["series"])), dict[str, list[str]]()
     for place, run in enumerate(runs):
         colour = COLOURS[place % len(COLOURS)]
-        cells = _cells(rows[rows["run"] == run])
+        cells = _cells(rows[rows["series"] == run])
         x = [f"{block}.{layer}" for block, layer in zip(cells["block"], cells["layer"], strict=True)]
         band(figure, x, cells["mean"], cells["sd"], colour, run)
         figure.add_scatter(
@@ -103,10 +105,9 @@ def layer_curves(
                 values.setdefault(name, []).append(f"{run} {shown[name]:.3f}")
     for text, value in _floors(rows).items():
         _level(figure, x, value, f"floor: {text}", INK, "dot", f"floor, {text} {value:.3f}", left=True)
-    baselines = table[(table["metric"] == metric) & table["tap"].isin(("pixels", "encoder"))]
-    for baseline, value in baselines.groupby("tap")["value"].mean().items():
-        pixels = baseline == "pixels"  # named at the left end, the encoder at the right: the two may be close
-        _level(figure, x, value, str(baseline), INK, "dot" if pixels else "solid", f"{baseline} {value:.3f}", left=pixels)
+    for baseline, value in _baselines(table, metric).items():
+        pixels = baseline == PIXELS_TAP  # named at the left end, the encoder at the right: the two may be close
+        _level(figure, x, value, baseline, INK, "dot" if pixels else "solid", f"{baseline} {value:.3f}", left=pixels)
     notes = [f"{title_of(name).lower()} without a probe, dashed: {', '.join(parts)}" for name, parts in values.items()]
     caption = "; ".join([*notes, _caption(rows)])
     order = [f"{block}.{layer}" for block, layer in sorted(set(zip(rows["block"], rows["layer"], strict=True)))]
@@ -159,10 +160,36 @@ def _layers(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     if rows.empty:
         known = ", ".join(sorted(set(table.loc[table["layer"] > 0, "metric"])))
         raise LabError(f"the table has no layer measured by {metric!r}; it has: {known or 'none'}")
+    rows = rows.assign(series=_by_encoder(rows))
     for column in ("direction", "label_fed", "guidance", "pool", "noise_std", "other"):
+        if column == "other" and (rows["series"] != rows["run"]).any():
+            continue
         if column in rows and rows[column].nunique() > 1:
             raise LabError(f"the table mixes {column} {one_of(rows[column])} for {metric}: choose one")
     return rows
+
+
+def _by_encoder(rows: pd.DataFrame) -> "pd.Series[str]":
+    """Names of what is drawn: the run, or where it was compared with several encoders of its own, the run and the encoder."""
+    if "other" not in rows or (rows.groupby("run")["other"].nunique() == 1).all():
+        return rows["run"]
+    return rows["run"] + ", " + _short(rows["other"])
+
+
+def _baselines(table: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Levels of raw pixels and of each encoder, which is named where there are several: name -> mean over the rows."""
+    rows = table[(table["metric"] == metric) & table["tap"].map(is_baseline)]
+    names = rows["tap"]
+    encoders = rows["encoder"].fillna("")[names != PIXELS_TAP] if "encoder" in rows else names[:0]
+    if encoders.nunique() > 1:
+        names = names.where(names == PIXELS_TAP, "encoder " + _short(encoders))
+    return {str(name): float(value) for name, value in rows.groupby(names, sort=False)["value"].mean().items()}
+
+
+def _short(words: "pd.Series[str]") -> "pd.Series[str]":
+    """Encoders by their models alone, where these differ; else with weights and layer too."""
+    models = words.str.split(",").str[0]
+    return models if models.nunique() == words.nunique() else words
 
 
 def _headed(title: str, otherwise: str, metric: str, caption: str) -> tuple[str, str]:
