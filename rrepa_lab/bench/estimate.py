@@ -27,7 +27,7 @@ from rrepa_lab.files import existing_folder
 from rrepa_lab.flow.tarflow.model import TarFlow
 from rrepa_lab.paths import cache_root
 from rrepa_lab.runs.config import RunConfig
-from rrepa_lab.training.inputs import FEATURE_MEMORY
+from rrepa_lab.training.inputs import feature_store, features_come_again
 from rrepa_lab.training.latents import views, wants_table
 from rrepa_lab.training.objective import Objective
 from rrepa_lab.training.precision import resolve_precision
@@ -121,27 +121,25 @@ def estimate(config: RunConfig, bfloat16: bool | None = None, images: int | None
 
 
 def _teacher_runs(config: RunConfig, teacher: TeacherWork | None, images: int | None) -> bool:
-    """Whether the teacher runs in every step, by the rule of `training.inputs`; assumed where the images are not known."""
-    t, data = config.train, config.data
+    """Whether the teacher runs in every step; assumed where the images are not known."""
     if teacher is None:
         return False
-    if t.feature_cache == "off" or images is None or (data.shift and data.shift_probability):
+    if images is None or not features_come_again(config, images):
         return True
-    if t.steps * t.batch <= images * views(config):
-        return True
-    needed = _feature_bytes(config, teacher, images)
-    fits = t.feature_cache == "memory" or needed <= FEATURE_MEMORY
-    return not fits and needed > shutil.disk_usage(existing_folder(cache_root())).free
+    store, needed = _feature_bytes(config, teacher, images)
+    return store == "off" or (store == "disk" and needed > shutil.disk_usage(existing_folder(cache_root())).free)
 
 
-def _feature_bytes(config: RunConfig, teacher: TeacherWork, images: int) -> float:
-    """Of all training images, as they are kept: float32 on the flow's grid in memory, or float16 on the coarser one."""
+def _feature_bytes(config: RunConfig, teacher: TeacherWork, images: int) -> tuple[str, float]:
+    """Where the features of all training images are kept, and their bytes: float32 on the flow's grid in memory, or float16 on
+    the coarser one.
+    """
     count, tokens = float(images * views(config)), config.flow.tokens
-    small = 4 * count * tokens * sum(teacher.dims)
-    mode = config.train.feature_cache
-    if mode == "memory" or (mode == "auto" and small <= FEATURE_MEMORY):
-        return small
-    return 2 * count * sum(dim * min(tokens, n) for dim, n in zip(teacher.dims, teacher.patches, strict=True))
+    in_memory = 4 * count * tokens * sum(teacher.dims)
+    store = feature_store(config, in_memory)
+    if store != "disk":
+        return store, in_memory
+    return store, 2 * count * sum(dim * min(tokens, n) for dim, n in zip(teacher.dims, teacher.patches, strict=True))
 
 
 def teacher_work(config: RunConfig) -> TeacherWork:
@@ -175,7 +173,7 @@ def cache_bytes(found: Estimate) -> dict[str, float]:
     if wants_table(config, images):
         sizes["latents"] = 2.0 * images * views(config) * config.flow.dims
     if found.teacher is not None and not found.teacher_runs:
-        sizes["features"] = _feature_bytes(config, found.teacher, images)
+        _, sizes["features"] = _feature_bytes(config, found.teacher, images)
     return sizes
 
 

@@ -1,6 +1,7 @@
 """What the objective is given in a step: noised images, labels with some dropped, targets of the clean images."""
 
 import warnings
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -81,11 +82,10 @@ class StepInputs:
         targets = self.targets
         if targets is None:
             return {}
-        shown, t, data = targets.shown(images), self.config.train, self.config.data
-        if t.feature_cache != "off" and not (data.shift and data.shift_probability):
-            small = targets.table_bytes(len(images), views(self.config)) <= FEATURE_MEMORY
-            for one in targets.each:
-                self._keep(one, shown, num_workers, small)
+        shown = targets.shown(images)
+        store = feature_store(self.config, targets.table_bytes(len(images), views(self.config)))
+        for one in targets.each if store != "off" else ():
+            self._keep(one, shown, num_workers, store)
         all_rows = targets.kept and not targets.on_disk
         chosen = torch.arange(len(images)) if all_rows else balanced_rows(images.labels, FLOOR_IMAGES)
         found = []
@@ -96,25 +96,44 @@ class StepInputs:
         table, labels = torch.cat(found), images.labels[chosen] if self.config.flow.classes else None
         return position_floor(table, labels, dims=targets.dims) if len(table) > 1 else {}
 
-    def _keep(self, teacher: TeacherTargets, images: ImageSet, num_workers: int, small: bool) -> None:
-        """Keep a teacher's features, in memory or on disk, as `train.feature_cache` says and where it would run again.
+    def _keep(self, teacher: TeacherTargets, images: ImageSet, num_workers: int, store: str) -> None:
+        """Keep a teacher's features in memory or on disk, where it would run again or where they are there already.
 
         Args:
             images: the training images as the teachers see them.
-            small: whether the features of all teachers fit into memory.
         """
-        t, number = self.config.train, views(self.config)
-        spec = teacher.spec(images, number) if t.feature_cache == "disk" or (t.feature_cache == "auto" and not small) else None
-        if t.feature_cache == "disk" and spec is None:
+        number, again = views(self.config), features_come_again(self.config, len(images))
+        if store == "memory":
+            if again:
+                teacher.keep(images, number, self.device, num_workers)
+            return
+        spec, forced = teacher.spec(images, number), self.config.train.feature_cache == "disk"
+        if spec is None and forced:
             raise LabError(f"train.feature_cache is disk, but the teacher {teacher.model} has no fingerprint: set auto or off")
-        again = t.steps * t.batch > len(images) * number
-        if spec is not None and (again or is_complete(spec)):
-            if t.feature_cache == "disk" or has_room(spec):
-                teacher.keep(images, number, self.device, num_workers, disk=True)
-                return
-            note = (
-                f"{teacher.model} runs in every step: its features take {spec.bytes / MIB:.0f} MiB, which {spec.folder.parent}"
-            )
-            warnings.warn(f"{note} has no room for (--cache DIR or $RREPA_CACHE sets another folder)", LabWarning, stacklevel=2)
-        elif again and spec is None and (t.feature_cache == "memory" or small):
-            teacher.keep(images, number, self.device, num_workers)
+        if spec is None or not (again or is_complete(spec)):
+            return
+        if forced or has_room(spec):
+            teacher.keep(images, number, self.device, num_workers, disk=True)
+            return
+        what = f"{teacher.model} runs in every step: its features take {spec.bytes / MIB:.0f} MiB"
+        advice = "(--cache DIR or $RREPA_CACHE sets another folder)"
+        warnings.warn(f"{what}, which {spec.folder.parent} has no room for {advice}", LabWarning, stacklevel=2)
+
+
+def feature_store(config: RunConfig, size: float) -> Literal["off", "memory", "disk"]:
+    """Where the features of the teachers are kept, by `train.feature_cache`.
+
+    Args:
+        size: bytes of all of them in memory, float32.
+    """
+    mode, data = config.train.feature_cache, config.data
+    if data.shift and data.shift_probability:
+        return "off"
+    if mode == "auto":
+        return "memory" if size <= FEATURE_MEMORY else "disk"
+    return mode
+
+
+def features_come_again(config: RunConfig, images: int) -> bool:
+    """Whether the steps of a training take more views than so many images have."""
+    return config.train.steps * config.train.batch > images * views(config)
