@@ -9,6 +9,9 @@ from rrepa_lab.cli.printing import hint, print_facts, print_rows
 from rrepa_lab.errors import LabError
 from rrepa_lab.progress import progress
 
+# presets that finish in minutes on two cores, for the hint; the last one takes any data set
+DEMO_PRESETS = ("cifar10-tiny-reverse", "tinyimagenet-tiny-reverse", "imagefolder-tiny-reverse")
+
 if TYPE_CHECKING:
     from rrepa_lab.training.selfsup import EncoderTrainConfig
 
@@ -20,44 +23,57 @@ def register(commands: Commands) -> None:
     )
     train = add_command(actions, "train", run_train, "Train an encoder without labels.")
     train.add_argument("--out", required=True, help="folder to write")
-    train.add_argument("--data", metavar="FOLDER", help="image folder to train on (none: digits)")
-    train.add_argument("--size", type=int, default=32, help="with --data: height and width of an image")
-    add_set(train)
+    train.add_argument("--data", metavar="DATA", default="digits", help="a data set by name, an image folder, or digits")
+    train.add_argument("--size", type=int, help="height and width of a picture (none: 32; digits 8)")
+    add_set(train, "override a setting: steps=2000, data.path=DIR, data.channels=1, views.crop=0.3, encoder.model=NAME")
     add_cache(train)
     score = add_command(actions, "score", run_score, "k-NN accuracy of an encoder, of raw pixels and of an untrained encoder.")
     score.add_argument("encoder", nargs="?", default="bundled:digits", help="bundled:<name> or a folder")
+    add_cache(score)
 
 
 def run_train(args: argparse.Namespace) -> int:
     """Train an encoder and write it, with its card, to --out."""
-    from rrepa_lab.align.encoder import Encoder
-    from rrepa_lab.training.selfsup import EncoderTrainConfig, encoder_of_folder, knn_table, train_encoder, write_encoder_card
+    from rrepa_lab.training.selfsup import check_folder, score_encoder, train_encoder
 
-    settings = dict(map(parse_setting, args.set))
-    config = (encoder_of_folder(args.data, args.size) if args.data else EncoderTrainConfig()).override(settings)
-    if (Path(args.out) / "model.safetensors").exists():
-        raise LabError(f"{args.out} already holds an encoder: choose another --out")
+    config = _config(args)
+    check_folder(args.out)
     with progress(config.steps, "step") as bar:
         for report in train_encoder(config, args.out):
             bar.set_postfix(loss=f"{report.loss:.3f}", refresh=False)
             bar.update()
-    encoder = Encoder(config.encoder.override({"weights": str(Path(args.out) / "model.safetensors")}))
-    write_encoder_card(Path(args.out), config, report.loss, knn_table(encoder, config.data))
-    print_facts({"encoder": str(args.out), "loss": report.loss}, args.json)
-    hint(args, _align_command(str(args.out), config))
+    about = score_encoder(Path(args.out))
+    accuracies = {f"k-NN accuracy, {row['features']}": row["knn_accuracy"] for row in about.scores}
+    print_facts({"encoder": str(args.out), "loss": report.loss} | accuracies, args.json)
+    hint(args, align_command(str(args.out), config))
     return 0
 
 
 def run_score(args: argparse.Namespace) -> int:
     """Print the k-NN accuracy of an encoder and of two baselines."""
-    from rrepa_lab.align.encoder import Encoder
-    from rrepa_lab.training.selfsup import knn_table
+    from rrepa_lab.training.selfsup import encoder_scores
 
     folder, config = _read_encoder(str(args.encoder))
-    encoder = Encoder(config.encoder.override({"weights": str(folder / "model.safetensors")}))
-    print_rows(knn_table(encoder, config.data).to_dict("records"), args.json)
-    hint(args, _align_command(str(args.encoder), config))
+    print_rows(encoder_scores(folder, config).to_dict("records"), args.json)
+    hint(args, align_command(str(args.encoder), config))
     return 0
+
+
+def _config(args: argparse.Namespace) -> "EncoderTrainConfig":
+    """The recipe for the data, overridden by --set."""
+    from rrepa_lab.data.config import DATA_SETS, DataConfig, named_data
+    from rrepa_lab.training.selfsup import encoder_recipe
+
+    settings = dict(map(parse_setting, args.set))
+    values = {f"data.{key}": value for key, value in named_data(args.data, args.size).items()} | settings
+    name = str(values["data.name"])
+    if "data.channels" not in settings and name in DATA_SETS and getattr(DATA_SETS[name], "grey", False):
+        values["data.channels"] = 1
+    ours = {key.removeprefix("data."): value for key, value in values.items() if key.startswith("data.")}
+    recipe = encoder_recipe(DataConfig().override(ours))
+    if "encoder.model" in settings:  # another model has other arguments and layers
+        recipe = recipe.override({"encoder.args": {}, "encoder.layer": -1, "loss_layer": None})
+    return recipe.override(settings)
 
 
 def encoder_settings(name: str) -> dict[str, Any]:
@@ -80,18 +96,28 @@ def _read_encoder(name: str) -> tuple[Path, "EncoderTrainConfig"]:
     """Folder and configuration of an encoder, by bundled:<name> or folder."""
     from rrepa_lab.align.encoder import BUNDLED
     from rrepa_lab.paths import assets
-    from rrepa_lab.readers import read_json, validate
-    from rrepa_lab.training.selfsup import EncoderTrainConfig
+    from rrepa_lab.training.selfsup import read_encoder
 
     folder = assets() / "encoders" / name.removeprefix(BUNDLED) if name.startswith(BUNDLED) else Path(name).expanduser()
     if not (folder / "config.json").is_file():
         raise LabError(f"no encoder at {folder}: give bundled:digits or a folder written by rrepa-lab encoder train")
-    return folder, validate(EncoderTrainConfig, read_json(folder / "config.json"), str(folder / "config.json"))
+    return folder, read_encoder(folder).recipe
 
 
-def _align_command(name: str, config: "EncoderTrainConfig") -> str:
-    """The command that trains a flow aligned with this encoder, for a hint."""
+def align_command(name: str, config: "EncoderTrainConfig") -> str:
+    """The command that trains a flow aligned with this encoder, for a hint: a demo-size preset of the data set."""
+    from rrepa_lab.runs.presets import preset
+
     data = config.data
-    preset = "digits-reverse" if data.name == "digits" else "imagefolder-reverse"
-    data_setting = "" if data.name == "digits" else f" --set data.path={data.path}"
-    return f"align a flow with it: rrepa-lab train {preset} --out runs/mine --encoder {name}{data_setting}"
+    fitting = "digits-reverse"
+    if data.name != "digits":
+        known = {one: preset(one).data for one in DEMO_PRESETS}
+        fitting = next(
+            (one for one, own in known.items() if (own.name, own.image_size) == (data.name, data.image_size)), DEMO_PRESETS[-1]
+        )
+    own = preset(fitting).data
+    settings = {"data.name": (own.name, data.name), "data.path": (own.path, data.path)}
+    for key in ("image_size", "channels"):
+        settings |= {f"{part}.{key}": (getattr(own, key), getattr(data, key)) for part in ("data", "flow")}
+    words = "".join(f" --set {key}={value}" for key, (before, value) in settings.items() if value not in (before, None))
+    return f"align a flow with it: rrepa-lab train {fitting} --out runs/mine --encoder {name}{words}"

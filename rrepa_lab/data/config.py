@@ -5,7 +5,7 @@ A data set is one file below `data/sets/` (or anywhere else) that registers an o
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -96,7 +96,7 @@ class DataConfig(Config):
 class DataSet(Protocol):
     """A named collection of images with its splits; `DATA_SETS.register(name)` adds one, `DATA_SETS.family` many.
 
-    A set that cannot be read without data.path may say so in an attribute `needs_path`.
+    A set that cannot be read without data.path may say so in an attribute `needs_path`, and one of grey pictures in `grey`.
     """
 
     levels: int  # integer values that a number of an image can take
@@ -118,6 +118,24 @@ class DataSet(Protocol):
         Raises: LabError for images that are not at hand, or a class that is not among `classes`.
         """
         ...
+
+
+def named_data(name: str, size: int | None = None) -> dict[str, Any]:
+    """Settings of a data set by its name, or of the colour pictures of a folder by its path.
+
+    Args:
+        size: height and width of a picture; 32 by default, and 8 for digits.
+
+    Example:
+        >>> DataConfig.from_dict(named_data("cifar10")).image_size
+        32
+    """
+    if name == "digits":
+        return {"name": "digits"}
+    edge = 32 if size is None else size
+    if name in DATA_SETS and name != "folder":
+        return {"name": name, "image_size": edge, "channels": 3}
+    return {"name": "folder", "path": str(Path(name).expanduser().absolute()), "image_size": edge, "channels": 3}
 
 
 DATA_SETS: Registry[DataSet] = Registry("data set", "rrepa_lab.data.sets", order=("digits", "folder"))

@@ -21,7 +21,7 @@ from torch import Tensor
 from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.checks import LARGEST_SEED
 from rrepa_lab.config import Config
-from rrepa_lab.data.config import DATA_SETS, DataConfig
+from rrepa_lab.data.config import DataConfig, named_data
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import sha256, write_atomically, write_text
 from rrepa_lab.readers import MIB, MissingFileError, check_file, read_json, validate
@@ -106,12 +106,8 @@ def data_settings(name: str, size: int | None = None) -> dict[str, Any]:
     Args:
         size: height and width of a picture; 32 by default, and 8 for digits.
     """
-    if name == "digits":
-        return {"factor": 2, "channels": 2, "data": {"name": "digits"}}
-    edge = 32 if size is None else size
-    if name in DATA_SETS and name != "folder":
-        return {"data": {"name": name, "image_size": edge, "channels": 3}}
-    return {"data": {"name": "folder", "path": str(Path(name).expanduser().absolute()), "image_size": edge, "channels": 3}}
+    sizes = {"factor": 2, "channels": 2} if name == "digits" else {}
+    return sizes | {"data": named_data(name, size)}
 
 
 class Stored(NamedTuple):

@@ -16,7 +16,7 @@ from rrepa_lab.errors import LabError
 class Digits:
     """`train_test_split(test_size=0.2, stratify=y, random_state=0)` on scikit-learn's order, x = X / 8 - 1."""
 
-    levels = 17
+    levels, grey = 17, True
 
     def classes(self, config: DataConfig) -> list[str]:
         """ "0" to "9"."""

@@ -12,6 +12,7 @@ from rrepa_lab.data.sets._published import Pictures, PublishedSet
 class Mnist(PublishedSet):
     """The four files of the set, unpacked, in `MNIST/raw`."""
 
+    grey = True
     name, folder = "mnist", "MNIST/raw"
     files = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
     names = tuple(map(str, range(10)))
