@@ -134,7 +134,7 @@ def draw_answers(view: ClassifyView) -> tuple[Any, Any, Any, str]:
     rows = matching_rows(report, view.of, view.taken_for, view.mistakes)
     table = report.images.set_index("image")
     items = [
-        (picture(x[row], scale=max(1, 96 // x.shape[-1])), f"{table['class'][row]} as {table['predicted'][row]}")
+        (picture(x[row], scale=max(1, 96 // x.shape[-1])), _breakable(f"{table['class'][row]} as {table['predicted'][row]}"))
         for row in rows[:MAX_GALLERY]
     ]
     plots = [_named(confusion(one), name) for name, one in reports.items()]
@@ -146,6 +146,11 @@ def draw_answers(view: ClassifyView) -> tuple[Any, Any, Any, str]:
         note += f", the {MAX_GALLERY} least sure shown"
     note += ". Choose one to classify it above."
     return plots[0], plots[1] if len(plots) > 1 else None, gr.update(value=items, selected_index=None), note
+
+
+def _breakable(text: str) -> str:
+    """A caption that may also be wrapped after an underscore."""
+    return text.replace("_", "_\u200b")
 
 
 def pick(view: ClassifyView, place: int) -> tuple[int, None]:

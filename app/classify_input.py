@@ -61,8 +61,14 @@ def from_upload(run: str, index: int, image: Image.Image | None) -> OwnPicture:
 
 
 def _values_for(run: str, x: Tensor) -> list[Any]:
-    get_run(run).flow.tokenize(x)  # an error here names both shapes
+    shape, wanted = tuple(x.shape[1:]), get_run(run).config.frame.picture
+    if shape != wanted:
+        raise LabError(f"{run} takes pictures of {_shape_text(wanted)}, not of {_shape_text(shape)}: upload a picture instead")
     return x[0].tolist()
+
+
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def subject_of(name: str, index: int, picture: OwnPicture | None) -> Subject:
@@ -73,7 +79,7 @@ def subject_of(name: str, index: int, picture: OwnPicture | None) -> Subject:
     x, y = test_images(run)
     row = index % len(x)
     label = int(y[row])
-    return Subject(x[row : row + 1].cpu(), f"test image {row}, a {run.classes[label]}", label)
+    return Subject(x[row : row + 1].cpu(), f"test image {row}, class {run.classes[label]}", label)
 
 
 # --- controls ---------------------------------------------------------------------------------------------------------
@@ -95,7 +101,7 @@ def build_input(index: int) -> tuple[dict[str, Any], gr.HTML, gr.Markdown, gr.Ma
                     elem_id="index",
                 )  # fmt: skip
             with gr.Tab("Draw") as pad_tab:
-                gr.Markdown("Draw a digit with the mouse or a finger; it is classified after every stroke.")
+                gr.Markdown("For runs of digits: draw one with the mouse or a finger; it is classified after every stroke.")
                 pad = only_uploads(gr.Sketchpad(
                     show_label=False, canvas_size=(280, 280), fixed_canvas=True, height=360, layers=False, transforms=(),
                     buttons=[], brush=gr.Brush(default_size=24, colors=["#000000"], color_mode="fixed"), elem_id="pad",

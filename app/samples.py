@@ -111,16 +111,18 @@ def _outputs(view: SamplesView, runs: dict[str, rl.Run], rows: dict[str, list[Ro
         seconds, error = sum(row.seconds for row in made), max(row.error for row in made)
         costs.append(f"{name} {seconds:.2f} s, round-trip error {error:.1e}")
     name, run = next(iter(runs.items()))
-    several = len(labels_of(view.choice, run)) > 1
+    total = len(labels_of(view.choice, run))
+    several = total > 1
+    so_far = f"{len(rows[name])} of {total} rows so far. " if len(rows[name]) < total else ""
     caption = (
         f"{_rows_text(run) if several else _label_text(view.choice, run)}, columns are seeds {view.seed} to "
         f"{view.seed + view.count - 1}, guidance {view.guidance:g}, temperature {view.temperature:g}, "
         f"{rows[name][0].finish}. Decoding ({view.method}, {run.device.type.upper()}): {'; '.join(costs)}. "
         f"Demo size: a flow of {parameters(run)} on {run.config.data.image_size}x{run.config.data.image_size} "
-        f"{run.config.data.name}."
+        f"{run.config.data.words}."
     )
     second = grids[1] if len(grids) > 1 else ("", gr.update(visible=False))
-    return *grids[0], *second, caption[0].upper() + caption[1:]
+    return *grids[0], *second, so_far + caption[0].upper() + caption[1:]
 
 
 def _label_text(choice: str, run: rl.Run) -> str:

@@ -27,7 +27,9 @@ def status_line() -> str:
     """The device that computes; during a computation the page shows seconds, and its place in the queue, in this line."""
     if server_settings.device != "cpu":
         return f"Ready. GPU: {torch.cuda.get_device_name(torch.device(server_settings.device))}"
-    return f"Ready. CPU, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}"
+    threads = torch.get_num_threads()
+    words = "1 thread" if threads == 1 else f"{threads} threads"
+    return f"Ready. CPU, {words}, torch {torch.__version__.split('+')[0]}"
 
 
 def about_run(name: str) -> str:
@@ -38,7 +40,7 @@ def about_run(name: str) -> str:
     strategy = "not aligned" if align.strategy == "none" else f"**{align.strategy}** {align.place}"
     lines = [
         f"{strategy}  ",
-        f"{config.data.name}, {config.flow.size}, {parameters(run)}  ",
+        f"{config.data.words}, {config.flow.size}, {parameters(run)}  ",
         f"step {run.step:,} of {config.train.steps:,}, {'GPU' if run.device.type == 'cuda' else 'CPU'}",
     ]
     scores = scores_of(name)

@@ -43,10 +43,11 @@ HOW_TO_READ = (
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 
-def draw_curves(view: TrainingView) -> tuple[go.Figure, str, pd.DataFrame]:
+def draw_curves(view: TrainingView) -> tuple[go.Figure, str, Any]:
     """The curves of the sidebar's runs and of those that were added, a note, and the settings in which they differ."""
     names = [name for name in dict.fromkeys((view.run, view.other, *view.more)) if name != NO_RUN]
-    return curves_of(names, view.show, view.axis)
+    figure, note, table = curves_of(names, view.show, view.axis)
+    return figure, note, gr.update(value=table, visible=len(table) > 0)
 
 
 # --- the gradient atlas -----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import urllib.request
 import warnings
 import zipfile
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -160,6 +161,8 @@ def test_sheets_fill_row_by_row(monkeypatch):
     assert len(views) == 10
     assert "2 samples" in views[0][1]["alt_text"]
     assert "20 samples" in views[-1][1]["alt_text"]
+    assert views[2][4].startswith("3 of 10 rows so far. Rows are classes")
+    assert views[-1][4].startswith("Rows are classes")
     assert len({view[1]["value"].size for view in views}) == 1, "room is kept for what is to come"
 
 
@@ -222,7 +225,7 @@ def test_verdicts_and_charts_are_those_of_the_library():
     for trace in by_step.data:
         assert np.allclose(trace.y, expected[trace.name].scores[0].tolist())
         assert f"**{trace.name}** says **{int(expected[trace.name].label)}**" in verdict
-    assert f"a {int(y[5])}" in verdict
+    assert f"class {int(y[5])}" in verdict
     for trace in by_bayes.data:
         bayes = rl.classify(runs[trace.name], x[5:6], "bayes")
         assert np.allclose(trace.y, bayes.scores[0].tolist(), atol=1e-3)
@@ -282,6 +285,21 @@ def test_uploads_are_turned_to_light_on_dark():
     dark_on_light = from_upload("digits-none", 0, picture(-x, scale=10))
     assert np.allclose(light_on_dark[0], dark_on_light[0], atol=0.02)
     assert "inverted" in dark_on_light[1]
+
+
+def test_own_pictures_are_checked_against_those_of_the_run(monkeypatch):
+    import classify_input
+
+    photos = rl.load("digits-none").config.override({
+        "data.name": "folder", "data.image_size": 16, "data.channels": 3, "flow.image_size": 4, "flow.channels": 5,
+        "flow.patch_size": 1, "space.kind": "small-vae", "space.weights": "vae",
+    })  # fmt: skip
+    monkeypatch.setattr(classify_input, "get_run", lambda name: SimpleNamespace(config=photos))
+    own = classify_input.from_upload("latent", 2, Image.new("RGB", (40, 40), "red"))
+    assert np.shape(own.values) == (3, 16, 16), "of a flow of latents too, what is classified is a picture"
+    ink = np.full((280, 280, 4), 255, np.uint8)
+    with pytest.raises(rl.LabError, match="^latent takes pictures of 3x16x16, not of 1x16x16: upload a picture instead$"):
+        classify_input.from_pad("latent", 2, {"layers": [ink]})
 
 
 @pytest.fixture(scope="module")
@@ -578,6 +596,14 @@ def test_pictures_in_a_table_are_described_and_escaped():
     assert table.count("marked") == 1
     with pytest.raises(rl.LabError, match="no pictures"):
         picture_table({})
+
+
+def test_long_names_under_pictures_have_room_and_break_at_underscores():
+    x = torch.zeros(1, 8, 8)
+    assert 'class="strip"' in picture_table({"": {"1. 3, 0.98": x, "after block 4": x}})
+    table = picture_table({"": {"1. 3, 0.98": x, "2. German_shepherd, 0.97": x}})
+    assert 'class="strip wide"' in table
+    assert "<figcaption>2. German_<wbr>shepherd, 0.97</figcaption>" in table
 
 
 @pytest.mark.slow

@@ -13,11 +13,12 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.cli import main
+from rrepa_lab.cli.vae import _next_training
 from rrepa_lab.data.cache import entries
 from rrepa_lab.data.loaders import generator
 from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.reconstruction import train_autoencoder
-from rrepa_lab.space.autoencoder import AutoencoderConfig
+from rrepa_lab.space.autoencoder import AutoencoderConfig, data_settings
 from rrepa_lab.space.kinds.features import Features
 from rrepa_lab.space.latents import LatentSpace
 from rrepa_lab.space.networks import psnr
@@ -297,6 +298,19 @@ def test_pictures_of_a_folder_in_colour_and_at_another_size(photographs, tmp_pat
         "flow.channels": 3, "flow.patch_size": 1,
     })  # fmt: skip
     assert config.space_words == "small-vae 3x8x8", "a convolutional VAE takes pictures of any size that its factor divides"
+
+
+@pytest.mark.parametrize("data", ["cifar10", "photos", "digits"])
+def test_the_next_training_that_is_proposed_is_one_of_the_same_pictures(data, tmp_path):
+    changes = {} if data == "digits" else {"data.path": str(tmp_path / "my photos"), "data.image_size": 64}
+    vae = AutoencoderConfig.from_dict(data_settings(data)).override(changes)
+    name, settings = _next_training(vae, tmp_path / "vae")
+    edge = vae.data.image_size // vae.factor
+    shape = {"flow.image_size": edge, "flow.channels": vae.channels, "flow.patch_size": 1}
+    config = rl.preset(name).override(settings | shape)
+    for key in ("name", "path", "image_size", "channels"):
+        assert getattr(config.data, key) == getattr(vae.data, key)
+    assert config.space_words == f"small-vae {vae.channels}x{edge}x{edge}"
 
 
 def test_reconstructions_stand_beside_the_scores_of_samples(vae, trained):

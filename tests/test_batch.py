@@ -484,12 +484,15 @@ def test_data_sets_do_not_mix(tmp_path):
     import rrepa_lab as rl
 
     run_ = rl.load("digits-none")
-    other = rl.Run(run_.flow, run_.config.override({"data.name": "folder", "data.path": "x"}), run_.classes, run_.projectors)
     table = pd.DataFrame([{"run": "digits-none", "metric": "m", "value": 1.0, "n": 3, "protocol": "p"}])
-    for name, one in (("a", run_), ("b", other)):
-        write_result(tmp_path / name, "tiny", table, [one])
-    with pytest.raises(LabError, match=r"\(1\) digits 8x8; p, n = 3: a/digits-none; \(2\) folder 8x8; p"):
-        compare(tmp_path)
+    write_result(tmp_path / "a", "tiny", table, [run_])
+    for name, folder in (("b", "cats"), ("c", "dogs")):
+        config = run_.config.override({"data.name": "folder", "data.path": str(tmp_path / folder)})
+        write_result(tmp_path / name, "tiny", table, [rl.Run(run_.flow, config, run_.classes, run_.projectors)])
+    with pytest.raises(LabError, match=r"\(1\) digits 8x8; p, n = 3: a/digits-none; \(2\) folder cats 8x8; p"):
+        compare([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(LabError, match="folder cats 8x8; p.*folder dogs 8x8; p"):
+        compare([tmp_path / "b", tmp_path / "c"])
 
 
 def test_tables_of_measurements_come_back(tmp_path):

@@ -22,6 +22,7 @@ from rrepa_lab.cli.arguments import parse_labels
 from rrepa_lab.cli.commands import COMMANDS
 from rrepa_lab.data.pictures import from_picture
 from rrepa_lab.errors import LabWarning
+from rrepa_lab.progress import progress
 from rrepa_lab.viz.images import picture
 
 
@@ -103,6 +104,17 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
     reports.close()
 
 
+def test_the_time_that_is_left_does_not_count_what_came_before_the_first_step():
+    with progress(100, "step") as bar:
+        bar.start_t -= 60  # pictures were decoded for a minute
+        bar.update(20)  # of an earlier part of the training
+        bar.start_t -= 1
+        bar.update(10)
+        left = re.search(r"30/100.*<(\d\d:\d\d)|, (\d\d:\d\d) left", str(bar))
+    assert left is not None
+    assert next(filter(None, left.groups())) in ("00:06", "00:07", "00:08")  # 70 steps, of which ten take a second
+
+
 def test_dry_run_writes_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, text, _ = run(capsys, "train", "imagenet64-reverse", "--dry-run", "--json")
@@ -117,6 +129,7 @@ def test_describe(capsys):
     assert {"digits-none", "digits-reverse"} <= {row["name"] for row in json.loads(text)}
     status, text, _ = run(capsys, "describe", "digits-reverse", "--json")
     assert json.loads(text)["strategy"] == "reverse"
+    assert json.loads(text)["step"] == rl.load("digits-reverse").step
     status, text, _ = run(capsys, "describe", "imagenet64-detach")
     assert status == 0
     assert "blocks.6.transformer.layers.5" in text
@@ -213,6 +226,21 @@ def test_classify_a_split(capsys, tmp_path):
     assert set(answer) == {"summary", "per_class", "confusion", "calibration"}
     assert answer["summary"][0]["value"] == pytest.approx(right)
     assert answer["summary"][1]["standard_error"] is None
+
+
+def test_the_confusion_of_many_classes_is_a_line_for_each(capsys, monkeypatch):
+    from rrepa_lab.cli import classify
+
+    monkeypatch.setattr(classify, "MAX_MATRIX", 9)
+    status, text, _ = run(capsys, "classify", "digits-reverse", "--split", "test", "--limit", 50, "--method", "bayes")
+    assert status == 0
+    assert "digits-reverse, bayes, split test, 50 of 360, class-balanced, seed 0; digits" in text
+    report = rl.classification_report(rl.load("digits-reverse"), "bayes", images=rl.Images(limit=50))
+    (three,) = [line.split() for line in text.splitlines() if line.startswith("3 ")]
+    known = report.per_class.set_index("class").loc["3"]
+    assert three[1:3] == [f"{known['accuracy']:.4f}", str(known["n"])]
+    assert three[3:5] == ["3", str(round(known["accuracy"] * known["n"])) + ("," if len(three) > 5 else "")]
+    assert max(map(len, text.splitlines())) < 120
 
 
 @pytest.mark.parametrize("flag", ["--noise-samples", "--draws"])

@@ -167,6 +167,10 @@ def test_embedding_scatter(run, batch):
     assert len({(trace.marker.color, trace.marker.symbol) for trace in figure.data[:10]}) == 10, "colour and shape tell apart"
     assert "60 real images, no label fed" in words(figure)
     assert isinstance(spaces.embedding(rl.embed(run, "block.4.layer.2", images=images, components=3)).data[0], go.Scatter3d)
+    names = [f"German_shepherd_{number}" for number in range(30)]
+    many = spaces.embedding(table.assign(label=[names[row % 30] for row in range(len(table))]))
+    assert many.layout.showlegend is False, "a legend of 15 lines on a phone is taller than the map"
+    assert "30 classes, named where the pointer is" in words(many)
     with pytest.raises(LabError, match="a map shows one tap"):
         spaces.embedding(rl.embed(run, "block.4.layer.*", images=images))
 

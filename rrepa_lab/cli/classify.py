@@ -9,7 +9,10 @@ from rrepa_lab.cli.printing import hint, print_json, print_rows, print_table, wr
 from rrepa_lab.errors import LabError
 
 if TYPE_CHECKING:
+    from rrepa_lab.analysis.report import ClassificationReport
     from rrepa_lab.runs.run import Run
+
+MAX_MATRIX = 20  # classes whose confusion matrix is printed
 
 
 def register(commands: Commands) -> None:
@@ -70,6 +73,24 @@ def _classify_pictures(args: argparse.Namespace, loaded: "Run", settings: dict[s
     hint(args, f"classify a whole split: rrepa-lab classify {args.run_name} --split test")
 
 
+def _print_confusion(report: "ClassificationReport", classes: list[str]) -> None:
+    """The confusion matrix; of more than MAX_MATRIX classes the most frequent answers to each."""
+    counts = report.confusion.pivot(index="class", columns="predicted", values="count")[classes].loc[classes]
+    accuracy = report.per_class.set_index("class")["accuracy"]
+    if len(classes) <= MAX_MATRIX:
+        print("rows: true class; columns: predicted class\n")
+        rows = [[name, *counts.loc[name].tolist(), accuracy.get(name)] for name in classes]
+        print_table(rows, ["class", *classes, "accuracy"])
+        return
+    rows = []
+    for known in report.per_class.to_dict("records"):
+        most = counts.loc[known["class"]].nlargest(3)
+        answers = ", ".join(f"{answer} {count}" for answer, count in most.items() if count)
+        rows.append([known["class"], known["accuracy"], known["n"], answers])
+    print_table(rows, ["class", "accuracy", "n", "most frequent answers"])
+    print("\nall pairs of classes: --json")
+
+
 def _classify_split(args: argparse.Namespace, loaded: "Run", settings: dict[str, Any]) -> None:
     """Accuracy and calibration, then the confusion matrix; with --json all four tables."""
     from rrepa_lab.analysis.features import Images
@@ -80,11 +101,8 @@ def _classify_split(args: argparse.Namespace, loaded: "Run", settings: dict[str,
     if args.json:
         print_json({name: table.to_dict("records") for name, table in report._asdict().items() if name != "images"})
         return
-    classes = loaded.classes
     print_rows(report.summary[["metric", "value", "standard_error", "n"]].to_dict("records"), False)
-    confusion = report.confusion.pivot(index="class", columns="predicted", values="count")[classes].loc[classes]
-    accuracy = report.per_class.set_index("class")["accuracy"]
-    print(f"\nrows: true class; columns: predicted class; {loaded.name}, {args.method}, {args.split} split\n")
-    rows = [[name, *counts, accuracy.get(name)] for name, counts in zip(classes, confusion.to_numpy().tolist(), strict=True)]
-    print_table(rows, ["class", *classes, "accuracy"])
+    about = report.summary.iloc[0]
+    print(f"\n{loaded.name}, {args.method}, split {about['split']}; {about['data']}, {about['space']}\n")
+    _print_confusion(report, loaded.classes)
     hint(args, f"compare with probes of every layer: rrepa-lab probe {args.run_name} --classifiers gradient,bayes")

@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     facts = describe_config(config)
     if source is config:  # without weights: a preset, or a config.json
         facts |= _results(args.source, args.json)
+    else:
+        facts["step"] = source.step
     print_facts(facts, args.json)
     hint(args, f"gradient norms by group of parameters: rrepa-lab describe {args.source} --routing")
     return 0

@@ -1,6 +1,7 @@
 """`rrepa-lab vae train`: an autoencoder whose latents a flow can model."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +57,24 @@ def run_train(args: argparse.Namespace) -> int:
         "scored on": quality["protocol"],
     }  # fmt: skip
     print_facts(facts, args.json)
-    preset = "digits-none" if config.data.name == "digits" else "imagefolder-tiny-none"
-    data = "" if config.data.name == "digits" else f" data.path={config.data.path}"
-    settings = f"space.kind={config.kind} space.weights={out}{data} flow.image_size={h} flow.channels={c} flow.patch_size=1"
-    shown = " ".join(f"--set {setting}" for setting in settings.split(" "))
+    preset, settings = _next_training(config, out)
+    settings |= {"flow.image_size": h, "flow.channels": c, "flow.patch_size": 1}
+    shown = " ".join(f"--set {key}={shlex.quote(str(value))}" for key, value in settings.items())
     hint(args, f"train a flow of its latents: rrepa-lab train {preset} --out runs/latent {shown}")
     return 0
+
+
+def _next_training(config: "AutoencoderConfig", out: Path) -> tuple[str, dict[str, Any]]:
+    """A preset for a flow of the latents, and the settings of space and data in which the training differs from it."""
+    from rrepa_lab.runs.presets import preset
+
+    name = "digits-none" if config.data.name == "digits" else "imagefolder-tiny-none"
+    known, wanted = preset(name).data, config.data
+    settings: dict[str, Any] = {"space.kind": config.kind, "space.weights": str(out)}
+    for key in ("name", "path", "image_size", "channels"):
+        if getattr(wanted, key) != getattr(known, key):
+            settings[f"data.{key}"] = getattr(wanted, key)
+    return name, settings
 
 
 def _config(args: argparse.Namespace) -> "AutoencoderConfig":

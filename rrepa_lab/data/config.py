@@ -83,6 +83,11 @@ class DataConfig(Config):
         return self.flip or bool(self.shift and self.shift_probability)
 
     @property
+    def words(self) -> str:
+        """The name of the data set; of an image folder also its own name: "folder photos"."""
+        return f"{self.name} {self.root.name}" if self.name == "folder" and self.path is not None else self.name
+
+    @property
     def root(self) -> Path:
         """data.path, absolute; LabError if it is not set."""
         if self.path is None:

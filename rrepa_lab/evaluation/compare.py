@@ -105,7 +105,7 @@ def _finding(source: str, row: Measurement, config: RunConfig | None) -> Finding
     if config is None:
         return Finding(source, row.settings, None, row.metric, value, row.unit, row.n, row.protocol)
     data, side = config.data, config.data.image_size
-    protocol = f"{data.name} {side}x{side}; {row.protocol}"
+    protocol = f"{data.words} {side}x{side}; {row.protocol}"
     settings = settings_of(config) | row.settings
     return Finding(source, settings, config.train.seed, row.metric, value, row.unit, row.n, protocol)
 

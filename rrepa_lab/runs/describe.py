@@ -30,7 +30,7 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
         parameters = sum(p.numel() for p in TarFlow(known).parameters())
     facts: dict[str, Any] = {
         "name": config.name,
-        "data": config.data.name,
+        "data": config.data.words,
         "image": "x".join(map(str, config.frame.picture)),
         "tokens": flow.tokens,
         "token_size": flow.token_size,

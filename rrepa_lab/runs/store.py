@@ -55,7 +55,7 @@ def available() -> list[RunInfo]:
                 config, _ = read_config(path.parent)
             except LabError:
                 continue  # a folder that is being written, or of another program
-            found.setdefault(name, RunInfo(name, config.align.strategy, config.data.name, summary(config), path.parent))
+            found.setdefault(name, RunInfo(name, config.align.strategy, config.data.words, summary(config), path.parent))
     return list(found.values())
 
 

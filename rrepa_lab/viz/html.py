@@ -1,6 +1,7 @@
 """Pictures in a table as HTML: small, quick to make, legible in light and dark, and described by alternative text."""
 
 import base64
+import re
 from collections.abc import Collection, Mapping
 from html import escape
 
@@ -12,6 +13,7 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.viz.images import encoded, grid, picture
 
 THUMBNAIL = 32  # pixels across at most
+LONG_WORD = 8  # characters that fit under a small picture
 
 
 def data_uri(image: Tensor) -> str:
@@ -61,7 +63,9 @@ def picture_table(
             elif not isinstance(marked, str) and column in marked:
                 here = ' class="marked"'
             shown = image_tag(image, f"{what}, {name}, {column}")
-            frames.append(f"<figure{here}>{shown}<figcaption>{escape(column)}</figcaption></figure>")
-        strips.append(f'<section><h4>{escape(name)}</h4><div class="strip">{"".join(frames)}</div></section>')
+            named = escape(column).replace("_", "_<wbr>")
+            frames.append(f"<figure{here}>{shown}<figcaption>{named}</figcaption></figure>")
+        wide = " wide" if any(len(word) > LONG_WORD for column in row for word in re.split("[ _]", column)) else ""
+        strips.append(f'<section><h4>{escape(name)}</h4><div class="strip{wide}">{"".join(frames)}</div></section>')
     note = f'<p class="caption">{escape(caption)}</p>' if caption else ""
     return f'<div class="pictures">{"".join(strips)}{note}</div>'

@@ -13,7 +13,7 @@ from rrepa_lab.data.pixels import to_uint8
 from rrepa_lab.errors import LabError
 from rrepa_lab.viz.theme import COLOURS, SYMBOLS, legend_lines, one_of, styled
 
-LEGEND_CLASSES = 40  # of more than these a legend would be taller than the map
+MAX_LEGEND_LINES = 10  # a taller legend leaves no room for the map
 
 
 def path_strip(traces: Mapping[str, Trace], row: int = 0, caption: str = "") -> go.Figure:
@@ -119,7 +119,7 @@ def embedding(table: pd.DataFrame, highlight: int | None = None) -> go.Figure:
         caption += f", image {highlight} ringed"
     names = [str(label) for label in table["label"].unique()]
     title = f"{method.upper()} of the features, by class"
-    if len(names) > LEGEND_CLASSES:
+    if legend_lines(names) > MAX_LEGEND_LINES:
         figure.update_layout(showlegend=False)
         return styled(figure, title, f"{caption}; {len(names)} classes, named where the pointer is", height=460, legend=0)
     return styled(figure, title, caption, height=460, legend=legend_lines(names))
