@@ -75,18 +75,18 @@ def _classify_pictures(args: argparse.Namespace, loaded: "Run", settings: dict[s
 
 def _print_confusion(report: "ClassificationReport", classes: list[str]) -> None:
     """The confusion matrix; of more than MAX_MATRIX classes the most frequent answers to each."""
-    counts = report.confusion.pivot(index="class", columns="predicted", values="count")[classes].loc[classes]
-    accuracy = report.per_class.set_index("class")["accuracy"]
+    counts = {str(name): rows["count"].tolist() for name, rows in report.confusion.groupby("class", sort=False)}
+    known = {row["class"]: row for row in report.per_class.to_dict("records")}
+    rows: list[list[Any]] = []
     if len(classes) <= MAX_MATRIX:
         print("rows: true class; columns: predicted class\n")
-        rows = [[name, *counts.loc[name].tolist(), accuracy.get(name)] for name in classes]
+        rows = [[name, *counts[name], known[name]["accuracy"] if name in known else None] for name in classes]
         print_table(rows, ["class", *classes, "accuracy"])
         return
-    rows = []
-    for known in report.per_class.to_dict("records"):
-        most = counts.loc[known["class"]].nlargest(3)
-        answers = ", ".join(f"{answer} {count}" for answer, count in most.items() if count)
-        rows.append([known["class"], known["accuracy"], known["n"], answers])
+    for name, row in known.items():
+        most = sorted(zip(counts[name], classes, strict=True), key=lambda pair: -pair[0])[:3]
+        answers = ", ".join(f"{answer} {count}" for count, answer in most if count)
+        rows.append([name, row["accuracy"], row["n"], answers])
     print_table(rows, ["class", "accuracy", "n", "most frequent answers"])
     print("\nall pairs of classes: --json")
 

@@ -162,7 +162,7 @@ def _print_table(args: argparse.Namespace, table: "pd.DataFrame") -> None:
     columns = ["tap", "module_path", "shape", "mean", "spread", *(["relative_gap"] if "relative_gap" in table else [])]
     print_rows(table[columns].to_dict("records"), False, floats=".3g")
     first = table.iloc[0]
-    print(f"\nlargest round-trip error: {first['round_trip_error']:.1e} ({first['n']} sources, {args.direction})")
+    print(f"\nlargest round-trip error: {first['round_trip_error']:.1e} (n = {first['n']}, {args.direction})")
     if "relative_gap" in table:
         print(
             f"largest difference of a state between the directions, relative to its spread: {table['relative_gap'].max():.1e}"
