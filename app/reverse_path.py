@@ -34,17 +34,27 @@ SECONDS_PER_BLOCK = 0.5  # of Play
 
 def draw_trajectory(view: ReversePathView) -> str:
     """The strips of both runs."""
-    strips = {}
+    strips, last_steps, decoded = {}, {}, []
     for name, run in pair(view.run, view.other).items():
         trajectory = trajectory_of(run, view)
         strips[f"{name}, {trajectory.columns[0]}"] = strip(trajectory)
+        last_steps[name] = trajectory.finish.replace("denoised", "denoised by one step along the score")
+        if run.space.stage_words:
+            decoded.append(f" Pictures of {name} are {run.space.stage_words}.")
     label = f"class {view.choice}" if label_of(view.choice, get_run(view.run)) >= 0 else "no label"
-    last_step = trajectory.finish.replace("denoised", "denoised by one step along the score")
     caption = (
         f"{view.start}, {label}, guidance {view.guidance:g}, temperature {view.temperature:g}; "
-        f"the last picture is clipped to -1..1{f', and {last_step}' if last_step else ''}."
+        f"the last picture is clipped to -1..1{_last_step_text(last_steps)}.{''.join(decoded)}"
     )
     return picture_table(strips, caption, f"after block {view.block}", "from noise to image")
+
+
+def _last_step_text(steps: dict[str, str]) -> str:
+    """How the last pictures were made, by run where they differ; "" for no step."""
+    if len(set(steps.values())) == 1:
+        step = next(iter(steps.values()))
+        return f", and {step}" if step else ""
+    return ", and " + "; ".join(f"{name}: {step}" for name, step in steps.items())
 
 
 def draw_features(view: ReversePathView) -> tuple[str, Any, str]:

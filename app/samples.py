@@ -15,7 +15,18 @@ import torch
 from panels import Code, Panel, Sidebar, Tab
 from PIL import Image
 from serving import serve
-from shell import DEFAULT_RUN, PRIVATE_MODEL, class_choices, get_run, keep_file, label_of, pair, parameters, with_model_lock
+from shell import (
+    DEFAULT_RUN,
+    PRIVATE_MODEL,
+    class_choices,
+    get_run,
+    keep_file,
+    label_of,
+    latents_text,
+    pair,
+    parameters,
+    with_model_lock,
+)
 from torch import Tensor
 from views import View, linked_as
 
@@ -117,12 +128,38 @@ def _outputs(view: SamplesView, runs: dict[str, rl.Run], rows: dict[str, list[Ro
     caption = (
         f"{_rows_text(run) if several else _label_text(view.choice, run)}, columns are seeds {view.seed} to "
         f"{view.seed + view.count - 1}, guidance {view.guidance:g}, temperature {view.temperature:g}, "
-        f"{rows[name][0].finish}. Decoding ({view.method}, {run.device.type.upper()}): {'; '.join(costs)}. "
-        f"Demo size: a flow of {parameters(run)} on {run.config.data.image_size}x{run.config.data.image_size} "
-        f"{run.config.data.words}."
+        f"{_finish_text(rows)}. Decoding ({view.method}, {run.device.type.upper()}): {'; '.join(costs)}. "
+        f"{_other_rows(runs) if several else ''}{_sizes(runs)}"
     )
     second = grids[1] if len(grids) > 1 else ("", gr.update(visible=False))
     return *grids[0], *second, so_far + caption[0].upper() + caption[1:]
+
+
+def _finish_text(rows: dict[str, list[Row]]) -> str:
+    """What the last step was, by run where it differs."""
+    steps = {name: made[0].finish for name, made in rows.items()}
+    if len(set(steps.values())) == 1:
+        return next(iter(steps.values()))
+    return "; ".join(f"{name}: {step}" for name, step in steps.items())
+
+
+def _other_rows(runs: dict[str, rl.Run]) -> str:
+    """The rows of a second run whose classes are others."""
+    first, *others = runs.items()
+    return "".join(
+        f"Of {name} {_rows_text(run)}. " for name, run in others if run.flow.config.classes and run.classes != first[1].classes
+    )
+
+
+def _sizes(runs: dict[str, rl.Run]) -> str:
+    """Flow, space and data of the runs, in sentences."""
+    facts = {}
+    for name, run in runs.items():
+        side = run.config.data.image_size
+        facts[name] = f"a flow of {parameters(run)} on {latents_text(run)}{side}x{side} {run.config.data.words}"
+    if len(set(facts.values())) == 1:
+        return f"Demo size: {next(iter(facts.values()))}."
+    return "Demo size: " + "; ".join(f"{name}: {text}" for name, text in facts.items()) + "."
 
 
 def _label_text(choice: str, run: rl.Run) -> str:

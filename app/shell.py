@@ -111,6 +111,13 @@ def parameters(run: rl.Run) -> str:
     return f"{sum(p.numel() for p in run.flow.parameters()) / 1e6:.1f} M parameters"
 
 
+def latents_text(run: rl.Run) -> str:
+    """What a flow models that does not model pixels, "latents (small-vae 4x8x8) of "."""
+    if run.config.space.is_pixels:
+        return ""
+    return f"latents ({run.config.space.kind} {'x'.join(map(str, run.flow.config.image_shape))}) of "
+
+
 def class_choices(run: rl.Run) -> list[str]:
     """The labels that can be fed to a run: none, then its classes; choice k stands for label k - 1."""
     return ["any (no label)", *(run.classes if run.flow.config.classes else [])]

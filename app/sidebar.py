@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from panels import Sidebar
 from scripts import RANDOM_SEED
-from shell import DEFAULT_OTHER, DEFAULT_RUN, NO_RUN, get_run, parameters, run_names, scores_of, server_settings
+from shell import DEFAULT_OTHER, DEFAULT_RUN, NO_RUN, get_run, latents_text, parameters, run_names, scores_of, server_settings
 from views import NO_OTHER
 
 
@@ -40,7 +40,7 @@ def about_run(name: str) -> str:
     strategy = "not aligned" if align.strategy == "none" else f"**{align.strategy}** {align.place}"
     lines = [
         f"{strategy}  ",
-        f"{config.data.words}, {config.flow.size}, {parameters(run)}  ",
+        f"{latents_text(run)}{config.data.words}, {config.flow.size}, {parameters(run)}  ",
         f"step {run.step:,} of {config.train.steps:,}, {'GPU' if run.device.type == 'cuda' else 'CPU'}",
     ]
     scores = scores_of(name)

@@ -166,6 +166,16 @@ def test_sheets_fill_row_by_row(monkeypatch):
     assert len({view[1]["value"].size for view in views}) == 1, "room is kept for what is to come"
 
 
+def test_the_rows_of_a_run_of_other_classes_are_named():
+    import samples
+
+    def run(*classes):
+        return SimpleNamespace(classes=list(classes), flow=SimpleNamespace(config=SimpleNamespace(classes=len(classes))))
+
+    assert samples._other_rows({"one": run("cat", "dog"), "two": run("cat", "dog")}) == ""
+    assert samples._other_rows({"one": run("cat", "dog"), "two": run("alp")}) == "Of two rows are classes: alp. "
+
+
 def test_the_decoding_error_is_measured():
     import samples
 

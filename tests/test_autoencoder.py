@@ -313,6 +313,23 @@ def test_the_next_training_that_is_proposed_is_one_of_the_same_pictures(data, tm
     assert config.space_words == f"small-vae {vae.channels}x{edge}x{edge}"
 
 
+def test_the_page_says_that_a_run_models_latents(trained, monkeypatch):
+    import reverse_path
+    import samples
+    import sidebar
+
+    monkeypatch.setenv("RREPA_RUNS", str(trained.parent))
+    assert "latents (small-vae 2x4x4) of digits" in sidebar.about_run(trained.name)
+    assert "latents" not in sidebar.about_run("digits-none")
+    both = {"run": "digits-none", "other": trained.name}
+    strips = reverse_path.draw_trajectory(reverse_path.ReversePathView(**both))
+    step = "denoised by one step along the score"
+    assert f"and digits-none: {step}; {trained.name}: {step}, decoded by small-vae. Pictures of {trained.name} are" in strips
+    caption = list(samples.draw(samples.SamplesView(**both, choice="3", count=2)))[-1][-1]
+    assert f"digits-none: denoised; {trained.name}: denoised, decoded by small-vae. " in caption
+    assert f"on 8x8 digits; {trained.name}: a flow of 0.0 M parameters on latents (small-vae 2x4x4) of 8x8 digits." in caption
+
+
 def test_reconstructions_stand_beside_the_scores_of_samples(vae, trained):
     run = rl.load(trained)
     table = rl.evaluate(run, samples=100, n_noise_samples=1).set_index("metric")

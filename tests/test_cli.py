@@ -274,6 +274,22 @@ def test_evaluate_averages_over_the_noise_samples_of_its_flag(capsys, monkeypatc
     assert json.loads(text)[0]["metric"] == "nats_per_dim"
 
 
+def test_probe_says_which_images_were_read(capsys):
+    status, text, _ = run(capsys, "probe", "digits-none", "--limit", 60, "--taps", "block.1.layer.1", "--metrics", "knn")
+    assert status == 0
+    loaded = rl.load("digits-none")
+    assert f"digits-none: {loaded.data_words}, pixels; test: 60 of 360, class-balanced, seed 0; probes fitted on 60" in text
+
+
+def test_samples_that_cannot_be_scored_are_told(capsys, monkeypatch):
+    monkeypatch.setattr("rrepa_lab.evaluation.evaluate.find_evaluator", lambda data: None)
+    words = ["evaluate", "digits-none", "--limit", 10, "--noise-samples", 1]
+    status, text, _ = run(capsys, *words)
+    assert status == 0
+    assert "samples were not scored: no evaluator of digits is bundled" in text
+    assert "not scored" not in run(capsys, *words, "--samples", 0)[1]
+
+
 def test_probe(capsys, tmp_path):
     words = ["probe", "digits-none", "digits-reverse", "--limit", 120, "--taps", "block.4.layer.*"]
     more = ["--metrics", "linear,cka,teacher_cosine", "--classifiers", "gradient", "--neighbours", 7]

@@ -34,5 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.save and loaded.directory is not None:
         save_scores(loaded, table)
     print_rows(table.to_dict("records"), args.json)
+    if args.samples and "frechet_distance" not in set(table["metric"]):
+        hint(args, f"samples were not scored: no evaluator of {loaded.config.data.words} is bundled")
     hint(args, f"draw samples: rrepa-lab sample {args.run_name} {sample_options(loaded.config.flow.classes)}")
     return 0

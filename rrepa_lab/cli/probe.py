@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         print_rows(table.to_dict("records"), True)
         return 0
     _print_table(table, several_runs=len(runs) > 1, several_pools=args.pool == "both")
+    _print_protocol(table, runs)
+    _print_best(table)
     curves = f"the same as curves: rrepa-lab probe {' '.join(args.runs)} --classifiers gradient --figure layers.html"
     hint(args, f"open {args.figure} in a browser" if args.figure else curves)
     return 0
@@ -120,9 +122,7 @@ def _measure(args: argparse.Namespace, runs: "list[Run]", probes: list[str], sim
 
 
 def _print_table(table: "pd.DataFrame", several_runs: bool, several_pools: bool) -> None:
-    """One row per tap and baseline, one column per metric (and run), then the best layer of each metric."""
-    from rrepa_lab.analysis.probe import best_layer
-
+    """One row per tap and baseline, one column per metric (and run)."""
     is_tap = table["tap"] != ""
     rows = table["tap"].where(is_tap, table["metric"].str.removesuffix("_accuracy"))
     metrics = table["metric"].where(is_tap, "linear_accuracy")
@@ -133,6 +133,28 @@ def _print_table(table: "pd.DataFrame", several_runs: bool, several_pools: bool)
     wide.columns = [" ".join(key) if isinstance(key, tuple) else key for key in wide.columns]
     print_rows([{"": name, **row} for name, row in zip(wide.index, wide.to_dict("records"), strict=True)], False)
     print()
+
+
+def _print_protocol(table: "pd.DataFrame", runs: "list[Run]") -> None:
+    """A line for each run: data, space, images, and what the probes were fitted on."""
+    from rrepa_lab.data.subset import subset_words
+
+    for run in runs:
+        rows = table[(table["run"] == run.name) & (table["layer"] > 0)]
+        first, counts = rows.iloc[0], sorted(set(rows["n"]))
+        total = len(run.images("test"))
+        words = {n: f"{n} test images" if n == total else f"test: {subset_words(n, total)}" for n in counts}
+        parts = [words[n] if first["direction"] == "forward" else f"{n} generated images" for n in counts]
+        if "n_train" in rows and rows["n_train"].notna().any():
+            parts.append(f"probes fitted on {rows['n_train'].max():.0f} images")
+        print(f"{run.name}: {first['data']}, {first['space']}; {'; '.join(parts)}")
+    print()
+
+
+def _print_best(table: "pd.DataFrame") -> None:
+    """The best layer of each metric."""
+    from rrepa_lab.analysis.probe import best_layer
+
     for metric in dict.fromkeys(table.loc[table["layer"] > 0, "metric"]):
         for row in best_layer(table, metric).itertuples():
             print(f"best layer by {metric}: {row.run} {row.tap} ({row.module_path}) {row.value:.4f}, n = {row.n}")
