@@ -21,6 +21,7 @@ SHOWN: dict[str, tuple[Callable[..., go.Figure], str]] = {
     "similarity": (similarity_curves, "similarity."),
     "accuracy": (accuracy_curves, "held_out_accuracy"),
 }
+LIKELIHOODS = ("nats/dim", "bits/dim", "loss parts")
 AXES = {"steps": "step", "images": "images", "seconds": "seconds"}
 
 
@@ -61,16 +62,30 @@ def curves_of(names: list[str], show: str, axis: str) -> tuple[go.Figure, str, p
         show: key of SHOWN.
         axis: key of AXES.
     """
-    tables, configs = {name: metrics_of(name) for name in names}, {name: config_of(name) for name in names}
+    configs = {name: config_of(name) for name in names}
+    left_out = _other_spaces(configs) if show in LIKELIHOODS else {}
+    configs = {name: config for name, config in configs.items() if name not in left_out}
+    tables = {name: metrics_of(name) for name in configs}
     make, column = SHOWN[show]
     figure = make(tables, _caption(configs), x=AXES[axis])
     table = differences(names)
-    lines = [_meaning(configs, show)]
-    missing = [name for name in names if not _has(tables[name], column)]
+    lines = [_meaning(configs, show), *left_out.values()]
+    missing = [name for name in tables if not _has(tables[name], column)]
     if missing:
         lines.append(f"Not recorded for {', '.join(f'`{name}`' for name in missing)}: {_reason(show)}.")
     lines.append(_differences_note(names, table))
     return figure, "\n\n".join(lines), table
+
+
+def _other_spaces(configs: dict[str, rl.RunConfig]) -> dict[str, str]:
+    """Runs of another space than the first one's -> why their likelihoods are not drawn beside it."""
+    first, *others = configs
+    known = {name: config.space_words for name, config in configs.items()}
+    return {
+        name: f"`{name}` is left out: it models {known[name]}, `{first}` {known[first]}; their likelihoods do not compare."
+        for name in others
+        if known[name] != known[first]
+    }
 
 
 def _has(table: pd.DataFrame, column: str) -> bool:
@@ -86,9 +101,10 @@ def _reason(show: str) -> str:
 def _meaning(configs: dict[str, rl.RunConfig], show: str) -> str:
     """What the curves are, in a sentence."""
     legend = "Thin: training images; thick with marks: up to 512 held-out images, averaged weights."
+    what = "images" if all(config.space.is_pixels for config in configs.values()) else "latents"
     text = {
-        "nats/dim": f"Negative log-likelihood of noised images. {legend}",
-        "bits/dim": f"Nats/dim divided by ln 2, of noised images: no code length of clean ones. {legend}",
+        "nats/dim": f"Negative log-likelihood of noised {what}. {legend}",
+        "bits/dim": f"Nats/dim divided by ln 2, of noised {what}: no code length of clean ones. {legend}",
         "loss parts": "Total = L_nf + lambda * L_align. L_nf is nats/dim less its constant, L_align minus the mean cosine.",
         "similarity": "Mean cosine over the patches of training images, through the projector.",
         "accuracy": "Accuracy of one gradient step: up to 512 clean held-out images, averaged weights.",
@@ -96,8 +112,11 @@ def _meaning(configs: dict[str, rl.RunConfig], show: str) -> str:
     aligned = {name: config.align.weight for name, config in configs.items() if config.align.taps}
     if show == "loss parts" and aligned:
         text += f" Lambda: {', '.join(f'{weight:g} (`{name}`)' for name, weight in aligned.items())}."
-    if show not in ("similarity", "accuracy") and len({_noise(config) for config in configs.values()}) > 1:
-        text += " **These runs were trained with different noise: their likelihoods do not compare.**"
+    if show in LIKELIHOODS:
+        facts = {"with different noise": _noise, "on different data": _data}
+        differ = [words for words, fact in facts.items() if len(set(map(fact, configs.values()))) > 1]
+        if differ:
+            text += f" **These runs were trained {' and '.join(differ)}: their likelihoods do not compare.**"
     return text
 
 
@@ -109,6 +128,10 @@ def _caption(configs: dict[str, rl.RunConfig]) -> str:
 
 def _seed(config: rl.RunConfig) -> str:
     return str(config.train.seed)
+
+
+def _data(config: rl.RunConfig) -> str:
+    return f"{config.data.words} {config.data.image_size}"
 
 
 def _noise(config: rl.RunConfig) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +329,22 @@ def test_the_page_says_that_a_run_models_latents(trained, monkeypatch):
     caption = list(samples.draw(samples.SamplesView(**both, choice="3", count=2)))[-1][-1]
     assert f"digits-none: denoised; {trained.name}: denoised, decoded by small-vae. " in caption
     assert f"on 8x8 digits; {trained.name}: a flow of 0.0 M parameters on latents (small-vae 2x4x4) of 8x8 digits." in caption
+
+
+def test_likelihoods_of_two_spaces_do_not_share_a_chart(trained, monkeypatch):
+    import training
+
+    monkeypatch.setenv("RREPA_RUNS", str(trained.parent))
+    view = training.TrainingView(run="digits-none", other=trained.name)
+    figure, note, _ = training.draw_curves(view)
+    assert {trace.name.split(",")[0] for trace in figure.data} == {"digits-none"}
+    words = rl.load(trained).config.space_words
+    assert f"`{trained.name}` is left out: it models {words}, `digits-none` pixels; their likelihoods do not compare." in note
+    figure, note, _ = training.draw_curves(replace(view, show="accuracy"))
+    assert {trace.name.split(",")[0] for trace in figure.data} == {"digits-none", trained.name}, "accuracies are of pictures"
+    assert "left out" not in note
+    figure, note, _ = training.draw_curves(training.TrainingView(run=trained.name, other=""))
+    assert "of noised latents" in note
 
 
 def test_reconstructions_stand_beside_the_scores_of_samples(vae, trained):

@@ -491,7 +491,7 @@ def test_data_sets_do_not_mix(tmp_path):
         write_result(tmp_path / name, "tiny", table, [rl.Run(run_.flow, config, run_.classes, run_.projectors)])
     with pytest.raises(LabError, match=r"\(1\) digits 8x8; p, n = 3: a/digits-none; \(2\) folder cats 8x8; p"):
         compare([tmp_path / "a", tmp_path / "b"])
-    with pytest.raises(LabError, match="folder cats 8x8; p.*folder dogs 8x8; p"):
+    with pytest.raises(LabError, match="folder cats 8x8; p.*folder dogs 8x8; p.*; a column for each: --apart, or apart=True$"):
         compare([tmp_path / "b", tmp_path / "c"])
 
 
