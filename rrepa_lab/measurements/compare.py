@@ -71,8 +71,8 @@ def _metrics(found: Sequence[Finding], apart: bool) -> list[str]:
         if len(under) > 1 and not apart:
             listed = "; ".join(f"({place}) {protocol}, n = {n}: {_few(sources)}" for place, ((protocol, n), sources) in
                              enumerate(under.items(), start=1))  # fmt: skip
-            advice = "a column for each: --apart, or apart=True"
-            raise LabError(f"{metric} was measured under {len(under)} protocols, which do not share a column: {listed}; {advice}")
+            found_under = f"{metric} was measured under {len(under)} protocols, which do not share a column"
+            raise LabError(f"{found_under}: {listed}; a column for each: --apart, or apart=True")
     number = {metric: {how: place for place, how in enumerate(under, start=1)} for metric, under in protocols.items()}
     return [
         one.metric if len(number[one.metric]) == 1 else f"{one.metric} [{number[one.metric][one.protocol, one.n]}]"
