@@ -429,6 +429,11 @@ def test_a_table_has_mean_spread_and_number():
     assert "- m: n = 10; p" in text
 
 
+def test_the_data_set_does_not_read_as_the_name_of_a_run():
+    found = [finding("none", 0, 1.0, **{"data.name": name, "space.kind": kind}) for name, kind in (("a", "b"), ("c", "d"))]
+    assert list(wide(tabulate(found)).columns) == ["data.name", "space.kind", "seeds", "m"]
+
+
 def test_only_settings_that_differ_are_columns():
     found = [
         finding("none", 0, 1.0),

@@ -130,9 +130,9 @@ def protocols(table: pd.DataFrame) -> str:
 
 
 def _short(keys: Sequence[str]) -> dict[str, str]:
-    """align.strategy -> strategy, where no other column ends the same."""
+    """align.strategy -> strategy, where no other column ends the same; data.name alone would read as the name of the run."""
     last = [key.rsplit(".", 1)[-1] for key in keys]
-    return {key: end for key, end in zip(keys, last, strict=True) if last.count(end) == 1}
+    return {key: end for key, end in zip(keys, last, strict=True) if last.count(end) == 1 and end not in ("name", "kind")}
 
 
 def _shown(value: float, sd: float) -> str:
