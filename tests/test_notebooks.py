@@ -119,3 +119,5 @@ def test_parameters_mean_the_same_everywhere():
 
 def test_the_course_is_complete():
     assert [path.stem for path in NOTEBOOKS] == sorted(METRICS) == sorted(OTHERWISE)
+    first = NOTEBOOKS[0].read_text()
+    assert [path.stem for path in NOTEBOOKS[1:] if f"| `{path.stem}` |" not in first] == []
