@@ -171,7 +171,7 @@ def _layers(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def _by_encoder(rows: pd.DataFrame) -> "pd.Series[str]":
     """Names of what is drawn: the run, or where it was compared with several encoders of its own, the run and the encoder."""
-    if "other" not in rows or (rows.groupby("run")["other"].nunique() == 1).all():
+    if "other" not in rows or (rows.groupby("run")["other"].nunique() <= 1).all():  # 0: probes beside similarities have none
         return rows["run"]
     return rows["run"] + ", " + _short(rows["other"])
 
