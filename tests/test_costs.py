@@ -170,6 +170,7 @@ def test_hours_on_gpus(capsys):
         (["--gpu", "0xh100"], "--gpu 0xh100: at least one GPU is needed"),
         (["--utilization", "2"], "--utilization"),
         (["--time"], r"a step needs about \d+.\d GiB, and"),
+        (["--set", "space.kind=small-vae", "--set", "space.weights=nowhere"], "nowhere holds no small-vae: train one with"),
     ],
 )
 def test_what_cannot_be_told_is_one_line(words, message, capsys):

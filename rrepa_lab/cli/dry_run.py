@@ -1,6 +1,7 @@
 """`rrepa-lab train --dry-run`: the configuration, the data, and what the training takes."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rrepa_lab.cli.printing import hint, print_facts
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from rrepa_lab.bench.estimate import Estimate
     from rrepa_lab.bench.footprint import Footprint
     from rrepa_lab.runs.config import RunConfig
+    from rrepa_lab.space.config import SpaceConfig
 
 
 def print_plan(args: argparse.Namespace, config: "RunConfig") -> None:
@@ -28,6 +30,7 @@ def print_plan(args: argparse.Namespace, config: "RunConfig") -> None:
     known = config.data.path is not None or not getattr(config.data.set, "needs_path", False)
     counted = config.align.counted(config.flow.blocks, config.flow.layers)
     config = complete(config) if known else config.model_copy(update={"align": counted})
+    _check_space(config.space)
     if args.init:
         _check_init(args.init, config)
     facts: dict[str, Any] = describe_config(config)
@@ -47,6 +50,13 @@ def print_plan(args: argparse.Namespace, config: "RunConfig") -> None:
     print_facts(facts | _words(costs), False)
     if gpu is None:
         hint(args, "hours on GPUs: add --gpu h100, or --gpu 8xa100")
+
+
+def _check_space(space: "SpaceConfig") -> None:
+    from rrepa_lab.space.autoencoder import TRAINED_HERE, read_autoencoder
+
+    if space.kind in TRAINED_HERE and space.weights is not None:
+        read_autoencoder(Path(space.weights).expanduser(), space.kind)
 
 
 def _check_init(name: str, config: "RunConfig") -> None:
