@@ -24,6 +24,7 @@ from rrepa_lab.sampling.denoise import denoise_step
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.viz.images import grid
 
+QUICKLY = ("digits-none", "digits-reverse")  # whose scores the default suite computes anew; `slow` all of them
 BUNDLED = ["digits-none", "digits-forward", "digits-detach", "digits-reverse"]
 
 
@@ -424,7 +425,7 @@ def test_flows_that_cannot_classify():
 # --- bundled runs and scores ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICKLY else pytest.mark.slow) for name in BUNDLED])
 def test_stored_scores_are_what_the_bundled_weights_give(name):
     """The figures of cards, page and reports come from scores.csv: they must follow from the files that are shipped."""
     import pandas as pd

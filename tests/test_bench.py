@@ -53,6 +53,7 @@ def test_ratios_are_of_the_same_round():
     assert speed._pair(times, "mine", "other", "cost") == ([0.5, 1.0, 0.25], 2.0, 4.0)
 
 
+@pytest.mark.slow
 def test_the_table_of_figures(monkeypatch):
     monkeypatch.setattr(speed, "WIDE", TINY.model_copy(update={"blocks": 8}))
     monkeypatch.setattr(speed, "LONG", TINY)

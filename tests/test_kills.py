@@ -148,7 +148,7 @@ def hangups() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hangups")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_signal_that_ends_a_process_saves_after_the_step(tmp_path, number):
     out = tmp_path / "run"
     words = ["train", "digits-none", "--out", str(out), "--device", "cpu", "--set", "train.log_every=1000000"]

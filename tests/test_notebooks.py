@@ -14,7 +14,7 @@ from rrepa_lab.measurements.results import read_result
 from rrepa_lab.paths import bundled
 
 NOTEBOOKS = sorted(bundled("notebooks").glob("*.ipynb"))
-BY_DEFAULT = ("00_start_here", "03_alignment_strategies")
+BY_DEFAULT = ("00_start_here",)
 # another strategy for each
 OTHERWISE = {
     "00_start_here": {"run_dir": "digits-detach"},

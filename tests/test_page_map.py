@@ -132,6 +132,7 @@ def test_a_smaller_flow_is_read_at_its_last_layer(small: str):
     assert [fits[name]["value"] for name in ("block", "layer", "image")] == [2, 2, 359]
 
 
+@pytest.mark.slow
 def test_umap_is_fitted_beside_the_maps_and_then_drawn(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(map_data, "_umaps", {})
     _, here, _, note, due = drawn(other="", method="UMAP")

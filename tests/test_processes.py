@@ -75,7 +75,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_two_processes_train_like_one(alone, tmp_path, parallel):
     done = run(2, *train_words(tmp_path / "two", train__steps=20, train__parallel=parallel), "--json")
     assert_same_losses(alone, tmp_path / "two")
@@ -138,7 +138,7 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen[str] | subproc
     raise AssertionError(f"no step {step} within two minutes")
 
 
-@pytest.mark.parametrize("victim", ["1", "0"])
+@pytest.mark.parametrize("victim", [pytest.param("1", marks=pytest.mark.slow), "0"])
 def test_a_dead_process_ends_the_others_in_one_line(tmp_path, victim):
     out = tmp_path / "run"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -188,7 +188,9 @@ def child_of_rank(parent: int, rank: str) -> int:
     return next(child.pid for child in psutil.Process(parent).children(recursive=True) if child.environ().get("RANK") == rank)
 
 
-@pytest.mark.parametrize("cache", ["on", "off"], ids=["before the training", "in a step"])
+@pytest.mark.parametrize(
+    "cache", [pytest.param("on", marks=pytest.mark.slow, id="before the training"), pytest.param("off", id="in a step")]
+)
 def test_an_error_of_one_process_ends_all_and_is_reported_once(tmp_path, cache):
     photos = tmp_path / "photos"
     for label in ("cat", "dog"):
@@ -218,10 +220,13 @@ def rl_image(number: int):
     return Image.new("RGB", (32, 32), (number * 20, 255 - number * 20, 128))
 
 
-@pytest.mark.parametrize("words", [
-    ["evaluate", "digits-reverse", "--samples", "130", "--noise-samples", "1", "--json"],
-    ["sample", "digits-reverse", "--labels", "0..2", "--seeds", "0..2", "--guidance", "1", "--json"],
-], ids=["evaluate", "sample"])  # fmt: skip
+EVALUATE = ["evaluate", "digits-reverse", "--samples", "130", "--noise-samples", "1", "--json"]
+SAMPLE = ["sample", "digits-reverse", "--labels", "0..2", "--seeds", "0..2", "--guidance", "1", "--json"]
+
+
+@pytest.mark.parametrize(
+    "words", [pytest.param(EVALUATE, marks=pytest.mark.slow, id="evaluate"), pytest.param(SAMPLE, id="sample")]
+)
 def test_two_processes_score_and_sample_like_one(tmp_path, words):
     answers = []
     for count in (1, 2):

@@ -1,5 +1,7 @@
 """Several teachers at once: their features side by side, a projector for each, and a similarity that is the mean over them."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -187,23 +189,15 @@ def test_one_of_several_is_set_by_its_number(two):
     assert RunConfig.from_dict(changed.to_dict()) == changed
 
 
-def test_the_command_line_takes_several(capsys, tmp_path):
-    steps = ["--set", "train.steps=2", "--set", "align.projector_width=8", "--device", "cpu"]
-    words = [
-        "train",
-        "digits-reverse",
-        "--out",
-        tmp_path / "run",
-        "--encoder",
-        "bundled:digits",
-        "--encoder",
-        "efficientnet-lite0",
-    ]
-    status, _, err = command(capsys, *words, *steps, "--set", "encoder.1.image_size=128")
+def test_the_command_line_takes_several(tiny, capsys, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny.to_dict()))
+    words = ["train", tmp_path / "config.json", "--out", tmp_path / "run", "--device", "cpu", "--set", "train.steps=2"]
+    words += ["--encoder", "bundled:digits", "--encoder", "efficientnet-lite0"]
+    status, _, err = command(capsys, *words, "--set", "encoder.1.image_size=64", "--set", "encoder.1.layer=3")
     assert status == 0, err
     run = rl.load(tmp_path / "run")
     assert [teacher.model for teacher in run.config.teachers] == ["vit_tiny_patch16_224", "efficientnet-lite0"]
-    assert run.projectors.dims == (64, 320)
+    assert run.projectors.dims == (64, 40), "the third stage of the CNN has 40 channels"
     status, text, _ = command(capsys, "describe", tmp_path / "run")
     assert status == 0
     assert "trained on ImageNet with its labels" in text
