@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -119,11 +120,13 @@ def test_a_training_resumes_on_other_processes(alone, tmp_path, before, after):
 def interrupted(count: int, out: Path, words: list[str]) -> None:
     """Start a training, and kill all of its processes after its second checkpoint."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command(count, *words), env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    process = subprocess.Popen(command(count, *words), env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     wait_for_step(out, 7, process)
-    os.killpg(process.pid, signal.SIGKILL)
+    for one in [
+        *psutil.Process(process.pid).children(recursive=True),
+        process,
+    ]:  # torchrun's workers are in sessions of their own
+        one.kill()
     process.wait()
     time.sleep(1)
 
