@@ -21,6 +21,7 @@ from rrepa_lab.flow.contract import Affine, BlockOutput, FlowModel, InverseOutpu
 from rrepa_lab.flow.perturb import perturb
 from rrepa_lab.flow.stack import BlockFlow
 from rrepa_lab.flow.taps import Taps
+from rrepa_lab.measurements.results import measurements
 from rrepa_lab.measurements.schema import check
 from rrepa_lab.space.contract import Space
 from rrepa_lab.space.kinds.pixels import Pixels
@@ -275,3 +276,11 @@ def test_tables_follow_the_schema():
         check(pd.DataFrame({"metrics": ["cka"]}))
     with pytest.raises(rl.LabError, match="column value is"):
         check(pd.DataFrame({"value": ["high"]}))
+
+
+def test_aligned_and_unaligned_runs_share_a_protocol():
+    runs = [rl.load("digits-none"), rl.load("digits-reverse")]
+    table = rl.probe(runs, "block.3.layer.2", probes=["knn"], limit=40)
+    assert set(table.loc[table["layer"] > 0, "encoder"]) == {"", "vit_tiny_patch16_224, bundled:digits"}
+    found = measurements(table, by=["tap", "block", "layer", "module_path"])
+    assert len({row.protocol for row in found}) == 1, "the encoder belongs to the run, as its strategy does"

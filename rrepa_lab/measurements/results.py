@@ -25,7 +25,7 @@ from rrepa_lab.runs.run import Run
 NAME = "result.json"
 FORMAT = 1
 # columns of a tidy table that say which run it is, and what was found; all others are settings or protocol
-_IDENTITY = {"run", "strategy", "data", "train_seed"}
+_IDENTITY = {"run", "strategy", "data", "encoder", "train_seed"}
 _FOUND = {"metric", "value", "unit", "n", "protocol", "standard_error", "device", "floor", "above_floor"}
 
 
