@@ -122,11 +122,10 @@ def interrupted(count: int, out: Path, words: list[str]) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command(count, *words), env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     wait_for_step(out, 7, process)
-    for one in [
-        *psutil.Process(process.pid).children(recursive=True),
-        process,
-    ]:  # torchrun's workers are in sessions of their own
-        one.kill()
+    workers = psutil.Process(process.pid).children(recursive=True)  # those of torchrun are in sessions of their own
+    process.kill()
+    for worker in workers:
+        worker.kill()
     process.wait()
     time.sleep(1)
 
