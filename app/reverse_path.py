@@ -12,6 +12,7 @@ from shell import (
     DEFAULT_RUN,
     N_TEST_IMAGES,
     PRIVATE,
+    by_run,
     class_choices,
     get_run,
     label_of,
@@ -41,20 +42,13 @@ def draw_trajectory(view: ReversePathView) -> str:
         last_steps[name] = trajectory.finish.replace("denoised", "denoised by one step along the score")
         if run.space.stage_words:
             decoded.append(f" Pictures of {name} are {run.space.stage_words}.")
+    last_step = by_run(last_steps)
     label = f"class {view.choice}" if label_of(view.choice, get_run(view.run)) >= 0 else "no label"
     caption = (
         f"{view.start}, {label}, guidance {view.guidance:g}, temperature {view.temperature:g}; "
-        f"the last picture is clipped to -1..1{_last_step_text(last_steps)}.{''.join(decoded)}"
+        f"the last picture is clipped to -1..1{f', and {last_step}' if last_step else ''}.{''.join(decoded)}"
     )
     return picture_table(strips, caption, f"after block {view.block}", "from noise to image")
-
-
-def _last_step_text(steps: dict[str, str]) -> str:
-    """How the last pictures were made, by run where they differ; "" for no step."""
-    if len(set(steps.values())) == 1:
-        step = next(iter(steps.values()))
-        return f", and {step}" if step else ""
-    return ", and " + "; ".join(f"{name}: {step}" for name, step in steps.items())
 
 
 def draw_features(view: ReversePathView) -> tuple[str, Any, str]:

@@ -18,6 +18,7 @@ from serving import serve
 from shell import (
     DEFAULT_RUN,
     PRIVATE_MODEL,
+    by_run,
     class_choices,
     get_run,
     keep_file,
@@ -125,22 +126,15 @@ def _outputs(view: SamplesView, runs: dict[str, rl.Run], rows: dict[str, list[Ro
     total = len(labels_of(view.choice, run))
     several = total > 1
     so_far = f"{len(rows[name])} of {total} rows so far. " if len(rows[name]) < total else ""
+    last_step = by_run({name: made[0].finish for name, made in rows.items()})
     caption = (
         f"{_rows_text(run) if several else _label_text(view.choice, run)}, columns are seeds {view.seed} to "
         f"{view.seed + view.count - 1}, guidance {view.guidance:g}, temperature {view.temperature:g}, "
-        f"{_finish_text(rows)}. Decoding ({view.method}, {run.device.type.upper()}): {'; '.join(costs)}. "
+        f"{last_step}. Decoding ({view.method}, {run.device.type.upper()}): {'; '.join(costs)}. "
         f"{_other_rows(runs) if several else ''}{_sizes(runs)}"
     )
     second = grids[1] if len(grids) > 1 else ("", gr.update(visible=False))
     return *grids[0], *second, so_far + caption[0].upper() + caption[1:]
-
-
-def _finish_text(rows: dict[str, list[Row]]) -> str:
-    """What the last step was, by run where it differs."""
-    steps = {name: made[0].finish for name, made in rows.items()}
-    if len(set(steps.values())) == 1:
-        return next(iter(steps.values()))
-    return "; ".join(f"{name}: {step}" for name, step in steps.items())
 
 
 def _other_rows(runs: dict[str, rl.Run]) -> str:
@@ -157,9 +151,7 @@ def _sizes(runs: dict[str, rl.Run]) -> str:
     for name, run in runs.items():
         side = run.config.data.image_size
         facts[name] = f"a flow of {parameters(run)} on {latents_text(run)}{side}x{side} {run.config.data.words}"
-    if len(set(facts.values())) == 1:
-        return f"Demo size: {next(iter(facts.values()))}."
-    return "Demo size: " + "; ".join(f"{name}: {text}" for name, text in facts.items()) + "."
+    return f"Demo size: {by_run(facts)}."
 
 
 def _label_text(choice: str, run: rl.Run) -> str:

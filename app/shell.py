@@ -111,6 +111,13 @@ def parameters(run: rl.Run) -> str:
     return f"{sum(p.numel() for p in run.flow.parameters()) / 1e6:.1f} M parameters"
 
 
+def by_run(texts: dict[str, str]) -> str:
+    """A text that all runs share, or where they differ that of each run, by name."""
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{name}: {text}" for name, text in texts.items())
+
+
 def latents_text(run: rl.Run) -> str:
     """What a flow models that does not model pixels, "latents (small-vae 4x8x8) of "."""
     if run.config.space.is_pixels:

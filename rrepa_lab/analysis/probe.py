@@ -105,7 +105,8 @@ def probe(
             right = classify(run, scored.x, method, noise=noise, batch=how.batch).label.cpu() == scored.y
             rows.append({**place(""), "metric": f"{method}_accuracy", **accuracy(right), "n_train": 0, "probe": "none"})
         baselines_of = {name: {"encoder": encoder_words(run, one.config)} for name, one in extractor.encoders.items()}
-        table = pd.DataFrame([about(run) | baselines_of.get(row["tap"], {}) | row for row in rows])
+        of_run = about(run)
+        table = pd.DataFrame([of_run | baselines_of.get(row["tap"], {}) | row for row in rows])
         tables.append(table.assign(**how.columns(run)))
     return pd.concat(tables, ignore_index=True)
 

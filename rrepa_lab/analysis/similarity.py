@@ -15,17 +15,15 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.align.aligner import Aligner
-from rrepa_lab.align.facts import teacher_words
 from rrepa_lab.align.floors import LABEL_POSITION, POSITION, TargetMeans
 from rrepa_lab.align.target import Targets
 from rrepa_lab.align.teacher import Teacher
 from rrepa_lab.analysis.features import FeatureBatch, FeatureProtocol, Images, check_spread, concatenate, image_set
 from rrepa_lab.analysis.floors import teacher_means
 from rrepa_lab.analysis.kernels import KERNEL_METRICS
-from rrepa_lab.data.originals import seen_words
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.taps import Tap, Taps
-from rrepa_lab.measurements.columns import about, place
+from rrepa_lab.measurements.columns import about, encoder_words, place
 from rrepa_lab.runs.run import Run
 
 METRICS = (*KERNEL_METRICS, "teacher_cosine")
@@ -81,7 +79,8 @@ def similarity(
     else:
         pairs = _with_encoders(run, other, wanted, "teacher_cosine" in chosen, how, images)
     rows = [row for pair in pairs for row in _rows(run, pair, chosen, neighbours, how)]
-    table = pd.DataFrame([about(run) | row for row in rows])
+    known = about(run)
+    table = pd.DataFrame([known | row for row in rows])
     if "floor_of" in table:
         table["floor_of"] = table["floor_of"].fillna("")
     return table.assign(**how.columns(run))
@@ -181,7 +180,7 @@ class _OfEncoder:
     def pair(self, own: FeatureBatch, taps: list[Tap]) -> _Pair:
         """With the flow's features of the same images."""
         near = {name: float(torch.cat(values).mean()) for name, values in self.cosines.items()}
-        what = teacher_words(self.encoder.config) + seen_words(self.run.config.data)
+        what = encoder_words(self.run, self.encoder.config)
         floor = float(torch.cat(self.floors).mean()) if self.floors else math.nan
         return _Pair(own, {"": torch.cat(self.features)}, [(tap, "") for tap in taps], what, near, floor)
 

@@ -108,7 +108,7 @@ def estimate(config: RunConfig, bfloat16: bool | None = None, images: int | None
     with torch.device("meta"):
         own = sum(p.numel() for p in TarFlow(flow).parameters())
         made = Projectors(config.align.taps, flow.width, config.align.projector_width, dims)
-        projectors = sum(p.numel() for p in made.parameters()) if dims else 0
+        projectors = sum(p.numel() for p in made.parameters())
     low = config.train.precision != "float32" if bfloat16 is None else bfloat16
     t = config.train
     plain = t.parallel == "fsdp"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rrepa_lab.cli.arguments import Commands, add_cache, add_command, add_set, parse_setting
-from rrepa_lab.cli.printing import hint, print_facts, print_rows
+from rrepa_lab.cli.printing import changed_data, hint, print_facts, print_rows, set_words
 from rrepa_lab.errors import LabError
 from rrepa_lab.progress import progress
 
@@ -115,9 +115,9 @@ def align_command(name: str, config: "EncoderTrainConfig") -> str:
         fitting = next(
             (one for one, own in known.items() if (own.name, own.image_size) == (data.name, data.image_size)), DEMO_PRESETS[-1]
         )
-    own = preset(fitting).data
-    settings = {"data.name": (own.name, data.name), "data.path": (own.path, data.path)}
-    for key in ("image_size", "channels"):
-        settings |= {f"{part}.{key}": (getattr(own, key), getattr(data, key)) for part in ("data", "flow")}
-    words = "".join(f" --set {key}={value}" for key, (before, value) in settings.items() if value not in (before, None))
-    return f"align a flow with it: rrepa-lab train {fitting} --out runs/mine --encoder {name}{words}"
+    settings: dict[str, Any] = {}
+    for key, value in changed_data(preset(fitting).data, data).items():
+        settings[key] = value
+        if key in ("data.image_size", "data.channels"):
+            settings[key.replace("data.", "flow.")] = value
+    return f"align a flow with it: rrepa-lab train {fitting} --out runs/mine --encoder {name}{set_words(settings)}"

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from rrepa_lab.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from rrepa_lab.data.config import DataConfig
 
 
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:
@@ -70,3 +73,14 @@ def sample_options(classes: int) -> str:
     if not classes:
         return "--seeds 0..15 --out grid.png"
     return f"--labels {'all' if classes <= 10 else '0..9'} --seeds 0..9 --out grid.png"
+
+
+def changed_data(known: "DataConfig", wanted: "DataConfig") -> dict[str, Any]:
+    """The settings by which data differ from those of a preset, for hints."""
+    pairs = {f"data.{key}": (getattr(known, key), getattr(wanted, key)) for key in ("name", "path", "image_size", "channels")}
+    return {key: value for key, (before, value) in pairs.items() if value not in (before, None)}
+
+
+def set_words(settings: dict[str, Any]) -> str:
+    """Settings as the end of a command line, " --set train.steps=200"."""
+    return "".join(f" --set {key}={shlex.quote(str(value))}" for key, value in settings.items())

@@ -1,13 +1,12 @@
 """`rrepa-lab vae train`: an autoencoder whose latents a flow can model."""
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rrepa_lab.cli.arguments import Commands, add_command, add_device, add_set, parse_setting
 from rrepa_lab.cli.encoder import encoder_settings
-from rrepa_lab.cli.printing import hint, print_facts
+from rrepa_lab.cli.printing import changed_data, hint, print_facts, set_words
 from rrepa_lab.errors import unknown
 from rrepa_lab.progress import progress
 
@@ -59,8 +58,7 @@ def run_train(args: argparse.Namespace) -> int:
     print_facts(facts, args.json)
     preset, settings = _next_training(config, out)
     settings |= {"flow.image_size": h, "flow.channels": c, "flow.patch_size": 1}
-    shown = " ".join(f"--set {key}={shlex.quote(str(value))}" for key, value in settings.items())
-    hint(args, f"train a flow of its latents: rrepa-lab train {preset} --out runs/latent {shown}")
+    hint(args, f"train a flow of its latents: rrepa-lab train {preset} --out runs/latent{set_words(settings)}")
     return 0
 
 
@@ -69,12 +67,8 @@ def _next_training(config: "AutoencoderConfig", out: Path) -> tuple[str, dict[st
     from rrepa_lab.runs.presets import preset
 
     name = "digits-none" if config.data.name == "digits" else "imagefolder-tiny-none"
-    known, wanted = preset(name).data, config.data
-    settings: dict[str, Any] = {"space.kind": config.kind, "space.weights": str(out)}
-    for key in ("name", "path", "image_size", "channels"):
-        if getattr(wanted, key) != getattr(known, key):
-            settings[f"data.{key}"] = getattr(wanted, key)
-    return name, settings
+    changes = changed_data(preset(name).data, config.data)
+    return name, {"space.kind": config.kind, "space.weights": str(out)} | changes
 
 
 def _config(args: argparse.Namespace) -> "AutoencoderConfig":
