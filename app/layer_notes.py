@@ -12,7 +12,7 @@ from rrepa_lab.studies.alignment import unguided
 
 SCORES = {
     "nats_per_dim": "nats/dim, held out", "gradient_accuracy": "accuracy of one gradient step",
-    "bayes_accuracy": "accuracy of Bayes' rule", "frechet_distance": metric_of("frechet_distance").label,
+    "bayes_accuracy": "accuracy of Bayes' rule", "FD[digits]": metric_of("FD[digits]").label,
     "label_agreement": metric_of("label_agreement").label,
 }  # fmt: skip
 

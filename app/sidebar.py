@@ -10,6 +10,8 @@ from scripts import RANDOM_SEED
 from shell import DEFAULT_OTHER, DEFAULT_RUN, NO_RUN, get_run, latents_text, parameters, run_names, scores_of, server_settings
 from views import NO_OTHER
 
+from rrepa_lab.measurements.metrics import family_of, present_metric, title_of
+
 
 def build_sidebar() -> tuple[Sidebar, gr.Markdown]:
     """The controls of the sidebar, and the lines about the run."""
@@ -52,7 +54,9 @@ def about_run(name: str) -> str:
 
 def score_lines(scores: pd.DataFrame) -> list[str]:
     """A line for each metric of a run that is shown: "nats/dim: test 0.209, train 0.170"."""
-    shown = {"nats_per_dim": "nats/dim", "gradient_accuracy": "one-step accuracy", "frechet_distance": "Fréchet distance"}
+    scores = scores.assign(metric=scores["metric"].map(present_metric))
+    shown = {"nats_per_dim": "nats/dim", "gradient_accuracy": "one-step accuracy"}
+    shown |= {name: title_of(name) for name in scores["metric"].unique() if family_of(name) in ("FD", "FID")}
     lines = []
     for metric, label in shown.items():
         rows = scores[scores["metric"] == metric].drop_duplicates("split").set_index("split")["value"]

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from rrepa_lab.errors import LabError
     from rrepa_lab.evaluation.compare import compare
     from rrepa_lab.evaluation.evaluate import evaluate, evaluate_samples
+    from rrepa_lab.evaluation.nearest import Nearest, nearest_training
+    from rrepa_lab.evaluation.run_samples import Sampling
+    from rrepa_lab.evaluation.score import save_reference, score
+    from rrepa_lab.evaluation.sweep import choose_sampling
     from rrepa_lab.evaluation.train import train
     from rrepa_lab.flow.condition import Condition, Guidance
     from rrepa_lab.flow.contract import FlowOutput, InverseOutput
@@ -76,6 +80,12 @@ _HOMES = {
     "patch_colours": "analysis.embed",
     "evaluate": "evaluation.evaluate",
     "evaluate_samples": "evaluation.evaluate",
+    "choose_sampling": "evaluation.sweep",
+    "Nearest": "evaluation.nearest",
+    "nearest_training": "evaluation.nearest",
+    "Sampling": "evaluation.run_samples",
+    "save_reference": "evaluation.score",
+    "score": "evaluation.score",
     "position_floor": "align.floors",
     "teacher_floors": "analysis.floors",
     "choose_read_noise": "analysis.noise_choice",
@@ -123,12 +133,14 @@ __all__ = [
     "Images",
     "InverseOutput",
     "LabError",
+    "Nearest",
     "NoiseSamples",
     "ProbeFit",
     "Run",
     "RunConfig",
     "RunInfo",
     "Samples",
+    "Sampling",
     "StepReport",
     "TarFlow",
     "Trace",
@@ -139,6 +151,7 @@ __all__ = [
     "best_layer",
     "calibrate",
     "choose_read_noise",
+    "choose_sampling",
     "classification_report",
     "classify",
     "classify_steps",
@@ -150,6 +163,7 @@ __all__ = [
     "gradient_ratio",
     "import_tarflow",
     "load",
+    "nearest_training",
     "neighbours",
     "patch_colours",
     "position_floor",
@@ -158,6 +172,8 @@ __all__ = [
     "refinement_errors",
     "routing",
     "sample",
+    "save_reference",
+    "score",
     "similarity",
     "teacher_floors",
     "trace",

@@ -3,12 +3,14 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rrepa_lab.errors import LabError, ReportedElsewhere
 
 if TYPE_CHECKING:  # the command line asks for its place before it needs torch
     from torch import Tensor
+
+T = TypeVar("T")
 
 # what the errors of a lost connection say, in the words of gloo, NCCL and torch
 LOST = (
@@ -99,25 +101,56 @@ def shared(function: "Callable[[Tensor], Tensor]", count: int) -> "Tensor":
 
     if not _initialized():
         return function(torch.arange(count))
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    rows = torch.arange(count)[rank::world]
-    answer: tuple[Tensor | None, str] = (None, "")
-    try:
-        answer = (function(rows) if len(rows) else None), ""
-    except LabError as error:
-        answer = None, str(error)
-    own = answer[0]
-    parts: list[tuple[Tensor | None, str]] = [(None, "")] * world
-    torch.distributed.all_gather_object(parts, (None if own is None else own.cpu(), answer[1]))
-    for number, (_, message) in enumerate(parts):
-        if message:
-            raise (LabError if number == rank else ReportedElsewhere)(message)
-    known = [part for part, _ in parts if part is not None]
+    rows, world = rows_of_process(count), torch.distributed.get_world_size()
+    own = None
+
+    def of_own_rows() -> "Tensor | None":
+        nonlocal own
+        own = function(rows) if len(rows) else None
+        return None if own is None else own.cpu()
+
+    parts = gather(of_own_rows)
+    known = [part for part in parts if part is not None]
     values = known[0].new_empty(count, *known[0].shape[1:])
-    for number, (part, _) in enumerate(parts):
+    for number, part in enumerate(parts):
         if part is not None:
             values[number::world] = part
     return values if own is None else values.to(own.device)
+
+
+def gather(function: "Callable[[], T]") -> "list[T]":
+    """What `function` returns in each process, in their order, in all of them; all must call this. Alone: a list of one.
+
+    Raises: the LabError of any process, in all of them.
+
+    Example:
+        >>> gather(lambda: 3)
+        [3]
+    """
+    import torch
+
+    if not _initialized():
+        return [function()]
+    answer: tuple[T | None, str] = (None, "")
+    try:
+        answer = function(), ""
+    except LabError as error:
+        answer = None, str(error)
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, answer)
+    for number, (_, message) in enumerate(parts):
+        if message:
+            raise (LabError if number == torch.distributed.get_rank() else ReportedElsewhere)(message)
+    return [value for value, _ in parts]
+
+
+def rows_of_process(count: int) -> "Tensor":
+    """The rows 0..count - 1 that this process works on: every one of them alone, else one in as many as there are processes."""
+    import torch
+
+    if not _initialized():
+        return torch.arange(count)
+    return torch.arange(count)[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
 
 
 def _initialized() -> bool:

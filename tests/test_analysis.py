@@ -18,7 +18,8 @@ from rrepa_lab.data.images import Batch
 from rrepa_lab.data.splits import load_split
 from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
-from rrepa_lab.evaluation.evaluator import accuracy, frechet_distance, load_evaluator
+from rrepa_lab.evaluation.distances import frechet_distance
+from rrepa_lab.evaluation.evaluator import accuracy, load_evaluator
 from rrepa_lab.flow.decode.plan import METHODS
 from rrepa_lab.sampling.denoise import denoise_step
 from rrepa_lab.sampling.sample import noise
@@ -438,7 +439,7 @@ def test_stored_scores_are_what_the_bundled_weights_give(name):
         assert fresh[key] == pytest.approx(stored[key], abs=0.003), key
     read = {"nats_per_dim", "gradient_accuracy", "bayes_accuracy"}
     assert set(stored["train"].index) == read
-    assert set(stored["test"].index) == read | {"frechet_distance", "label_agreement"}
+    assert set(stored["test"].index) == read | {"FD[digits]", "label_agreement"}
 
 
 def test_bundled_reverse_reaches_what_is_asked_of_it():
@@ -593,7 +594,7 @@ def test_evaluate_table_names_its_protocol(trained):
     assert table.columns.tolist() == [
         "run", "strategy", "data", "space", "split", "train_seed", "metric", "value", "unit", "n", "protocol",
     ]  # fmt: skip
-    row = table.set_index("metric").loc["frechet_distance"]
+    row = table.set_index("metric").loc["FD[digits]"]
     assert row.n == 100
     assert "unguided, denoised, labels in turn, seeds 0..99, against 360 real images" in row.protocol
 
@@ -610,7 +611,7 @@ def test_a_float64_run_has_the_scores_of_float32():
 def test_samples_are_scored_under_the_settings_asked_for(trained):
     run = rl.load(trained)
     whole_table = rl.evaluate(run, samples=100, seed=7)
-    told = whole_table.set_index("metric").loc[["frechet_distance", "label_agreement"]]
+    told = whole_table.set_index("metric").loc[["FD[digits]", "label_agreement"]]
     plain = rl.evaluate_samples(run, 100, seed=7).set_index("metric")
     assert plain["value"].tolist() == told["value"].tolist(), "evaluate says the same, bit for bit"
     protocol = "100 samples, unguided, denoised, labels in turn, seeds 7..106"
@@ -624,7 +625,7 @@ def test_samples_are_scored_under_the_settings_asked_for(trained):
     made = rl.sample(run, range(7, 107), [k % 10 for k in range(100)], guidance, denoise=False)
     evaluator = load_evaluator(DataConfig())
     expected = frechet_distance(evaluator.features(made.images), evaluator.features(run.data("test").x))
-    assert other.loc["frechet_distance", "value"] == pytest.approx(expected)
+    assert other.loc["FD[digits]", "value"] == pytest.approx(expected)
     agree = float((evaluator(made.images).argmax(dim=1) == made.labels).double().mean())
     assert other.loc["label_agreement", "value"] == pytest.approx(agree)
     assert other.loc["label_agreement", "standard_error"] == pytest.approx((agree * (1 - agree) / 100) ** 0.5)

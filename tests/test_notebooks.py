@@ -32,13 +32,13 @@ OTHERWISE = {
 METRICS = {
     "00_start_here": {"nats_per_dim", "gradient_accuracy", "bayes_accuracy"},
     "01_there_and_back": {"nats_per_dim", "round_trip_error", "relative_gap"},
-    "02_train_a_tiny_flow": {"nats_per_dim", "gradient_accuracy", "bayes_accuracy", "frechet_distance", "label_agreement"},
+    "02_train_a_tiny_flow": {"nats_per_dim", "gradient_accuracy", "bayes_accuracy", "FD[digits]", "label_agreement"},
     "03_alignment_strategies": {"nats_per_dim", "gradient_accuracy", "bayes_accuracy"},
     "04_per_layer_probing": {"linear_accuracy", "cka"},
     "05_training_free_classification": {"gradient_accuracy", "bayes_accuracy", "iterated_accuracy"},
     "06_feature_maps_and_umap": {"knn_accuracy"},
-    "07_sampling_guidance_denoising": {"frechet_distance", "label_agreement"},
-    "08_latent_flows": {"nats_per_dim", "reconstruction_psnr", "frechet_distance", "reconstruction_frechet_distance"},
+    "07_sampling_guidance_denoising": {"FD[digits]", "label_agreement"},
+    "08_latent_flows": {"nats_per_dim", "reconstruction_psnr", "FD[digits]", "rFD[digits]"},
     "09_compare_runs": set(),
 }
 

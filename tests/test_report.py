@@ -80,7 +80,7 @@ def test_conventions_of_the_figures():
 def test_a_table_against_its_file():
     """One row by hand, from the rows of the file."""
     scores = pd.read_csv(assets() / "studies" / "digits-strategies.csv")
-    own = scores[(scores["run"] == "digits-detach") & (scores["split"] == "test") & (scores["metric"] == "frechet_distance")]
+    own = scores[(scores["run"] == "digits-detach") & (scores["split"] == "test") & (scores["metric"] == "FD[digits]")]
     assert len(own) == 5
     mean = sum(own["value"]) / 5
     sd = (sum((value - mean) ** 2 for value in own["value"]) / 4) ** 0.5

@@ -121,12 +121,17 @@ class Encoder(nn.Module):
             found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return found.hexdigest()[:16]
 
+    @cached_property
+    def depth(self) -> int:
+        """How many layers it has: blocks of a Transformer, or stages of a CNN."""
+        size, like = self.config.image_size, next(self.model.parameters())
+        x = torch.zeros(1, self.config.channels, size, size, device=like.device)
+        with torch.inference_mode():
+            return len(self.model.forward_intermediates(x, norm=self.norm, output_fmt="NCHW", intermediates_only=True))
+
     def _choose_layer(self) -> None:
         """Find `config.layer` among the maps that the model gives; LabError where it has no such layer."""
-        config = self.config
-        x = torch.zeros(1, config.channels, config.image_size, config.image_size)
-        with torch.inference_mode():
-            depth = len(self.model.forward_intermediates(x, norm=self.norm, output_fmt="NCHW", intermediates_only=True))
+        config, depth = self.config, self.depth
         if not 1 <= abs(config.layer) <= depth:
             raise LabError(f"encoder.layer is {config.layer}, but {config.model} has layers 1..{depth} (-1 is the last)")
         self.indices = [(config.layer - 1) % depth if config.layer > 0 else depth + config.layer]

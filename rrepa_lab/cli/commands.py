@@ -21,12 +21,13 @@ from rrepa_lab.cli import (
     push,
     read_noise,
     sample,
+    sweep,
     trace,
     train,
     vae,
 )
 
 COMMANDS = (
-    train, import_tarflow, sample, encoder, vae, trace, classify, probe, evaluate, read_noise, bench, batch, compare, data,
-    push, describe, doctor, app,
+    train, import_tarflow, sample, encoder, vae, trace, classify, probe, evaluate, sweep, read_noise, bench, batch, compare,
+    data, push, describe, doctor, app,
 )  # fmt: skip

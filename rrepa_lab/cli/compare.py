@@ -15,6 +15,9 @@ def register(commands: Commands) -> None:
     compare.add_argument("sources", nargs="+", metavar="DIR", help="folder with results, run directory, or name of a run")
     compare.add_argument("--each", action="store_true", help="one row per measurement, not the mean over training seeds")
     compare.add_argument("--apart", action="store_true", help="one column per protocol of a metric")
+    compare.add_argument(
+        "--beside", action="append", default=[], metavar="TABLE", help="a published table: paper-table-1, main-imagenet64, ..."
+    )
     add_csv(compare)
     add_output(compare, "--markdown", metavar="FILE", help="also write a Markdown table, one row per setting")
     add_output(compare, "--html", metavar="FILE", help="also write a self-contained HTML page with figures")
@@ -22,10 +25,11 @@ def register(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print mean and spread over training seeds, or every measurement, and write the requested files."""
-    from rrepa_lab.evaluation.compare import gather
+    from rrepa_lab.evaluation.compare import gather, published
     from rrepa_lab.measurements.compare import markdown, protocols, tabulate, wide
 
-    found = gather(args.sources)
+    beside = published(args.beside)
+    found = [*gather(args.sources), *beside]
     try:
         table = tabulate(found, apart=args.apart)
         each = tabulate(found, over_seeds=False, apart=args.apart)

@@ -14,7 +14,11 @@ def register(commands: Commands) -> None:
         metavar="ACTION", required=True
     )
     describe = add_command(actions, "describe", run_describe, "What a data set holds, split by split; every header is read.")
-    describe.add_argument("data", metavar="NAME|FOLDER", help="a registered data set, or an image folder")
+    describe.add_argument(
+        "data",
+        metavar="NAME|FOLDER|FILE.npz",
+        help="a registered data set, an image folder, or samples and statistics of ADM's",
+    )
     describe.add_argument("--path", help="data.path of a named set")
     describe.add_argument("--size", type=int, default=32, help="image size of the cache (digits: 8)")
     describe.add_argument("--decode", action="store_true", help="read every picture to its end, to find those that are cut off")
@@ -35,6 +39,11 @@ def run_describe(args: argparse.Namespace) -> int:
     from rrepa_lab.data.config import DATA_SETS, DataConfig
     from rrepa_lab.data.survey import describe_set, in_words
 
+    if args.data.endswith(".npz"):
+        from rrepa_lab.evaluation.adm import AdmFile
+
+        print_facts(AdmFile(args.data).describe(), args.json)
+        return 0
     named = args.data in DATA_SETS
     settings: dict[str, Any] = {"name": args.data if named else "folder", "path": args.path if named else args.data}
     if args.data != "digits":

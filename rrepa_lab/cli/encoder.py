@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from rrepa_lab.cli.arguments import Commands, add_cache, add_command, add_set, parse_setting
 from rrepa_lab.cli.printing import changed_data, hint, print_facts, print_rows, set_words
-from rrepa_lab.errors import LabError
 from rrepa_lab.progress import progress
 
 # presets that finish in minutes on two cores, for the hint; the last one takes any data set
@@ -51,9 +50,11 @@ def run_train(args: argparse.Namespace) -> int:
 
 def run_score(args: argparse.Namespace) -> int:
     """Print the k-NN accuracy of an encoder and of two baselines."""
-    from rrepa_lab.training.selfsup import encoder_scores
+    from rrepa_lab.training.encoder_names import encoder_folder
+    from rrepa_lab.training.selfsup import encoder_scores, read_encoder
 
-    folder, config = _read_encoder(str(args.encoder))
+    folder = encoder_folder(str(args.encoder))
+    config = read_encoder(folder).recipe
     print_rows(encoder_scores(folder, config).to_dict("records"), args.json)
     hint(args, align_command(str(args.encoder), config))
     return 0
@@ -81,27 +82,9 @@ def encoder_settings(name: str) -> dict[str, Any]:
 
     Raises: LabError if there is no encoder of this name.
     """
-    from rrepa_lab.align.encoder import BUNDLED
-    from rrepa_lab.align.named import NAMED
-    from rrepa_lab.align.teacher import EncoderConfig
+    from rrepa_lab.training.encoder_names import encoder_by_name
 
-    if name in NAMED and not Path(name).exists():
-        return {"encoder": EncoderConfig(model=name).to_dict()}
-    folder, config = _read_encoder(name)
-    weights = name if name.startswith(BUNDLED) else str((folder / "model.safetensors").absolute())
-    return {"encoder": config.encoder.override({"weights": weights}).to_dict()}
-
-
-def _read_encoder(name: str) -> tuple[Path, "EncoderTrainConfig"]:
-    """Folder and configuration of an encoder, by bundled:<name> or folder."""
-    from rrepa_lab.align.encoder import BUNDLED
-    from rrepa_lab.paths import assets
-    from rrepa_lab.training.selfsup import read_encoder
-
-    folder = assets() / "encoders" / name.removeprefix(BUNDLED) if name.startswith(BUNDLED) else Path(name).expanduser()
-    if not (folder / "config.json").is_file():
-        raise LabError(f"no encoder at {folder}: give bundled:digits or a folder written by rrepa-lab encoder train")
-    return folder, read_encoder(folder).recipe
+    return {"encoder": encoder_by_name(name).to_dict()}
 
 
 def align_command(name: str, config: "EncoderTrainConfig") -> str:

@@ -1,14 +1,16 @@
 """Runs and results side by side: everything measured in them is gathered into one table."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.evaluate import evaluate
+from rrepa_lab.evaluation.paper import paper_findings
 from rrepa_lab.measurements.compare import UNSET, Finding, settings_of, tabulate
+from rrepa_lab.measurements.metrics import present_metric
 from rrepa_lab.measurements.results import NAME, Measurement, measurements, present_protocol, read_result
 from rrepa_lab.readers import MIB, MissingFileError, read_json, read_table
 from rrepa_lab.runs.config import RunConfig
@@ -24,6 +26,7 @@ def compare(
     samples: int = 2000,
     limit: int | None = None,
     device: str = "cpu",
+    beside: str | Sequence[str] = (),
 ) -> pd.DataFrame:
     """Gather runs and results into one tidy table.
 
@@ -36,6 +39,8 @@ def compare(
         apart: measurements of one metric under several protocols get names of their own, "nats_per_dim [1]".
         samples, limit: of `rl.evaluate`, for the runs among the sources.
         device: where runs that are named are put: cpu, cuda or auto.
+        beside: published tables to lay beside the measurements: "paper-table-1", or another of `assets/paper`; their metrics
+            are called FID[paper] and so on.
 
     Returns: the settings in which the sources differ, by their dotted names, then metric, the columns above, unit, n and
         protocol. Where the same settings and seed come from two sources, `source` is one of the settings.
@@ -49,7 +54,13 @@ def compare(
         >>> table.columns[0], len(table)
         ('align.strategy', 6)
     """
-    return tabulate(gather(sources, samples, limit, device), over_seeds, apart)
+    found = gather(sources, samples, limit, device)
+    return tabulate([*found, *published(beside)], over_seeds, apart)
+
+
+def published(names: str | Sequence[str]) -> list[Finding]:
+    """The numbers of published tables, see `evaluation.paper`; LabError for an unknown one."""
+    return [one for name in ([names] if isinstance(names, str) else names) for one in paper_findings(name)]
 
 
 def gather(
@@ -122,7 +133,16 @@ def _of_table(path: Path) -> list[Finding]:
             seed, n = (int(float(row[name])) if row[name] else None for name in ("train_seed", "n"))
             value = float(row["value"] or "nan")
             found.append(
-                Finding(row["source"], settings, seed, row["metric"], value, row["unit"], n, present_protocol(row["protocol"]))
+                Finding(
+                    row["source"],
+                    settings,
+                    seed,
+                    present_metric(row["metric"]),
+                    value,
+                    row["unit"],
+                    n,
+                    present_protocol(row["protocol"]),
+                )
             )
     except LabError as error:
         raise LabError(f"no table of measurements: {error}") from None

@@ -1,6 +1,7 @@
-"""Which images a run classifies as their label, found by all processes together."""
+"""At which place a run puts the label of an image, found by all processes together."""
 
-from torch import Tensor, arange
+import torch
+from torch import Tensor
 
 from rrepa_lab.analysis.classify import classify
 from rrepa_lab.analysis.noise import NoiseSamples, image_noise
@@ -8,18 +9,26 @@ from rrepa_lab.processes import shared
 from rrepa_lab.runs.run import Run
 
 
-def correct(run: Run, x: Tensor, y: Tensor, method: str = "gradient", seed: int = 0) -> Tensor:
-    """Whether each image is classified as its label (B,), bool.
+def label_ranks(run: Run, x: Tensor, y: Tensor, method: str = "gradient", seed: int = 0) -> Tensor:
+    """How many classes score above the label of each image (B,), int64: 0 where it is classified as its label.
 
     Args:
         x: (B, C, H, W), as `rl.classify` takes them.
         y: (B,) labels.
         method: of `rl.classify`.
-        seed: of the noise that the run's `config.read` asks for.
+        seed: of the noise that the run's `config.read` sets.
     """
 
     def of_rows(rows: Tensor) -> Tensor:
-        return classify(run, x[rows], method, noise=NoiseSamples(seed=seed)).label == y[rows]
+        found = classify(run, x[rows], method, noise=NoiseSamples(seed=seed))
+        own = found.scores.gather(1, y[rows][:, None])
+        ranks = (found.scores > own).sum(dim=1)
+        return torch.where(found.label == y[rows], 0, ranks.clamp(min=1))  # of equal scores the first class wins
 
     # the noise on an image depends on its place among those that are classified together
-    return shared(of_rows, len(x)) if image_noise(run).n == 0 else of_rows(arange(len(x)))
+    return shared(of_rows, len(x)) if image_noise(run).n == 0 else of_rows(torch.arange(len(x)))
+
+
+def correct(run: Run, x: Tensor, y: Tensor, method: str = "gradient", seed: int = 0) -> Tensor:
+    """Whether each image is classified as its label (B,), bool; the arguments are those of `label_ranks`."""
+    return label_ranks(run, x, y, method, seed) == 0

@@ -1,10 +1,9 @@
-"""The evaluator of samples on digits: a small supervised network that is not the teacher, and the Fréchet distance in it."""
+"""The evaluator of samples on digits: a small supervised network that is not the teacher; how it is trained and loaded."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
@@ -21,7 +20,6 @@ from rrepa_lab.data.splits import read_split
 from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically, write_text
-from rrepa_lab.flow.finite import rows_not_finite
 from rrepa_lab.paths import assets
 from rrepa_lab.readers import read_json
 from rrepa_lab.training.fit import FitReport, FitSettings, minimize
@@ -60,6 +58,10 @@ class Evaluator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] -> class scores (B, K)."""
         return self.head(self.body(x))
+
+    def early(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] -> the map of the second convolution (B, 64, H / 2, W / 2)."""
+        return self.body[:4](x)
 
     def features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] -> (B, 64), of mean squared length 1 on the training split (5,000 of a larger one)."""
@@ -112,26 +114,3 @@ def accuracy(model: Evaluator, data: DataConfig, split: str = "test") -> float:
     with torch.no_grad():
         right = [(model(x).argmax(dim=1) == y).float() for x, y in map(images.__getitems__, parts)]
     return float(torch.cat(right).mean())
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of the Gaussians fitted to two feature sets (n, d) and (m, d), in float64.
-
-    |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)); needs n, m > d. Source: FID, arXiv 1706.08500.
-    """
-    for which, features in (("first", a), ("second", b)):
-        bad = rows_not_finite(features)
-        if bad:
-            raise LabError(
-                f"a Fréchet distance needs finite features: {len(bad)} of {len(features)} of the {which} set are not"
-            )
-    if min(len(a), len(b)) <= a.shape[1]:
-        raise LabError(
-            f"a Fréchet distance of {a.shape[1]} features needs more than {a.shape[1]} images, not {min(len(a), len(b))}"
-        )
-    first, second = a.double().cpu().numpy(), b.double().cpu().numpy()
-    shift = first.mean(axis=0) - second.mean(axis=0)
-    cov_a, cov_b = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    # the trace of the root is the sum of the roots of the eigenvalues of A B, which are real and not negative
-    roots = np.sqrt(np.clip(np.linalg.eigvals(cov_a @ cov_b).real, 0, None))
-    return float(shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2 * roots.sum())

@@ -16,7 +16,7 @@ from rrepa_lab.data.images import ImageSet
 from rrepa_lab.data.splits import read_split, splits
 from rrepa_lab.data.subset import limited, subset_words
 from rrepa_lab.errors import LabError
-from rrepa_lab.evaluation.evaluator import frechet_distance
+from rrepa_lab.evaluation.distances import frechet_distance
 from rrepa_lab.runs.presets import DIGITS_VIT
 from rrepa_lab.space.autoencoder import AutoencoderConfig, Stored, write_autoencoder
 from rrepa_lab.space.networks import psnr

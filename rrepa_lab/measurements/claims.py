@@ -9,11 +9,12 @@ from itertools import pairwise
 from typing import Any, Literal, Self
 
 import pandas as pd
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rrepa_lab.config import Config
 from rrepa_lab.errors import LabError
 from rrepa_lab.measurements.compare import Finding, as_text
+from rrepa_lab.measurements.metrics import present_metric
 
 CONFIDENCE = 0.95
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
@@ -56,6 +57,11 @@ class Claim(Config):
         [], description="settings in the claimed order, the best one last: every step from one to the next is a contrast"
     )
     not_testable: str = Field("", description="why this study cannot say")
+
+    @field_validator("metric")
+    @classmethod
+    def _present_metric(cls, name: str) -> str:
+        return present_metric(name)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from rrepa_lab.errors import LabError
+from rrepa_lab.measurements.schema import COLUMNS
 from rrepa_lab.measurements.spread import mean_and_spread, spread_text
 from rrepa_lab.runs.config import RunConfig
 
@@ -69,15 +70,43 @@ def _metrics(found: Sequence[Finding], apart: bool) -> list[str]:
         protocols.setdefault(one.metric, {}).setdefault((one.protocol, one.n), []).append(one.source)
     for metric, under in protocols.items():
         if len(under) > 1 and not apart:
-            listed = "; ".join(f"({place}) {protocol}, n = {n}: {_few(sources)}" for place, ((protocol, n), sources) in
-                             enumerate(under.items(), start=1))  # fmt: skip
+            listed = "; ".join(f"({place}) {_few(sources)}" for place, sources in enumerate(under.values(), start=1))
             found_under = f"{metric} was measured under {len(under)} protocols, which do not share a column"
-            raise LabError(f"{found_under}: {listed}; a column for each: --apart, or apart=True")
+            differ = "; ".join(differences(list(under)))
+            raise LabError(f"{found_under}: {listed}. They differ in {differ}. A column for each: --apart, or apart=True")
     number = {metric: {how: place for place, how in enumerate(under, start=1)} for metric, under in protocols.items()}
     return [
         one.metric if len(number[one.metric]) == 1 else f"{one.metric} [{number[one.metric][one.protocol, one.n]}]"
         for one in found
     ]
+
+
+def differences(protocols: Sequence[tuple[str, int | None]]) -> list[str]:
+    """In which fields protocols differ: "n: 360 and 2000", "guidance: 0.0 and 1.0".
+
+    Args:
+        protocols: each as text and n. Parts of a text are separated by semicolons; one that begins with the name of a column
+            is that field, and the others are "words".
+
+    Example:
+        >>> differences([("2000 samples; guidance 0.0; resize none", 2000), ("2000 samples; guidance 1.0; resize none", 2000)])
+        ['guidance: 0.0 and 1.0']
+    """
+    fields: list[dict[str, str]] = []
+    for text, n in protocols:
+        found = {"n": str(n)}
+        for part in text.split("; "):
+            name, _, value = part.partition(" ")
+            known = value and name in COLUMNS and name not in found
+            key, shown = (name, value) if known else ("words", part)
+            found[key] = f"{found[key]}; {shown}" if key in found else shown
+        fields.append(found)
+    listed = []
+    for name in dict.fromkeys(name for found in fields for name in found):
+        values = list(dict.fromkeys(found.get(name, UNSET) for found in fields))
+        if len(values) > 1:
+            listed.append(f"{name}: {' and '.join(values[:3])}{' and others' if len(values) > 3 else ''}")
+    return listed
 
 
 def _few(sources: Sequence[str]) -> str:
@@ -125,8 +154,13 @@ def protocols(table: pd.DataFrame) -> str:
     """A line for each metric: unit, n and protocol."""
     rows = table.drop_duplicates("metric").to_dict("records")
     return "\n".join(
-        f"- {row['metric']}: {row['unit'] + ', ' if row['unit'] else ''}n = {row['n']}; {row['protocol']}" for row in rows
+        f"- {row['metric']}: {row['unit'] + ', ' if row['unit'] else ''}n = {_count(row['n'])}; {row['protocol']}"
+        for row in rows
     )
+
+
+def _count(n: float | None) -> str:
+    return "unknown" if n is None or pd.isna(n) else f"{n:.0f}"
 
 
 def _short(keys: Sequence[str]) -> dict[str, str]:

@@ -17,6 +17,8 @@ from rrepa_lab import __version__
 from rrepa_lab.config import Config
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
+from rrepa_lab.measurements.metrics import present_metric
+from rrepa_lab.measurements.schema import COLUMNS
 from rrepa_lab.paths import runs_root
 from rrepa_lab.readers import MissingFileError, read_json, validate
 from rrepa_lab.runs.config import RunConfig
@@ -26,7 +28,9 @@ NAME = "result.json"
 FORMAT = 1
 # columns of a tidy table that say which run it is, and what was found; all others are settings or protocol
 _IDENTITY = {"run", "strategy", "data", "encoder", "train_seed"}
-_FOUND = {"metric", "value", "unit", "n", "protocol", "standard_error", "device", "floor", "above_floor"}
+_FOUND = {
+    "metric", "value", "unit", "n", "protocol", "standard_error", "low", "high", "interval", "device", "floor", "above_floor",
+}  # fmt: skip
 
 
 def present_protocol(text: str) -> str:
@@ -44,6 +48,11 @@ class Measurement(Config):
     unit: str = ""
     n: int | None = Field(None, description="images or samples it is taken over")
     protocol: str = Field("", description="split, noise, seeds, evaluator: all that must agree to be compared")
+
+    @field_validator("metric")
+    @classmethod
+    def _present_metric(cls, name: str) -> str:
+        return present_metric(name)
 
     @field_validator("protocol")
     @classmethod
@@ -138,7 +147,7 @@ def _measurement(row: dict[str, Any], by: Sequence[str]) -> Measurement:
     parts = [str(row["protocol"])] if _there(row.get("protocol")) else []
     plain = {"space"} if row.get("space") == "pixels" else set()  # said of latents alone
     rest = [key for key in row if key not in _IDENTITY | _FOUND | plain and key not in by]
-    parts += [f"{key} {row[key]}" for key in rest if _there(row[key])]
+    parts += [f"{key} {_whole(key, row[key])}" for key in rest if _there(row[key])]
     value, n = float(row["value"]), row.get("n")
     return Measurement(
         run=str(row.get("run", "")),
@@ -149,6 +158,12 @@ def _measurement(row: dict[str, Any], by: Sequence[str]) -> Measurement:
         n=int(n) if _there(n) else None,  # type: ignore[arg-type]
         protocol="; ".join(parts),
     )
+
+
+def _whole(column: str, value: Any) -> Any:
+    """An integer where a column of integers has become one of floats, since some rows have none."""
+    integer = column in COLUMNS and COLUMNS[column].kind == "integer" and isinstance(value, float) and value.is_integer()
+    return int(value) if integer else value
 
 
 def _there(value: Any) -> bool:

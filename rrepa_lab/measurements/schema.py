@@ -56,7 +56,8 @@ COLUMNS: dict[str, Column] = (
         explained=("number", "part of the variance on the axes"), c1=("number", "coordinate"), c2=("number", "coordinate"),
         c3=("number", "coordinate"), seconds=("number", "median"), fastest=("number", "seconds"), slowest=("number", "seconds"),
         ratio=("number", "of times in one round, median"), error=("number", "largest difference of a pixel"),
-        seconds_per_image=("number", "median"), chosen=("flag", "by the rule of the function"),
+        seconds_per_image=("number", "median"), interval=("text", "of low and high: over what, and how"),
+        chosen=("flag", "by the rule of the function"),
     )
     | _columns(
         "protocol",
@@ -69,7 +70,13 @@ COLUMNS: dict[str, Column] = (
         blocks=("text", "that were given the label"), steps=("integer", "of gradient ascent"), step_size=("number", "of it"),
         refinements=("integer", "Jacobi steps"), batch=("integer", "images in a batch"), seed=("integer", "of the measurement"),
         denoise=("flag", "last step of sampling"), strength=("number", "of it"), finish=("text", "what it was"),
-        dtype=("text", "of the weights"), device=("text", "cpu, cuda:0"), protocol=("text", "the rest, in words"),
+        network=("text", "whose features are compared: weights, what these were trained on"),
+        network_sha256=("text", "its first 16 hex digits, of the weights, of an encoder with the preprocessing"),
+        reference=("text", "what samples are compared with"), reference_sha256=("text", "of its pictures, or of the file"),
+        n_reference=("integer", "pictures of it; 0 where a file does not say it"), features=("integer", "numbers of a feature"),
+        labels=("text", "of the samples: in turn, at random"), resize=("text", "of pictures to the size of the network"),
+        bytes=("text", "how floats become bytes: rounded, truncated, none"), decoding=("text", "method that inverts the flow"),
+        dtype=("text", "of the weights, of moments"), device=("text", "cpu, cuda:0"), protocol=("text", "the rest, in words"),
     )
     | _columns(
         "item",

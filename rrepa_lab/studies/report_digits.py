@@ -5,7 +5,9 @@ from functools import partial
 
 import pandas as pd
 
+from rrepa_lab.evaluation.paper import paper_findings
 from rrepa_lab.measurements.claims import CONFIDENCE, UNDECIDED
+from rrepa_lab.measurements.metrics import family_of
 from rrepa_lab.paths import assets
 from rrepa_lab.readers import read_table
 from rrepa_lab.runs.presets import ALIGNED
@@ -19,10 +21,10 @@ SCORES = {
     "nats_per_dim": ("nats/dim", 4),
     "gradient_accuracy": ("one step", 3),
     "bayes_accuracy": ("Bayes' rule", 4),
-    "frechet_distance": ("Fréchet distance", 4),
+    "FD[digits]": ("Fréchet distance", 4),
     "label_agreement": ("labels agree", 3),
 }
-UNITS = {"nats_per_dim": "nats/dim", "gradient_accuracy": "one step", "frechet_distance": "Fréchet", "cka": "CKA"}
+UNITS = {"nats_per_dim": "nats/dim", "gradient_accuracy": "one step", "FD[digits]": "Fréchet", "cka": "CKA"}
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -60,7 +62,7 @@ def claims(name: str) -> str:
             if not isinstance(row["better"], str):
                 rows.append([*head, "", "", "", "", ""])
                 continue
-            digits = 4 if row["metric"] == "frechet_distance" else 3
+            digits = 4 if row["metric"] == "FD[digits]" else 3
             metric = UNITS.get(row["metric"], row["metric"])
             contrast = f"{row['better']} against {row['than']}".replace(", read ", ": ")
             difference = f"{metric} {interval(row, digits)}"
@@ -79,9 +81,9 @@ def strategies() -> str:
         ("gradient_accuracy", "train"),
         ("gradient_accuracy", "test"),
     ]
-    columns += [(name, "test") for name in ("bayes_accuracy", "frechet_distance", "label_agreement")]
+    columns += [(name, "test") for name in ("bayes_accuracy", "FD[digits]", "label_agreement")]
     table = study_table(STRATEGIES)
-    alone = ("frechet_distance", "label_agreement")
+    alone = ("FD[digits]", "label_agreement")
     titles = ["run", *(SCORES[name][0] + ("" if name in alone else f", {split}") for name, split in columns)]
     rows = [
         [f"`{run}`", *(spread(part[(part["metric"] == name) & (part["split"] == split)]["value"], SCORES[name][1])
@@ -96,7 +98,7 @@ def strategies_short() -> str:
     table = study_table(STRATEGIES)
     table = table[table["split"] == "test"]
     layers = study_table(f"{LAYERS}-seeds")
-    names = ("nats_per_dim", "gradient_accuracy", "frechet_distance")
+    names = ("nats_per_dim", "gradient_accuracy", "FD[digits]")
     rows = []
     for run, part in table.groupby("run", sort=False):
         scores = [spread(part[part["metric"] == name]["value"], SCORES[name][1]) for name in names]
@@ -108,7 +110,7 @@ def strategy_differences() -> str:
     """Differences from no alignment, paired by seed, positive where the strategy is better."""
     table = study_table(f"{STRATEGIES}-verdicts")
     titles = {"nats_per_dim": "nats/dim lower by", "gradient_accuracy": "one step more accurate by",
-              "bayes_accuracy": "Bayes' rule more accurate by", "frechet_distance": "Fréchet distance lower by"}  # fmt: skip
+              "bayes_accuracy": "Bayes' rule more accurate by", "FD[digits]": "Fréchet distance lower by"}  # fmt: skip
     rows = []
     for strategy, part in table.groupby("better", sort=False):
         found = {row["metric"]: row for row in part.to_dict("records")}
@@ -169,7 +171,7 @@ def layer_alignment() -> str:
     columns += [
         (test, "gradient_accuracy", 3),
         (test, "bayes_accuracy", 3),
-        (test, "frechet_distance", 4),
+        (test, "FD[digits]", 4),
         (test, "label_agreement", 3),
     ]
     titles = ("strategy", "blocks", "layer", "nats/dim, train", "nats/dim, test", "one step, train", "one step, test",
@@ -186,9 +188,16 @@ def layer_alignment() -> str:
 
 
 def paper_table() -> str:
-    """Table 1 of the paper as committed."""
-    table = read_table(assets() / "studies" / "paper-table-1.csv", dtype=str)
-    return markdown(table.columns, table.itertuples(index=False))
+    """Table 1 of the paper as committed; accuracy in percent, as printed there."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for one in paper_findings("paper-table-1"):
+        settings = one.settings
+        blocks = str(settings.get("align.blocks", "-")).replace("1,2,3,4,5,6,7,8", "all")
+        row = rows.setdefault((str(settings["align.strategy"]), blocks, str(settings.get("align.layers", "-"))), {})
+        name = family_of(one.metric)
+        row[name] = f"{100 * one.value if name == 'accuracy' else one.value:.2f}"
+    titles = ["strategy", "blocks", "layers", *next(iter(rows.values()))]
+    return markdown(titles, [[*setting, *row.values()] for setting, row in rows.items()])
 
 
 def gains(name: str, metric: str, digits: int) -> str:
@@ -242,9 +251,9 @@ VALUES: dict[str, Callable[[], str]] = {
     "gap-nats": partial(gap, "nats_per_dim", 3),
     "gap-accuracy": partial(gap, "gradient_accuracy", 3),
     "gain-nats-500": partial(gains, STUDY, "nats_per_dim", 3),
-    "gain-frechet-500": partial(gains, STUDY, "frechet_distance", 4),
+    "gain-frechet-500": partial(gains, STUDY, "FD[digits]", 4),
     "gain-nats-1500": partial(gains, STRATEGIES, "nats_per_dim", 3),
-    "gain-frechet-1500": partial(gains, STRATEGIES, "frechet_distance", 4),
+    "gain-frechet-1500": partial(gains, STRATEGIES, "FD[digits]", 4),
     "holm-layer-alignment-1": partial(holm_smallest, STUDY, 0),
     "holm-layer-alignment-2": partial(holm_smallest, STUDY, 1),
 }
