@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,10 +16,11 @@ from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.images import Batch
 from rrepa_lab.data.splits import load_split
 from rrepa_lab.data.subset import whole
-from rrepa_lab.errors import LabError
+from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.evaluation.distances import frechet_distance
 from rrepa_lab.evaluation.evaluator import accuracy, load_evaluator
 from rrepa_lab.flow.decode.plan import METHODS
+from rrepa_lab.measurements.schema import check
 from rrepa_lab.sampling.denoise import denoise_step
 from rrepa_lab.sampling.sample import noise
 from rrepa_lab.viz.images import grid
@@ -562,8 +562,6 @@ def test_frechet_distance_of_known_gaussians():
         6.0, rel=0.02
     )
     assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
-    with pytest.raises(LabError, match="needs more than 3 images"):
-        frechet_distance(a[:3], a)
 
 
 def test_frechet_distance_agrees_with_scipy():
@@ -591,9 +589,9 @@ def test_evaluator_is_a_good_judge_and_not_the_teacher():
 
 def test_evaluate_table_names_its_protocol(trained):
     table = rl.evaluate(rl.load(trained), samples=100)
-    assert table.columns.tolist() == [
-        "run", "strategy", "data", "space", "split", "train_seed", "metric", "value", "unit", "n", "protocol",
-    ]  # fmt: skip
+    first = ["run", "strategy", "data", "space", "encoder", "split", "train_seed", "metric", "value", "unit", "n", "protocol"]
+    assert table.columns.tolist()[:12] == first
+    check(table)
     row = table.set_index("metric").loc["FD[digits]"]
     assert row.n == 100
     assert "unguided, denoised, labels in turn, seeds 0..99, against 360 real images" in row.protocol
@@ -604,8 +602,10 @@ def test_a_float64_run_has_the_scores_of_float32():
     expected = rl.evaluate(run, samples=70, limit=40)
     run.flow.double()
     found = rl.evaluate(run, samples=70, limit=40)
-    assert found.drop(columns="value").equals(expected.drop(columns="value"))
-    assert found["value"].tolist() == pytest.approx(expected["value"].tolist(), rel=1e-3)
+    numbers = ["value", "standard_error", "low", "high"]
+    assert found.drop(columns=numbers).equals(expected.drop(columns=numbers))
+    for name in numbers:
+        assert found[name].tolist() == pytest.approx(expected[name].tolist(), rel=1e-3, abs=1e-6, nan_ok=True), name
 
 
 def test_samples_are_scored_under_the_settings_asked_for(trained):
@@ -613,7 +613,7 @@ def test_samples_are_scored_under_the_settings_asked_for(trained):
     whole_table = rl.evaluate(run, samples=100, seed=7)
     told = whole_table.set_index("metric").loc[["FD[digits]", "label_agreement"]]
     plain = rl.evaluate_samples(run, 100, seed=7).set_index("metric")
-    assert plain["value"].tolist() == told["value"].tolist(), "evaluate says the same, bit for bit"
+    assert plain.loc[told.index, "value"].tolist() == told["value"].tolist(), "evaluate says the same, bit for bit"
     protocol = "100 samples, unguided, denoised, labels in turn, seeds 7..106"
     assert told["protocol"].tolist() == [f"{protocol}, against 360 real images", protocol]
     guidance = rl.Guidance(2.0, annealed=True, temperature=0.5)
@@ -629,11 +629,8 @@ def test_samples_are_scored_under_the_settings_asked_for(trained):
     agree = float((evaluator(made.images).argmax(dim=1) == made.labels).double().mean())
     assert other.loc["label_agreement", "value"] == pytest.approx(agree)
     assert other.loc["label_agreement", "standard_error"] == pytest.approx((agree * (1 - agree) / 100) ** 0.5)
-    with pytest.raises(LabError, match="needs more than 64 images"):
+    with pytest.warns(LabWarning, match=r"FD\[digits\] of 20 samples and 64 features"):
         rl.evaluate_samples(run, 20)
-    elsewhere = replace(run, config=run.config.override({"data.name": "folder"}))
-    with pytest.raises(LabError, match="no evaluator is bundled for 'folder'"):
-        rl.evaluate_samples(elsewhere, 100)
 
 
 def test_bayes_reads_blocks_below_the_first_labelled_one_once():

@@ -264,8 +264,8 @@ def test_classify_options_reach_the_library(capsys, tmp_path, flag):
 def test_evaluate_averages_over_the_noise_samples_of_its_flag(capsys, monkeypatch, flag):
     given = list[object]()
 
-    def evaluate(run, split, samples, n_noise_samples, limit=None):
-        given.extend([run.name, split, samples, n_noise_samples])
+    def evaluate(run, split, samples, n_noise_samples, *_, **__):
+        given.extend([run.name, split, samples.n, n_noise_samples])
         return pd.DataFrame([{"metric": "nats_per_dim", "value": 0.2}])
 
     monkeypatch.setattr("rrepa_lab.evaluation.evaluate.evaluate", evaluate)
@@ -282,12 +282,16 @@ def test_probe_says_which_images_were_read(capsys):
 
 
 def test_samples_that_cannot_be_scored_are_told(capsys, monkeypatch):
-    monkeypatch.setattr("rrepa_lab.evaluation.evaluate.find_evaluator", lambda data: None)
+    from rrepa_lab.evaluation.networks import named
+
+    monkeypatch.setattr(named, "find_evaluator", lambda data: None)
+    monkeypatch.setattr(named, "OFFLINE", ("not-installed",))
     words = ["evaluate", "digits-none", "--limit", 10, "--noise-samples", 1]
-    status, text, _ = run(capsys, *words)
+    status, text, notes = run(capsys, *words)
     assert status == 0
-    assert "samples were not scored: no evaluator of digits is bundled" in text
-    assert "not scored" not in run(capsys, *words, "--samples", 0)[1]
+    assert "samples are not scored: samples of photographs are compared in the features of not-installed" in notes
+    assert "FD[" not in text
+    assert "not scored" not in run(capsys, *words, "--samples", 0)[2]
 
 
 def test_probe(capsys, tmp_path):

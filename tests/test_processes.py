@@ -222,7 +222,9 @@ def rl_image(number: int):
     return Image.new("RGB", (32, 32), (number * 20, 255 - number * 20, 128))
 
 
-EVALUATE = ["evaluate", "digits-reverse", "--samples", "130", "--noise-samples", "1", "--json"]
+EVALUATE = [
+    "evaluate", "digits-reverse", "--samples", "130", "--noise-samples", "1", "--parts", "all", "--limit", "60", "--json",
+]  # fmt: skip
 SAMPLE = ["sample", "digits-reverse", "--labels", "0..2", "--seeds", "0..2", "--guidance", "1", "--json"]
 
 
@@ -237,9 +239,12 @@ def test_two_processes_score_and_sample_like_one(tmp_path, words):
     if words[0] == "sample":
         assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
         return
+    numbers = ("value", "low", "high", "standard_error")
     for one, two in zip(*answers, strict=True):
-        assert two["value"] == pytest.approx(one["value"], rel=1e-5), one["metric"]
-        assert {**two, "value": 0} == {**one, "value": 0}
+        for name in numbers:
+            expected = None if one[name] is None else pytest.approx(one[name], rel=1e-5, abs=1e-8)
+            assert two[name] == expected, (one["metric"], name)
+        assert {**two, **dict.fromkeys(numbers)} == {**one, **dict.fromkeys(numbers)}
 
 
 def test_commands_of_one_process_refuse_several(monkeypatch):

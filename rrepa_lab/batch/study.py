@@ -16,17 +16,21 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, field_validator
 
 from rrepa_lab.batch.notebook import Notebook, Parameter, find_notebook, read_notebook
 from rrepa_lab.config import Config
 from rrepa_lab.errors import LabError
+from rrepa_lab.evaluation.paper import paper_tables, published_table
 from rrepa_lab.measurements.claims import Claim
 from rrepa_lab.paths import assets
-from rrepa_lab.readers import MissingFileError, read_yaml
+from rrepa_lab.readers import MissingFileError, read_table, read_yaml
 from rrepa_lab.values import number_range, read_value
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MOST_CELLS = 10_000  # of a grid
 Axis = list[Any] | str | int | float | bool
@@ -41,7 +45,9 @@ class Study(Config):
     timeout: float | None = Field(None, gt=0, description="seconds that one run of the notebook may take")
     title: str = ""
     notes: str = Field("", description="protocol and remarks, for the report")
-    beside: str = Field("", description="a CSV file, from the study file, whose table is shown beside the study's own")
+    beside: str = Field(
+        "", description="a published table (paper-table-1) or a CSV file from here, shown beside the study's own"
+    )
     beside_title: str = ""
     claims: list[Claim] = Field([], description="what the table is held against")
 
@@ -65,6 +71,13 @@ class GridCell(NamedTuple):
         return f"{text}-{hashlib.sha256(json.dumps(sorted(self.parameters.items())).encode()).hexdigest()[:8]}"
 
 
+def beside_table(study: Study) -> "pd.DataFrame":
+    """The table that a study names to be shown beside its own, as text; LabError where it names none."""
+    if not study.beside:
+        raise LabError(f"study {study.title!r} names no table beside its own")
+    return published_table(study.beside) if study.beside in paper_tables() else read_table(Path(study.beside), dtype=str)
+
+
 def load_study(source: str | Path) -> tuple[Study, Notebook]:
     """A study from a YAML file (or the name of a bundled one, assets/studies/<name>.yaml), with its notebook.
 
@@ -81,9 +94,9 @@ def load_study(source: str | Path) -> tuple[Study, Notebook]:
         study = Study.from_dict(values)
     except LabError as error:
         raise LabError(f"{path}: {error}") from None
-    if study.beside and not (path.parent / study.beside).is_file():
-        raise LabError(f"{path}: beside names {study.beside}, which is not there")
-    if study.beside:
+    if study.beside and study.beside not in paper_tables():
+        if not (path.parent / study.beside).is_file():
+            raise LabError(f"{path}: beside names {study.beside}, which is not there")
         study = study.model_copy(update={"beside": str((path.parent / study.beside).resolve())})
     return study, read_notebook(find_notebook(study.notebook, path.parent))
 

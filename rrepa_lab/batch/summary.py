@@ -6,13 +6,12 @@ from pathlib import Path
 import pandas as pd
 
 from rrepa_lab.batch.cell import Task, finished
-from rrepa_lab.batch.study import Study
+from rrepa_lab.batch.study import Study, beside_table
 from rrepa_lab.evaluation.compare import gather
 from rrepa_lab.files import write_text
 from rrepa_lab.measurements.claims import VERDICT_RULE, claim_lines, verdicts
 from rrepa_lab.measurements.compare import markdown, tabulate
 from rrepa_lab.measurements.results import NAME
-from rrepa_lab.readers import read_table
 from rrepa_lab.viz.comparison import report
 
 DIGITS = "%.6g"
@@ -30,7 +29,7 @@ def summarise(study: Study, tasks: Iterable[Task], out: Path) -> tuple[pd.DataFr
     decided = verdicts(found, study.claims) if study.claims else None
     write_text(out / "table.csv", table.to_csv(index=False, float_format=DIGITS))
     write_text(out / "measurements.csv", each.to_csv(index=False, float_format=DIGITS))
-    beside = {study.beside_title or study.beside: read_table(Path(study.beside), dtype=str)} if study.beside else {}
+    beside = {study.beside_title or study.beside: beside_table(study)} if study.beside else {}
     text = markdown(table)
     for title, other in beside.items():
         text += f"\n{title}\n\n{other.to_markdown(index=False, disable_numparse=True)}\n"

@@ -14,6 +14,7 @@ import torch
 from rrepa_lab.analysis.classify import classify
 from rrepa_lab.bench.data import data_waits
 from rrepa_lab.bench.decode import DECODERS, decoding
+from rrepa_lab.bench.evaluation import evaluation_costs
 from rrepa_lab.bench.processes import memory_by_process
 from rrepa_lab.bench.scaling import scaling_table
 from rrepa_lab.bench.speed import speed_table
@@ -40,6 +41,8 @@ def bench(
     device: str = "cpu",
     folder: str | Path | None = None,
     size: int = 32,
+    run: str = "digits-reverse",
+    networks: tuple[str, ...] = (),
 ) -> pd.DataFrame:
     """Run a benchmark.
 
@@ -51,17 +54,20 @@ def bench(
             with the teacher's pass and with its features kept; see `teacher.teacher_costs`. "page": from the start of the
             page to its first picture, and from a key to the repaint, in a headless Chromium. "memory": of the page under 16
             visitors, for `repeats` minutes. "data": waiting for the images of a folder, see `data.data_waits`. "processes":
-            memory of two processes of a training, see `processes.memory_by_process`.
+            memory of two processes of a training, see `processes.memory_by_process`. "evaluation": samples, features and
+            moments, and hours for 50,000 samples, see `evaluation.evaluation_costs`.
         repeats: rounds; each round runs every case once, in turn.
         threads: of torch, on a CPU.
         folder: the image folder of "data".
         size: height and width of its images.
+        run, networks: of "evaluation": whose samples, and what they are read by.
 
     Returns: one row a case, and what was run: repeats, threads, device, torch.
 
     Raises: LabError for an unknown benchmark, and for "data" without a folder.
     """
-    benches = BENCHES | {"data": partial(data_waits, folder, size)}
+    evaluation = partial(evaluation_costs, run=run, networks=networks)
+    benches = BENCHES | {"data": partial(data_waits, folder, size), "evaluation": evaluation}
     if which not in benches:
         raise unknown("benchmark", which, benches)
     with limited_threads(threads):

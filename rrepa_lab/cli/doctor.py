@@ -43,7 +43,7 @@ def examine() -> "pd.DataFrame":
 
     rows = [("python", platform.python_version(), True, "")]
     rows += [_package(name) for name in PACKAGES]
-    rows += [_vision(), _device(), _threads(), *_bundled()]
+    rows += [_vision(), _device(), _threads(), _inception(), *_bundled()]
     return pd.DataFrame(rows, columns=["check", "found", "ok", "advice"])
 
 
@@ -84,6 +84,19 @@ def _threads() -> Check:
     import torch
 
     return "threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores", True, ""
+
+
+def _inception() -> Check:
+    """Whether FID, sFID and IS can be measured; they are optional."""
+    from rrepa_lab.evaluation.networks.inception import find_weights
+
+    check = "Inception (FID, sFID, IS; optional)"
+    if util.find_spec("torch_fidelity") is None:
+        return check, 'not installed: pip install "rrepa-lab[metrics]"', True, ""
+    try:
+        return check, str(find_weights()), True, ""
+    except LabError:
+        return check, "no weights: rrepa-lab evaluate RUN --protocol adm says where they go", True, ""
 
 
 def _bundled() -> list[Check]:

@@ -59,10 +59,34 @@ class frechet_to:  # used as a function
                 "with another one"
             )
         shift = samples.mean - self.reference.mean
-        # eigenvalues of B^(1/2) A B^(1/2): those of A B, and the matrix is symmetric
-        inner = self.root @ samples.covariance @ self.root
-        roots = np.sqrt(np.clip(scipy.linalg.eigvalsh((inner + inner.T) / 2, check_finite=False), 0, None)).sum()
+        roots = np.sqrt(np.clip(scipy.linalg.eigvalsh(self._inner(samples), check_finite=False), 0, None)).sum()
         return float(shift @ shift + np.trace(samples.covariance) + np.trace(self.reference.covariance) - 2 * roots)
+
+    def _inner(self, samples: Gaussian) -> np.ndarray:
+        """B^(1/2) A B^(1/2): its eigenvalues are those of A B, and it is symmetric."""
+        inner = self.root @ samples.covariance @ self.root
+        return (inner + inner.T) / 2
+
+    def standard_error(self, features: Tensor, samples: Gaussian) -> float:
+        """Over the samples, by the delta method: the spread of their influence on the distance; one decomposition.
+
+        The derivative of trace (A B)^(1/2) in A is T / 2 with the transport map
+        T = B^(1/2) (B^(1/2) A B^(1/2))^(-1/2) B^(1/2), so that a sample x moves the distance by
+        2 shift.(x - mean) + (x - mean)^T (1 - T) (x - mean) over n, beside a constant.
+
+        Args:
+            features: (n, d) of the samples, n > d.
+            samples: the Gaussian fitted to them.
+        """
+        values, vectors = scipy.linalg.eigh(self._inner(samples), check_finite=False)
+        inverse = np.where(values > values.max() * 1e-10, 1 / np.sqrt(np.clip(values, 1e-300, None)), 0)
+        transport = self.root @ (vectors * inverse) @ vectors.T @ self.root
+        shift = samples.mean - self.reference.mean
+        influence = []
+        for part in features.split(ROWS):
+            x = part.double().numpy() - samples.mean
+            influence.append(2 * x @ shift + ((x - x @ transport) * x).sum(axis=1))
+        return float(np.concatenate(influence).std(ddof=1) / math.sqrt(len(features)))
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
@@ -137,24 +161,24 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     return (x.square().sum(dim=1)[:, None] + y.square().sum(dim=1) - 2 * x @ y.T).clamp(min=0)
 
 
-def inception_score(log_probabilities: Tensor, splits: int = 1) -> Estimate:
-    """exp(mean KL(p(class | picture) || p(class))) of pictures (n, K), as mean and standard deviation over `splits` parts.
+def inception_score(log_probabilities: Tensor, size: int | None = None) -> Estimate:
+    """exp(mean KL(p(class | picture) || p(class))) of pictures (n, K): the mean over parts, and their standard error.
 
-    The parts are of equal length and in order, as ADM's evaluator has them; an incomplete one is a part of its own.
+    Args:
+        size: pictures of a part, in their order, the last one may be smaller: ADM's evaluator has 5,000. None: one part.
 
-    Raises: LabError for fewer pictures than parts.
+    Raises: LabError for no pictures.
     """
     n = len(log_probabilities)
-    if not 1 <= splits <= n:
-        raise LabError(f"an Inception score of {n} pictures cannot have {splits} parts")
+    size = whole_number("pictures of a part", n if size is None else size, 1)
     scores = []
-    for part in log_probabilities.double().split(math.ceil(n / splits)):
+    for part in log_probabilities.double().split(size):
         p = part.exp()
         marginal = p.mean(dim=0)
         divergence = (torch.special.xlogy(p, p) - torch.special.xlogy(p, marginal)).sum(dim=1)
         scores.append(float(divergence.mean().exp()))
-    spread = float(np.std(scores))
-    return Estimate(float(np.mean(scores)), spread)
+    error = float(np.std(scores, ddof=1)) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
+    return Estimate(float(np.mean(scores)), error)
 
 
 def vendi_score(features: Tensor) -> float:

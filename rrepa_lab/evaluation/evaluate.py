@@ -189,7 +189,7 @@ def evaluate_samples(
     sampling = samples
     if not isinstance(sampling, Sampling):
         sampling = Sampling(whole_number("samples", samples, 1), seed, guidance, denoise, strength)
-    rows = sample_rows(run, sampling, choose(protocols, run), split, reference, save_samples)
+    rows = sample_rows(run, sampling, choose(protocols, run), split, reference, save_samples, brief=True)
     table = _table(run, [{"split": split} | row for row in rows])
     return table.assign(annealed=sampling.rule.annealed, denoise=sampling.denoise)
 

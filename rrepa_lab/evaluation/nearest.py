@@ -34,7 +34,14 @@ QUANTILE = 0.01  # of the held-out distances, below which a sample counts as clo
 
 @dataclass(frozen=True)
 class Nearest:
-    """Samples with their nearest training images, and the distances of held-out images."""
+    """Samples with their nearest training images, and the distances of held-out images.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> found = rl.nearest_training(rl.load("digits-reverse"), 20)
+        >>> found.images.shape == found.training.shape, len(found.held_out)
+        (True, 360)
+    """
 
     images: Tensor  # (n, C, H, W) samples in [-1, 1]
     distance: Tensor  # (n,) root mean square difference of a pixel, of [-1, 1]

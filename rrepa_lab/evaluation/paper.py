@@ -7,12 +7,16 @@ none of them was measured under a protocol of the kit.
 
 from pathlib import Path
 
+import pandas as pd
+
 from rrepa_lab.errors import unknown
 from rrepa_lab.measurements.compare import Finding
+from rrepa_lab.measurements.metrics import family_of
 from rrepa_lab.paths import assets
 from rrepa_lab.readers import read_table
 
 ALIASES = {"paper-table-1": "alignment-strategies-imagenet64"}
+ALL_BLOCKS = "1,2,3,4,5,6,7,8"
 _METRIC = ("metric", "value", "unit", "n")
 _PROTOCOL = ("network", "reference", "labels", "resize", "bytes", "guidance", "finish", "protocol")
 
@@ -20,6 +24,34 @@ _PROTOCOL = ("network", "reference", "labels", "resize", "bytes", "guidance", "f
 def paper_tables() -> list[str]:
     """The names that `paper_findings` takes."""
     return sorted([*ALIASES, *(path.stem for path in (assets() / "paper").glob("*.csv"))])
+
+
+def published_table(name: str) -> pd.DataFrame:
+    """A published table as it is printed, as text: the settings that differ, then a column for each metric.
+
+    Accuracies are in percent. A setting that a row does not have is "-", and all eight blocks are "all".
+
+    Raises: LabError for an unknown name.
+
+    Example:
+        >>> published_table("main-imagenet64").to_dict("list")
+        {'strategy': ['none', 'reverse'], 'FID': ['4.21', '3.69'], 'sFID': ['5.34', '4.34']}
+    """
+    found = paper_findings(name)
+    keys = [key for key in dict.fromkeys(key for one in found for key in one.settings) if len(_values(found, key)) > 1]
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for one in found:
+        place = tuple(one.settings.get(key, "-").replace(ALL_BLOCKS, "all") for key in keys)
+        family = family_of(one.metric)
+        shown = f"{100 * one.value:.2f}" if family == "accuracy" else f"{one.value:.2f}"
+        rows.setdefault(place, {})["accuracy, %" if family == "accuracy" else family] = shown
+    titles = [key.rsplit(".", 1)[-1] for key in keys]
+    return pd.DataFrame([dict(zip(titles, place, strict=True)) | cells for place, cells in rows.items()])
+
+
+def _values(found: list[Finding], key: str) -> set[str]:
+    """The values of a setting among the rows that have it."""
+    return {one.settings[key] for one in found if key in one.settings}
 
 
 def paper_findings(name: str) -> list[Finding]:

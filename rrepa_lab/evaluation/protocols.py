@@ -105,4 +105,5 @@ def _one(name: str, run: Run | None) -> Chosen:
         return Chosen(PROTOCOLS[ENCODER], default_network(run.config))
     if name in PROTOCOLS:
         return Chosen(PROTOCOLS[name], find_network(PROTOCOLS[name].network))
-    return Chosen(PROTOCOLS[ENCODER], find_network(name, None if run is None else run.config.data))
+    data = None if run is None else run.config.data
+    return Chosen(PROTOCOLS[ENCODER], find_network(name, data, kind="protocol", also=list(PROTOCOLS)))

@@ -94,10 +94,19 @@ class RunSamples:
         """For a protocol: "2000 samples, unguided, denoised, labels in turn, seeds 0..1999"."""
         n, first, rule = self.sampling.n, self.sampling.seed, self.sampling.rule
         guided = f"guidance {rule.scale:g}{', annealed' if rule.annealed else ''}" if rule.scale else "unguided"
-        labels = (
-            f"labels {'in turn' if self.rule == 'in turn' else 'at random'}" if self.run.flow.config.classes else "no labels"
-        )
-        return ", ".join(filter(None, (f"{n} samples", guided, self.finish, labels, f"seeds {first}..{first + n - 1}")))
+        parts = (f"{n} samples", guided, self.finish, self._label_words, f"seeds {first}..{first + n - 1}")
+        return ", ".join(filter(None, parts))
+
+    @property
+    def brief(self) -> str:
+        """The same without what has columns of its own: "2000 samples, labels in turn"."""
+        return f"{self.sampling.n} samples, {self._label_words}"
+
+    @property
+    def _label_words(self) -> str:
+        if not self.run.flow.config.classes:
+            return "no labels"
+        return "labels in turn" if self.rule == "in turn" else "labels at random"
 
     @property
     def sha256(self) -> str:

@@ -36,6 +36,7 @@ def sample_rows(
     split: str,
     reference: Any = None,
     save: Path | str | None = None,
+    brief: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Scores of samples under protocols; samples whose labels follow one rule are drawn once for all of these.
 
@@ -43,6 +44,7 @@ def sample_rows(
         split: the real images of the protocol "encoder".
         reference: in place of the protocols' own, see `evaluation.reference.find_reference`.
         save: a .npz file for the samples.
+        brief: leave out of `protocol` what has columns of its own: guidance, last step, seeds.
 
     Raises: LabError where a protocol needs a file as reference and none is named, or `save` with two rules of labels.
     """
@@ -71,7 +73,7 @@ def sample_rows(
             words = "" if not is_teacher(one.chosen.network, run.config) else " (a teacher of this run)"
             for row in [*one.rows, *_further(run, one, pairs, split)]:
                 against = f", against {row['n_reference']} real images" if row.get("n_reference") else ""
-                protocol = f"{samples.words}{against}"
+                protocol = f"{samples.brief if brief else samples.words}{against}"
                 yield facts | {"protocol": protocol} | row | {"network": f"{row['network']}{words}"}
 
 

@@ -87,6 +87,16 @@ def save_reference(
     Returns: the reference that was read.
 
     Raises: LabError as `score`, and where the file cannot be written.
+
+    Example:
+        >>> import rrepa_lab as rl
+        >>> import tempfile
+        >>> run = rl.load("digits-none")
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     written = rl.save_reference(f"{out}/digits.npz", "test", "digits", run=run)
+        ...     table = rl.evaluate_samples(run, 80, reference=f"{out}/digits.npz", protocols="digits")
+        >>> written.words, table.reference[0]
+        ('test split of digits', 'digits.npz')
     """
     chosen = choose([protocol], run)[0] if isinstance(protocol, str) else protocol
     if isinstance(source, str) and run is not None and source in ("train", "val", "test"):

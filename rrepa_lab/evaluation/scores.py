@@ -1,6 +1,5 @@
 """Scores of samples under the named protocols: rows of a table, each with all that its number depends on."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -54,7 +53,8 @@ def score_pictures(
     Args:
         batch: pictures that a network reads at once; no number depends on it.
         seed: of the bootstrap.
-        intervals: resample Fréchet distances of up to 1,024 numbers, which takes seconds to minutes.
+        intervals: resample Fréchet distances of up to 1,024 numbers, which takes seconds; of larger ones the
+            interval is that of the delta method.
         watch: called with the number of pictures that were read.
 
     Returns: rows with the columns metric, value, unit, standard_error, low, high, interval (over samples), n, n_reference,
@@ -101,8 +101,11 @@ def _frechet(chosen: Chosen, samples: FeatureStatistics, real: FeatureStatistics
     value = distance(samples.pooled)
     row = {"metric": name, "value": value, "features": samples.pooled.dim}
     features = samples.features
-    if seed is not None and features is not None and samples.pooled.dim <= MOST_BOOTSTRAP:
-        row |= statistic_interval(value, lambda rows: distance(gaussian_of(features, rows)), samples.n, seed)
+    if seed is not None and features is not None:
+        if samples.pooled.dim <= MOST_BOOTSTRAP:
+            row |= statistic_interval(value, lambda rows: distance(gaussian_of(features, rows)), samples.n, seed)
+        elif samples.n > samples.pooled.dim:
+            row |= around(value, distance.standard_error(features, samples.pooled), "delta method")
     yield row
 
 
@@ -136,11 +139,9 @@ def _inception(
     del real, seed
     if samples.logits is None:
         return
-    parts = max(1, math.ceil(samples.n / IS_PART))
-    score = inception_score(samples.logits.double().log_softmax(dim=1), parts)
+    score = inception_score(samples.logits.double().log_softmax(dim=1), IS_PART)
     row: dict[str, Any] = {"metric": chosen.metric(IS), "value": score.value, "features": samples.logits.shape[1]}
-    if parts > 1:
-        row |= around(score.value, score.standard_error / math.sqrt(parts), f"{parts} parts of {IS_PART}")
+    row |= around(score.value, score.standard_error, f"parts of {IS_PART}")
     yield row
 
 

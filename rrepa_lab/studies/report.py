@@ -3,15 +3,15 @@
     python -m rrepa_lab.studies.report            fill them
     python -m rrepa_lab.studies.report --check    exit status 1 if a report differs from its tables; writes nothing
 
-The reports are `assets/studies/README.md`, `assets/benchmarks.md`, `assets/processes.md` and, in a clone, the table of results
-in README.md. Their text is written by hand; what is between
+The reports are `assets/studies/README.md`, `assets/benchmarks.md`, `assets/processes.md`, `assets/evaluation.md` and, in a
+clone, the table of results in README.md. Their text is written by hand; what is between
 
     <!-- table: NAME -->    and    <!-- end -->        a Markdown table on lines of its own
     <!-- value: NAME -->    and    <!-- end -->        a figure inside a sentence, not at the start of a line: Markdown takes
                                                        a line that starts with a comment out of its paragraph
 
-is replaced. NAME is one of the functions of `report_digits`, `report_layers` and `report_bench`, which read
-`assets/studies/*.csv` and the scores of the bundled runs: after a study or a benchmark was run again, run this.
+is replaced. NAME is one of the functions of `report_digits`, `report_layers`, `report_evaluation` and `report_bench`,
+which read `assets/studies/*.csv` and the scores of the bundled runs: after a study or a benchmark was run again, run this.
 """
 
 import argparse
@@ -24,10 +24,12 @@ from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.files import write_text
 from rrepa_lab.paths import assets
 from rrepa_lab.readers import read_text
-from rrepa_lab.studies import report_bench, report_digits, report_layers
+from rrepa_lab.studies import report_bench, report_digits, report_evaluation, report_layers
 from rrepa_lab.studies.digits import write_sums
 
-TABLES: dict[str, Callable[[], str]] = report_digits.TABLES | report_layers.TABLES | report_bench.TABLES
+TABLES: dict[str, Callable[[], str]] = (
+    report_digits.TABLES | report_layers.TABLES | report_bench.TABLES | report_evaluation.TABLES
+)
 VALUES: dict[str, Callable[[], str]] = report_digits.VALUES | report_layers.VALUES | report_bench.VALUES
 _START = re.compile(r"<!-- (table|value): *([^ ]*) *-->")
 _MARKED = re.compile(r"(<!-- (table|value): ([\w-]+) -->)(.*?)<!-- end -->", re.DOTALL)
@@ -38,7 +40,7 @@ def report_files() -> list[Path]:
     root = assets()
     top = root.parent / "README.md"
     clone = [top] if (root.parent / "pyproject.toml").is_file() else []
-    return [root / "studies" / "README.md", root / "benchmarks.md", root / "processes.md", *clone]
+    return [root / "studies" / "README.md", root / "benchmarks.md", root / "processes.md", root / "evaluation.md", *clone]
 
 
 def fill(text: str, tables: Mapping[str, Callable[[], str]] = TABLES, values: Mapping[str, Callable[[], str]] = VALUES) -> str:

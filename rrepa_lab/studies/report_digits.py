@@ -5,9 +5,8 @@ from functools import partial
 
 import pandas as pd
 
-from rrepa_lab.evaluation.paper import paper_findings
+from rrepa_lab.evaluation.paper import published_table
 from rrepa_lab.measurements.claims import CONFIDENCE, UNDECIDED
-from rrepa_lab.measurements.metrics import family_of
 from rrepa_lab.paths import assets
 from rrepa_lab.readers import read_table
 from rrepa_lab.runs.presets import ALIGNED
@@ -188,16 +187,9 @@ def layer_alignment() -> str:
 
 
 def paper_table() -> str:
-    """Table 1 of the paper as committed; accuracy in percent, as printed there."""
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
-    for one in paper_findings("paper-table-1"):
-        settings = one.settings
-        blocks = str(settings.get("align.blocks", "-")).replace("1,2,3,4,5,6,7,8", "all")
-        row = rows.setdefault((str(settings["align.strategy"]), blocks, str(settings.get("align.layers", "-"))), {})
-        name = family_of(one.metric)
-        row[name] = f"{100 * one.value if name == 'accuracy' else one.value:.2f}"
-    titles = ["strategy", "blocks", "layers", *next(iter(rows.values()))]
-    return markdown(titles, [[*setting, *row.values()] for setting, row in rows.items()])
+    """Table 1 of the paper as committed."""
+    table = published_table("paper-table-1")
+    return markdown(table.columns, table.itertuples(index=False))
 
 
 def gains(name: str, metric: str, digits: int) -> str:

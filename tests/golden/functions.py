@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import rrepa_lab as rl
 from golden.digest import EXACT, MIXED, SINGLE, Tolerance
 from golden.flows import FLOWS, flow_named, inputs, labels, small_run
+from rrepa_lab.evaluation.adm import AdmFile
 
 GUIDED: dict[str, dict[str, Any]] = {
     "guided": {"guidance": 1.5},
@@ -245,6 +246,15 @@ def classified() -> dict[str, Any]:
     }
 
 
+def _saved_reference(run: rl.Run) -> dict[str, Any]:
+    """What the file of a reference holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        rl.save_reference(Path(folder) / "reference.npz", "test", "digits", run=run)
+        found = AdmFile(Path(folder) / "reference.npz").statistics()
+        assert found is not None
+        return {"mean": torch.from_numpy(found.mean), "covariance": torch.from_numpy(found.covariance)}
+
+
 def scored() -> dict[str, Any]:
     """Scores of runs, of samples, and several runs in one table."""
     run, other = small_run("none", dtype=torch.float32), small_run("reverse", 2, torch.float32)
@@ -253,6 +263,10 @@ def scored() -> dict[str, Any]:
         "evaluate": rl.evaluate(run, ["val", "test"], samples=80, n_noise_samples=2, limit=20),
         "evaluate, uniform": rl.evaluate(uniform, samples=0, n_noise_samples=2, limit=20),
         "evaluate_samples": rl.evaluate_samples(run, 80, guidance=0.5, strength=0.5),
+        "score": rl.score(run.data("train", 90).x, run.data("test").x, "digits"),
+        "choose_sampling": rl.choose_sampling(run, guidances=[0.0, 0.5], samples=80),
+        "nearest_training": rl.nearest_training(run, 20).table,
+        "save_reference": _saved_reference(run),
         "compare": rl.compare([run, other], samples=0, limit=20),
         "compare, single": rl.compare([run, other], samples=0, limit=20, over_seeds=False),
     }

@@ -36,7 +36,7 @@ class BundledEvaluator:
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Features:
         """Features of pictures (B, C, H, W)."""
-        x = to_bytes(pictures, self.bytes)
+        x = to_bytes(pictures, self.bytes).float()
         if x.shape[1] == 3 and self.channels == 1:
             x = grey(x)
         return Features(self.model.features(x), spatial_part(self.model.early(x), 4), self.model(x))

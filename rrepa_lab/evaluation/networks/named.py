@@ -2,6 +2,7 @@
 
 import importlib.util
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,7 +24,9 @@ OFFLINE_SIZE = 96  # edge of their input as evaluators: on CIFAR-10 k-NN 0.68 (0
 INCEPTION, BUNDLED = "inception", "bundled"
 
 
-def find_network(name: str, data: DataConfig | None = None, download: bool = True) -> FeatureNetwork:
+def find_network(
+    name: str, data: DataConfig | None = None, download: bool = True, *, kind: str = "feature network", also: Sequence[str] = ()
+) -> FeatureNetwork:
     """A network by its name: "inception", a named teacher, the folder of an encoder that was trained here, "bundled:digits".
 
     A data set with a bundled evaluator gives its name to that: "digits".
@@ -31,6 +34,7 @@ def find_network(name: str, data: DataConfig | None = None, download: bool = Tru
     Args:
         data: of the run; "bundled" is the evaluator of these.
         download: whether weights that are not on this machine may be fetched.
+        kind, also: what the name stands for, and further names that are offered, in the error for an unknown one.
 
     Raises: LabError for an unknown name, and weights that cannot be had.
     """
@@ -45,7 +49,7 @@ def find_network(name: str, data: DataConfig | None = None, download: bool = Tru
     if name in NAMED or name.startswith("bundled:") or Path(name).expanduser().is_dir():
         label = name if name in NAMED or name.startswith("bundled:") else Path(name).absolute().name
         return _encoder(label, encoder_by_name(name).model_dump_json(), download)
-    raise unknown("feature network", name, [INCEPTION, "digits", *NAMED, "the folder of an encoder"])
+    raise unknown(kind, name, [*also, INCEPTION, "digits", *NAMED, "the folder of an encoder"])
 
 
 @lru_cache(maxsize=4)
