@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rrepa_lab.evaluation.evaluate import evaluate, evaluate_samples
     from rrepa_lab.evaluation.nearest import Nearest, nearest_training
     from rrepa_lab.evaluation.run_samples import Sampling
+    from rrepa_lab.evaluation.sample_labels import samples_by_class
     from rrepa_lab.evaluation.score import save_reference, score
     from rrepa_lab.evaluation.sweep import choose_sampling
     from rrepa_lab.evaluation.train import train
@@ -84,6 +85,7 @@ _HOMES = {
     "Nearest": "evaluation.nearest",
     "nearest_training": "evaluation.nearest",
     "Sampling": "evaluation.run_samples",
+    "samples_by_class": "evaluation.sample_labels",
     "save_reference": "evaluation.score",
     "score": "evaluation.score",
     "position_floor": "align.floors",
@@ -172,6 +174,7 @@ __all__ = [
     "refinement_errors",
     "routing",
     "sample",
+    "samples_by_class",
     "save_reference",
     "score",
     "similarity",

@@ -12,7 +12,7 @@ from golden.flows import small_run
 import rrepa_lab as rl
 from rrepa_lab.cli import main
 from rrepa_lab.errors import LabError, LabWarning
-from rrepa_lab.evaluation.adm import AdmFile
+from rrepa_lab.evaluation.adm import AdmFile, picture_writer
 from rrepa_lab.evaluation.collect import collect
 from rrepa_lab.evaluation.correct import label_ranks
 from rrepa_lab.evaluation.networks.bundled import BundledEvaluator
@@ -21,7 +21,7 @@ from rrepa_lab.evaluation.paper import ALIASES, paper_findings, paper_tables
 from rrepa_lab.evaluation.pictures import TensorPictures
 from rrepa_lab.evaluation.reference import find_reference, split_reference
 from rrepa_lab.evaluation.run_samples import RunSamples
-from rrepa_lab.evaluation.sample_rows import _spread
+from rrepa_lab.evaluation.sample_labels import mean_spread
 from rrepa_lab.measurements.compare import Finding, tabulate
 from rrepa_lab.measurements.metrics import metric_of
 from rrepa_lab.measurements.results import measurements
@@ -222,10 +222,36 @@ def test_labels_follow_the_rule_of_the_protocol(run):
 def test_class_diversity_is_a_ratio_of_spreads(run):
     labels = torch.tensor([0, 0, 1, 1, 2])  # one picture has no spread
     features = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0], [9.0, 9.0]])
-    assert _spread(features, labels) == pytest.approx(2.0)
+    assert mean_spread(features, labels) == pytest.approx(2.0)
     same = rl.evaluate_samples(run, 80).set_index("metric")["value"]["class_diversity"]
     guided = rl.evaluate_samples(run, 80, guidance=4.0).set_index("metric")["value"]["class_diversity"]
     assert guided < same, "guidance narrows a class"
+
+
+def test_samples_class_by_class_add_up(run):
+    whole = rl.evaluate_samples(run, 200).set_index("metric")["value"]
+    table = check(rl.samples_by_class(run, 200))
+    agree = table[table["metric"] == "label_agreement"]
+    assert agree["class"].tolist() == run.classes
+    assert agree["n"].tolist() == [20] * 10
+    assert agree["value"].mean() == pytest.approx(whole["label_agreement"])
+    assert (agree.loc[agree["value"] == 1, "predicted"] == "").all()
+    assert (agree.loc[agree["value"] < 1, "predicted"] != agree.loc[agree["value"] < 1, "class"]).all()
+    with pytest.raises(LabError, match="protocol tarflow has no classifier|need the weights of Inception"):
+        rl.samples_by_class(run, 200, protocol="tarflow")
+
+
+def test_labels_of_a_file_are_those_of_the_run(run, tmp_path):
+    made, path = rl.sample(run, range(80), [k % 10 for k in range(80)]), tmp_path / "samples.npz"
+    with picture_writer(path, 80, (1, 8, 8), made.labels) as write:
+        write(to_bytes(made.images, "rounded"))
+    direct = rl.evaluate_samples(run, 80).set_index("metric")["value"]
+    found = check(rl.score(path, "test", "digits", run=run)).set_index("metric")["value"]
+    assert found["label_agreement"] == pytest.approx(direct["label_agreement"], abs=0.02)
+    with picture_writer(path, 80, (1, 8, 8), made.labels + 3) as write:
+        write(to_bytes(made.images, "rounded"))
+    with pytest.raises(LabError, match=r"24 of 80 samples have a label outside of 0..9: 10"):
+        rl.score(path, "test", "digits", run=run)
 
 
 # --- nearest training images ------------------------------------------------------------------------------------------

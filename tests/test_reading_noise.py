@@ -81,6 +81,10 @@ def test_the_choice_is_made_on_validation_images_and_kept_with_the_run(held):
     (n,) = set(table.loc[table["chosen"], "n_noise_samples"])
     before = held.config.read
     try:
+        reported = rl.choose_read_noise(held, counts=(0, 1, 2), limit=100, test=True)
+        on_test = reported[reported["split"] == "test"]
+        assert set(on_test["n_noise_samples"]) == {0, *table.loc[table["chosen"], "n_noise_samples"]}
+        assert on_test["chosen"].any()
         assert save_read_noise(held, table.assign(chosen=table["n_noise_samples"] == 2)).n_noise_samples == 2
         again = rl.load(held.directory)
         assert again.config.read.n_noise_samples == 2

@@ -1,6 +1,7 @@
 """Which noise suits the images of a run best, decided on validation images."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -25,6 +26,7 @@ def choose_read_noise(
     methods: Sequence[str] = ("gradient",),
     limit: int | None = 512,
     seed: int = 0,
+    test: bool = False,
 ) -> pd.DataFrame:
     """Accuracy on the validation split for several numbers of noise samples, and which of them is chosen.
 
@@ -36,6 +38,7 @@ def choose_read_noise(
         methods: of `classify`; each gives a row for each number of samples.
         limit: validation images, class-balanced, seed 0.
         seed: of the noise.
+        test: also report the first and the chosen number on as many test images, which took no part in the choice.
 
     Returns: columns run, strategy, data, space, encoder, train_seed, metric, n_noise_samples, noise_std, value, standard_error,
         n, split, protocol, chosen.
@@ -55,23 +58,32 @@ def choose_read_noise(
     if not counts or not methods:
         raise LabError("give at least one number of noise samples and one method")
     counts = [whole_number("noise samples", count) for count in counts]
-    images = run.images("val")
-    x, y = whole(images, None if limit is None else whole_number("limit", limit, 1))
-    rows, right = [], {}
+    limit = None if limit is None else whole_number("limit", limit, 1)
+    rows, right = _measured(run, "val", methods, counts, limit, seed)
+    by_count = {count: right[methods[0], count] for count in counts}
+    best = max(by_count.values(), key=lambda answers: float(answers.mean()))
+    chosen = next(count for count in sorted(by_count) if _not_worse(by_count[count], best))
+    if test:
+        rows += _measured(run, "test", methods, list(dict.fromkeys((counts[0], chosen))), limit, seed)[0]
+    return pd.DataFrame(rows).assign(chosen=lambda table: table["n_noise_samples"] == chosen)
+
+
+def _measured(
+    run: Run, split: str, methods: Sequence[str], counts: Sequence[int], limit: int | None, seed: int
+) -> tuple[list[dict[str, Any]], dict[tuple[str, int], torch.Tensor]]:
+    """A row for each method and number of samples, and which images are right (n,)."""
+    images = run.images(split)
+    x, y = whole(images, limit)
+    rows, right = list[dict[str, Any]](), dict[tuple[str, int], torch.Tensor]()
     for method in methods:
         for count in counts:
             noise = image_noise(run, NoiseSamples(count, seed=seed))
             answers = classify(run, x, method, noise=NoiseSamples(count, seed=seed)).label.cpu() == y
             right[method, count] = answers.double()
             row = about(run) | {"metric": f"{method}_accuracy"} | noise.columns | accuracy(answers)
-            rows.append(
-                row
-                | {"n_noise_samples": count, "split": "val", "protocol": f"{noise.words}, {subset_words(len(y), len(images))}"}
-            )
-    by_count = {count: right[methods[0], count] for count in counts}
-    best = max(by_count.values(), key=lambda answers: float(answers.mean()))
-    chosen = next(count for count in sorted(by_count) if _not_worse(by_count[count], best))
-    return pd.DataFrame(rows).assign(chosen=lambda table: table["n_noise_samples"] == chosen)
+            words = f"{noise.words}, {subset_words(len(y), len(images))}"
+            rows.append(row | {"n_noise_samples": count, "split": split, "protocol": words})
+    return rows, right
 
 
 def _not_worse(answers: torch.Tensor, best: torch.Tensor) -> bool:

@@ -5,7 +5,7 @@ import argparse
 from rrepa_lab.cli.arguments import Commands, add_command, add_noise_samples, add_run, parse_integers, parse_list
 from rrepa_lab.cli.printing import hint, print_rows
 
-COLUMNS = ["metric", "n_noise_samples", "noise_std", "value", "standard_error", "n", "protocol", "chosen"]
+COLUMNS = ["split", "metric", "n_noise_samples", "noise_std", "value", "standard_error", "n", "protocol", "chosen"]
 
 
 def register(commands: Commands) -> None:
@@ -17,6 +17,7 @@ def register(commands: Commands) -> None:
     add_noise_samples(noise, "numbers of samples of the training noise; 0: clean images", type=str, default="0,1,4,16")
     noise.add_argument("--methods", default="gradient", help="of gradient, iterated, bayes; the first decides")
     noise.add_argument("--limit", type=int, default=512, help="number of validation images, class-balanced")
+    noise.add_argument("--test", action="store_true", help="also report the first and the chosen number on test images")
     noise.add_argument("--save", action="store_true", help="write the choice to the run's config.json")
 
 
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     loaded = load(args.run_name, args.device)
     counts = parse_integers("--noise-samples", args.noise_samples)
-    table = choose_read_noise(loaded, counts=counts, methods=parse_list(args.methods), limit=args.limit)
+    table = choose_read_noise(loaded, counts=counts, methods=parse_list(args.methods), limit=args.limit, test=args.test)
     if args.save:
         save_read_noise(loaded, table)
     print_rows(table.to_dict("records") if args.json else table[COLUMNS].to_dict("records"), args.json)

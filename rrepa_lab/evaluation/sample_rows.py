@@ -6,25 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from rrepa_lab.analysis.probe_fit import fit_linear
 from rrepa_lab.data.subset import limited
 from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.distances import frechet_distance
-from rrepa_lab.evaluation.intervals import mean_interval
 from rrepa_lab.evaluation.networks.named import is_teacher
 from rrepa_lab.evaluation.pictures import PictureSet
 from rrepa_lab.evaluation.protocols import ENCODER, Chosen
 from rrepa_lab.evaluation.reference import Reference, find_reference, split_reference
 from rrepa_lab.evaluation.run_samples import RunSamples, Sampling, saving
+from rrepa_lab.evaluation.sample_labels import label_rows
 from rrepa_lab.evaluation.scores import Scored, score_pictures
-from rrepa_lab.measurements.columns import accuracy
 from rrepa_lab.processes import is_main
 from rrepa_lab.progress import progress
 from rrepa_lab.runs.run import Run
 
-LABELLED = 5000  # training images that a classifier of samples is fitted on, at most
 RECONSTRUCTED = 2000  # real images whose reconstructions are compared, at most
 BAR = 500  # samples from which a bar of progress is shown
 
@@ -99,47 +95,8 @@ def _further(run: Run, one: Scored, pairs: Sequence[tuple[Chosen, Reference]], s
     if not run.config.space.is_pixels and reference.pictures is not None:
         yield common | held | _reconstruction(run, one.chosen, split)
     if run.flow.config.classes:
-        for row in _labels(run, one):
+        for row in label_rows(run, one):
             yield common | held | row
-
-
-def _labels(run: Run, one: Scored) -> Iterator[dict[str, Any]]:
-    """Rows label_agreement, classifier_accuracy and class_diversity."""
-    network, samples, real = one.chosen.network, one.samples, one.real
-    assert samples.features is not None
-    assert samples.labels is not None
-    counts = {"n": samples.n, "unit": "fraction"}
-    on_real: Tensor | None = None
-    if network.labels and samples.logits is not None:
-        answer, how = samples.logits.argmax(dim=1), "its own classes"
-    else:
-        train = split_reference(run, "train").features(network, LABELLED, run.device)
-        both = samples.features if real.features is None else torch.cat([samples.features, real.features])
-        found = fit_linear(train.x, train.y, both)
-        answer, on_real = found[: samples.n], found[samples.n :]
-        how = f"linear probe of its features, {len(train.y)} training images"
-    agree = answer == samples.labels
-    yield counts | {"metric": "label_agreement", "probe": how} | accuracy(agree) | mean_interval(agree, over="samples")
-    labelled = real.labels is not None and real.features is not None and bool((real.labels >= 0).all())
-    if on_real is not None and labelled and real.labels is not None:
-        right = on_real.eq(real.labels)
-        row = {"metric": "classifier_accuracy", "unit": "fraction", "probe": how, "n_reference": len(right)}
-        yield row | accuracy(right) | mean_interval(right)
-    if labelled:
-        assert real.features is not None
-        assert real.labels is not None
-        ratio = _spread(samples.features, samples.labels) / _spread(real.features, real.labels)
-        yield counts | {"metric": "class_diversity", "value": ratio, "unit": "", "n_reference": len(real.labels)}
-
-
-def _spread(features: Tensor, labels: Tensor) -> float:
-    """Mean over classes of the trace of the covariance within a class; classes of one picture are left out."""
-    traces = []
-    for label in labels.unique():
-        own = features[labels == label].double()
-        if len(own) > 1:
-            traces.append(own.var(dim=0).sum())
-    return float(torch.stack(traces).mean()) if traces else float("nan")
 
 
 @torch.no_grad()

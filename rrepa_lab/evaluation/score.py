@@ -1,19 +1,21 @@
 """Pictures of any origin under the named protocols: no run is needed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+from rrepa_lab.data.layout import SPLITS
 from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.adm import write_statistics
 from rrepa_lab.evaluation.collect import BATCH
 from rrepa_lab.evaluation.pictures import picture_set
-from rrepa_lab.evaluation.protocols import Chosen, choose
-from rrepa_lab.evaluation.reference import Reference, find_reference
-from rrepa_lab.evaluation.scores import score_pictures
+from rrepa_lab.evaluation.protocols import ENCODER, Chosen, choose
+from rrepa_lab.evaluation.reference import Reference, find_reference, split_reference
+from rrepa_lab.evaluation.sample_labels import label_rows
+from rrepa_lab.evaluation.scores import Scored, score_pictures
 from rrepa_lab.measurements.schema import COLUMNS
 from rrepa_lab.processes import is_main
 from rrepa_lab.progress import progress
@@ -41,7 +43,8 @@ def score(
             run also one of its splits: "train", "val", "test".
         protocols: "adm" (FID, sFID, IS, precision and recall), "tarflow" (FID), or a network whose features are compared:
             "efficientnet-lite0", "digits", "dinov2-b", the folder of an encoder.
-        run: whose splits `reference` may name, and whose data decide on the network of "encoder".
+        run: whose splits `reference` may name, whose data decide on the network of "encoder", and whose classes the labels
+            of a file (arr_1) count: then label_agreement and class_diversity are measured too.
         device: cpu, or cuda with a number.
         batch: pictures that a network reads at once; no number depends on it.
         seed: of the bootstrap.
@@ -65,13 +68,23 @@ def score(
         pairs = [(one, against) for one in chosen]
         found = score_pictures(pictures, pairs, device=torch.device(device), batch=batch, seed=seed, watch=bar.update)
     words = f"{len(pictures)} pictures of {pictures.words} ({pictures.sha256})"
-    rows = [{"protocol": words, "device": device} | row for one in found for row in one.rows]
+    rows = [{"protocol": words, "device": device} | row for one in found for row in _rows(one, run)]
     table = pd.DataFrame(rows)
-    table = table[[name for name in ("metric", "value", "unit", "n", "protocol") if name in table]].join(
-        table[[name for name in COLUMNS if name in table and name not in ("metric", "value", "unit", "n", "protocol")]]
-    )
+    first = ["metric", "value", "unit", "n", "protocol"]
+    table = table[[*first, *(name for name in COLUMNS if name in table and name not in first)]]
     texts = [name for name in table if COLUMNS[str(name)].kind == "text"]
     return table.assign(**{str(name): table[name].fillna("") for name in texts})
+
+
+def _rows(one: Scored, run: Run | None) -> Iterator[dict[str, Any]]:
+    """Rows of a protocol; where samples have labels and a run says what they mean, also whether they show these classes."""
+    yield from one.rows
+    labels = one.samples.labels
+    labelled = labels is not None and bool((labels >= 0).any())
+    if run is not None and run.flow.config.classes and labelled and one.chosen.protocol.name == ENCODER:
+        common = {name: one.rows[0][name] for name in ("network", "network_sha256", "reference", "reference_sha256")}
+        for row in label_rows(run, one):
+            yield common | row
 
 
 def save_reference(
@@ -99,9 +112,7 @@ def save_reference(
         ('test split of digits', 'digits.npz')
     """
     chosen = choose([protocol], run)[0] if isinstance(protocol, str) else protocol
-    if isinstance(source, str) and run is not None and source in ("train", "val", "test"):
-        from rrepa_lab.evaluation.reference import split_reference
-
+    if isinstance(source, str) and run is not None and source in SPLITS:
         against = split_reference(run, source, chosen.protocol.mirrored)
     else:
         against = find_reference(source, run)

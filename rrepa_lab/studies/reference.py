@@ -21,8 +21,8 @@ GROUPS = {
     "patch_colours",
     "Classification": "classify Classification classify_steps Ascent evidence NoiseSamples choose_read_noise "
     "classification_report ClassificationReport",
-    "Evaluation": "evaluate evaluate_samples Sampling score save_reference choose_sampling nearest_training Nearest compare "
-    "write_result",
+    "Evaluation": "evaluate evaluate_samples Sampling samples_by_class score save_reference choose_sampling nearest_training "
+    "Nearest compare write_result",
 }
 HEAD = """# Public names of rrepa_lab
 

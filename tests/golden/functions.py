@@ -263,6 +263,7 @@ def scored() -> dict[str, Any]:
         "evaluate": rl.evaluate(run, ["val", "test"], samples=80, n_noise_samples=2, limit=20),
         "evaluate, uniform": rl.evaluate(uniform, samples=0, n_noise_samples=2, limit=20),
         "evaluate_samples": rl.evaluate_samples(run, 80, guidance=0.5, strength=0.5),
+        "samples_by_class": rl.samples_by_class(run, 80),
         "score": rl.score(run.data("train", 90).x, run.data("test").x, "digits"),
         "choose_sampling": rl.choose_sampling(run, guidances=[0.0, 0.5], samples=80),
         "nearest_training": rl.nearest_training(run, 20).table,
