@@ -63,10 +63,13 @@ def score_pictures(
     Raises: LabError for pictures or features that are not finite, and a reference of another network.
         Warns (LabWarning) of fewer pictures than features, and says how many are needed.
     """
+    # the references first: one that does not fit is found before 50,000 samples are drawn
+    real = [reference.statistics(chosen.network, device) for chosen, reference in pairs]
     found = collect(samples, [one.network for one, _ in pairs], device=device, batch=batch, watch=watch)
+    how = {"dtype": "float32, moments float64", "batch": batch}
     return [
-        _score(chosen, reference, statistics, device, batch, seed, intervals)
-        for (chosen, reference), statistics in zip(pairs, found, strict=True)
+        _score(*pair, of_samples, of_real, seed if intervals else None, how)
+        for pair, of_samples, of_real in zip(pairs, found, real, strict=True)
     ]
 
 
@@ -74,21 +77,19 @@ def _score(
     chosen: Chosen,
     reference: Reference,
     samples: FeatureStatistics,
-    device: torch.device | str,
-    batch: int,
-    seed: int,
-    intervals: bool,
+    real: FeatureStatistics,
+    seed: int | None,
+    how: dict[str, Any],
 ) -> Scored:
-    real = reference.statistics(chosen.network, device)
+    """The rows of a protocol; without a seed no interval by bootstrap."""
     network = chosen.network
     common = {
         "n": samples.n, "reference": reference.words, "reference_sha256": reference.sha256, "network": network.words,
-        "network_sha256": network.sha256, "resize": network.resize, "bytes": network.bytes, "dtype": "float32, moments float64",
-        "batch": batch,
-    }  # fmt: skip
+        "network_sha256": network.sha256, "resize": network.resize, "bytes": network.bytes,
+    } | how  # fmt: skip
     rows = []
     for kind in chosen.protocol.metrics:
-        for row in _MEASURES[kind](chosen, samples, real, seed if intervals else None):
+        for row in _MEASURES[kind](chosen, samples, real, seed):
             unit = metric_of(row["metric"]).unit
             rows.append({"unit": unit, "n_reference": real.n} | row | common)
     return Scored(chosen, rows, samples, real)
@@ -109,8 +110,7 @@ def _frechet(chosen: Chosen, samples: FeatureStatistics, real: FeatureStatistics
     yield row
 
 
-def _spatial(chosen: Chosen, samples: FeatureStatistics, real: FeatureStatistics, seed: int | None) -> Iterator[dict[str, Any]]:
-    del seed
+def _spatial(chosen: Chosen, samples: FeatureStatistics, real: FeatureStatistics, _: int | None) -> Iterator[dict[str, Any]]:
     name = chosen.metric(SFD)
     if samples.spatial is None or real.spatial is None:
         if samples.spatial is not None:
@@ -119,9 +119,8 @@ def _spatial(chosen: Chosen, samples: FeatureStatistics, real: FeatureStatistics
             )
         return
     _warn_few(name, samples.spatial, real)
-    yield {
-        "metric": name, "value": frechet_to(real.spatial)(samples.spatial), "features": samples.spatial.dim
-    }  # fmt: skip
+    value = frechet_to(real.spatial)(samples.spatial)
+    yield {"metric": name, "value": value, "features": samples.spatial.dim}
 
 
 def _warn_few(name: str, samples: Gaussian, real: FeatureStatistics) -> None:
@@ -133,10 +132,7 @@ def _warn_few(name: str, samples: Gaussian, real: FeatureStatistics) -> None:
                           stacklevel=2)  # fmt: skip
 
 
-def _inception(
-    chosen: Chosen, samples: FeatureStatistics, real: FeatureStatistics, seed: int | None
-) -> Iterator[dict[str, Any]]:
-    del real, seed
+def _inception(chosen: Chosen, samples: FeatureStatistics, real: FeatureStatistics, _: int | None) -> Iterator[dict[str, Any]]:
     if samples.logits is None:
         return
     score = inception_score(samples.logits.double().log_softmax(dim=1), IS_PART)
@@ -145,8 +141,7 @@ def _inception(
     yield row
 
 
-def _kernel(chosen: Chosen, samples: FeatureStatistics, real: FeatureStatistics, seed: int | None) -> Iterator[dict[str, Any]]:
-    del seed
+def _kernel(chosen: Chosen, samples: FeatureStatistics, real: FeatureStatistics, _: int | None) -> Iterator[dict[str, Any]]:
     kept = _kept(chosen.metric(KD), samples, real)
     if kept is None:
         return
@@ -171,8 +166,7 @@ def _precision(
         yield row | {"n_reference": len(y)} | over
 
 
-def _vendi(chosen: Chosen, samples: FeatureStatistics, real: FeatureStatistics, seed: int | None) -> Iterator[dict[str, Any]]:
-    del seed
+def _vendi(chosen: Chosen, samples: FeatureStatistics, real: FeatureStatistics, _: int | None) -> Iterator[dict[str, Any]]:
     assert samples.features is not None
     x, y = samples.features, real.features
     yield {"metric": chosen.metric(VENDI), "value": vendi_score(x), "features": x.shape[1]}
