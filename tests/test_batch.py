@@ -450,7 +450,7 @@ def test_protocols_do_not_mix():
     with pytest.raises(LabError) as caught:
         tabulate(found)
     assert "m was measured under 2 protocols" in str(caught.value)
-    assert "(1) sigma 0.1, n = 10: none-0; (2) sigma 0.3, n = 10: reverse-0" in str(caught.value)
+    assert "(1) none-0; (2) reverse-0. They differ in words: sigma 0.1 and sigma 0.3." in str(caught.value)
     with pytest.raises(LabError, match="2 protocols"):
         tabulate([finding("none", 0, 1.0, n=10), finding("reverse", 0, 1.0, n=20)])
     assert list(tabulate(found, apart=True)["metric"]) == ["m [1]", "m [2]"]
@@ -494,9 +494,11 @@ def test_data_sets_do_not_mix(tmp_path):
     for name, folder in (("b", "cats"), ("c", "dogs")):
         config = run_.config.override({"data.name": "folder", "data.path": str(tmp_path / folder)})
         write_result(tmp_path / name, "tiny", table, [rl.Run(run_.flow, config, run_.classes, run_.projectors)])
-    with pytest.raises(LabError, match=r"\(1\) digits 8x8; p, n = 3: a/digits-none; \(2\) folder cats 8x8; p"):
+    with pytest.raises(LabError, match=r"\(1\) a/digits-none; \(2\) b/digits-none\. .* digits 8x8; p and folder cats 8x8; p\."):
         compare([tmp_path / "a", tmp_path / "b"])
-    with pytest.raises(LabError, match="folder cats 8x8; p.*folder dogs 8x8; p.*; a column for each: --apart, or apart=True$"):
+    with pytest.raises(
+        LabError, match=r"folder cats 8x8; p.*folder dogs 8x8; p.*\. A column for each: --apart, or apart=True$"
+    ):
         compare([tmp_path / "b", tmp_path / "c"])
 
 
