@@ -223,6 +223,13 @@ def test_interval_of_a_mean_covers_as_often_as_it_says():
     assert 180 <= hits <= 199
 
 
+def test_answers_that_are_all_equal_have_an_exact_interval():
+    found = mean_interval(torch.zeros(100, dtype=torch.bool), over="samples")
+    assert (found["low"], found["interval"]) == (0, "95 % over samples, exact binomial")
+    assert found["high"] == pytest.approx(1 - 0.025 ** (1 / 100)), "no bootstrap can say more than 0 to 0"
+    assert mean_interval(torch.ones(100, dtype=torch.bool))["low"] == pytest.approx(0.025 ** (1 / 100))
+
+
 def test_interval_of_a_frechet_distance_holds_it_and_has_the_spread_of_fresh_samples():
     real = gaussian_of(features(5000, 4, 0))
     draws = torch.Generator().manual_seed(1)

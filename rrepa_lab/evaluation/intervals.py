@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from rrepa_lab.data.loaders import generator
@@ -19,6 +20,8 @@ _PURPOSE = 77  # of the random numbers
 def mean_interval(values: Tensor, seed: int = 0, over: str = "images") -> dict[str, Any]:
     """Columns low, high and interval of the mean of values (n,): percentiles of 1,000 bootstrap means.
 
+    Of answers (bool) that are all equal it is the exact binomial interval (Clopper and Pearson).
+
     Args:
         over: what the values are of, for `interval`.
 
@@ -28,6 +31,9 @@ def mean_interval(values: Tensor, seed: int = 0, over: str = "images") -> dict[s
         (True, '95 % over images, bootstrap 1000')
     """
     x = values.detach().double().cpu()
+    if values.dtype == torch.bool and float(x.mean()) in (0.0, 1.0):  # all resamples of it are equal
+        exact = binomtest(int(x.sum()), len(x)).proportion_ci(CONFIDENCE)
+        return {"low": float(exact.low), "high": float(exact.high), "interval": _words(over, "exact binomial")}
     means = torch.stack([x[rows].mean() for rows in resampled(len(x), RESAMPLES, seed)])
     tail = (1 - CONFIDENCE) / 2
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
