@@ -304,6 +304,12 @@ def test_a_reference_of_another_network_is_refused(inception, tmp_path):
     write_statistics(path, statistics, None, "digits", "ab12")
     with pytest.raises(LabError, match="holds statistics of digits .ab12., and the samples are read by inception"):
         score_pictures(TensorPictures(pictures(4)), [(chosen, find_reference(path))])
+    x = pictures(70, 8)
+    digits = choose("digits")[0]
+    grey = x[:, :1].expand(-1, 3, -1, -1)
+    np.savez(tmp_path / "both.npz", mu=np.zeros(2048), sigma=np.eye(2048), arr_0=grey.permute(0, 2, 3, 1).numpy())
+    (by_pictures,) = score_pictures(TensorPictures(x[:, :1]), [(digits, find_reference(tmp_path / "both.npz"))])
+    assert by_pictures.rows[0]["value"] == pytest.approx(0, abs=1e-6), "its pictures are read by the other network"
     np.savez(path, mu=statistics.mean, sigma=statistics.covariance)
     with pytest.raises(LabError, match="holds statistics of 64 features, and inception has 2048 and 2023"):
         score_pictures(TensorPictures(pictures(4)), [(chosen, find_reference(path))])

@@ -84,20 +84,21 @@ def evaluate(
     if not names:
         raise LabError("name at least one split: train, val or test")
     wanted = _parts(parts)
-    rows = [{"split": name} | row for name in names for row in _of_images(run, name, wanted, (count, seed, limit))]
+    scored = "samples" in wanted and sampling.n and (protocols is not None or find_default_network(run.config) is not None)
+    chosen = choose(protocols, run) if scored else []  # before anything is measured: its weights may be missing
+    rows: list[dict[Any, Any]] = [
+        {"split": name} | row for name in names for row in _of_images(run, name, wanted, (count, seed, limit))
+    ]
     if "likelihood" in wanted and not run.config.space.is_pixels:
         rows.append({"split": names[-1]} | _reconstruction(run, names[-1], limit))
-    if "samples" in wanted and sampling.n and (protocols is not None or find_default_network(run.config)):
-        found = sample_rows(run, sampling, choose(protocols, run), names[-1], reference, save_samples)
+    if chosen:
+        found = sample_rows(run, sampling, chosen, names[-1], reference, save_samples)
         rows += [{"split": names[-1]} | row for row in found]
-    tables = [_table(run, rows)] if rows else []
     if "nearest" in wanted and sampling.n and names[-1] != "train":
-        tables.append(nearest_training(run, sampling, names[-1]).table)
-    if not tables:
+        rows += nearest_training(run, sampling, names[-1]).table.to_dict("records")
+    if not rows:
         raise LabError(f"nothing to measure: {', '.join(wanted)} with {sampling.n} samples")
-    return _table(
-        run, [{str(key): value for key, value in row.items()} for table in tables for row in table.to_dict("records")]
-    )
+    return _table(run, rows)
 
 
 def _parts(parts: str | Sequence[str]) -> tuple[str, ...]:
@@ -130,7 +131,7 @@ def _of_images(run: Run, split: str, wanted: Sequence[str], settings: tuple[int,
             yield best_probe(run, split, limit, part)
 
 
-def _table(run: Run, rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _table(run: Run, rows: list[dict[Any, Any]]) -> pd.DataFrame:
     """Rows with the columns of the run; the usual ones first, a text that there is not is empty."""
     table = pd.DataFrame([about(run) | row for row in rows])
     first = [name for name in _FIRST if name in table]

@@ -52,18 +52,22 @@ class Reference:
     def statistics(self, network: FeatureNetwork, device: torch.device | str = "cpu") -> FeatureStatistics:
         """Moments of all pictures, and features of 10,000 of them at most (class-balanced, seed 0), in the order of the set.
 
-        Raises: LabError for statistics of another network, and without pictures where the file has no statistics.
+        The statistics of a file are taken where they are of this network; of another one its pictures are read, if it has any.
+
+        Raises: LabError for statistics of another network without pictures, or of other weights.
         """
-        if self.pictures is None:
-            assert self.file is not None
+        held_by_file = self.file is not None and self.file.has_statistics
+        if self.file is not None and held_by_file and (self.pictures is None or self.file.network[0] == network.name):
             pooled, spatial = _of_file(self.file, network)
-            return FeatureStatistics(self.file.n, pooled, spatial, None, None)
+            if self.pictures is None:
+                return FeatureStatistics(self.file.n, pooled, spatial, None, None)
+            kept = some_of(self.pictures, KEPT)
+            features = self._features(kept, network, device)[:, : network.dim]
+            return FeatureStatistics(self.file.n, pooled, spatial, features, None, kept.labels)
+        assert self.pictures is not None
         kept = some_of(self.pictures, KEPT)
         held = self._features(kept, network, device)
         features, labels = held[:, : network.dim], kept.labels
-        if self.file is not None and self.file.has_statistics:
-            pooled, spatial = _of_file(self.file, network)
-            return FeatureStatistics(self.file.n, pooled, spatial, features, None, labels)
         if len(kept) < len(self.pictures):
             pooled, spatial = self._moments(network, device)
         else:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -70,13 +69,6 @@ class Sampling:
     def rule(self) -> Guidance:
         """The guidance."""
         return Guidance.of(self.guidance)
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """Columns of a table: guidance, annealed, temperature, denoise, strength, seed."""
-        rule = self.rule
-        guided = {"guidance": rule.scale, "annealed": rule.annealed, "temperature": rule.temperature}
-        return guided | {"denoise": self.denoise, "strength": self.strength, "seed": self.seed}
 
 
 @dataclass
