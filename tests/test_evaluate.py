@@ -155,6 +155,13 @@ def test_a_folder_is_scored_from_the_command_line(run, tmp_path, capsys):
     assert "reference test split of digits" in capsys.readouterr().out
 
 
+def test_a_number_of_samples_is_not_a_file(capsys):
+    assert main(["evaluate", "digits-none", "--samples", "-5"]) == 2
+    assert "samples must be >= 0, not -5" in capsys.readouterr().err
+    assert main(["evaluate", "digits-none", "--samples", "5x"]) == 2
+    assert "5x is neither a folder of pictures nor a .npz file of them" in capsys.readouterr().err
+
+
 # --- references -------------------------------------------------------------------------------------------------------
 
 

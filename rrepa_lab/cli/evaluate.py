@@ -1,6 +1,7 @@
 """`rrepa-lab evaluate`: likelihood, accuracy and sample scores of runs, and scores of pictures of any origin."""
 
 import argparse
+import re
 from typing import TYPE_CHECKING, Any
 
 from rrepa_lab.cli.arguments import (
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     with process_group(args.device) as place:
         if args.save_reference:
             return _save_reference(args, place.device, place.main)
-        if not args.samples.isdecimal():
+        if not re.fullmatch(r"[+-]?\d+", args.samples):
             return _score(args, place.device, place.main)
         if not args.run_name:
             raise LabError("name a run, or pictures: --samples FILE.npz --reference REFERENCE.npz")
