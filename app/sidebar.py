@@ -62,8 +62,13 @@ def score_lines(scores: pd.DataFrame) -> list[str]:
         rows = scores[scores["metric"] == metric].drop_duplicates("split").set_index("split")["value"]
         if len(rows):
             order = sorted(rows.index, key=lambda split: split != "test")
-            lines.append(f"{label}: " + ", ".join(f"{split} {rows[split]:.3g}" for split in order))
+            lines.append(f"{label}: " + ", ".join(f"{split} {_number(rows[split])}" for split in order))
     return lines
+
+
+def _number(value: float) -> str:
+    """Three digits, without an exponent for thousands."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def other_choices() -> list[Any]:

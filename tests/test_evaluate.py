@@ -71,6 +71,15 @@ def test_the_layer_of_the_probe_is_chosen_on_validation_images(run, table):
     assert "best of all on test, the scored images themselves, which flatters" in found["protocol"]
 
 
+def test_a_card_says_network_and_reference(table):
+    from rrepa_lab.runs.card import score_lines
+
+    lines = {line.split(" | ")[0].strip("| "): line for line in score_lines(table)}
+    for text in ("network bundled evaluator of digits", "reference test split of digits", "reference sha256 ", "bytes none"):
+        assert text in lines["FD[digits]"]
+    assert "network" not in lines["nats_per_dim"]
+
+
 def test_parts_are_chosen_by_name(run):
     assert rl.evaluate(run, limit=20, parts=["bayes"])["metric"].tolist() == ["bayes_accuracy"]
     with pytest.raises(LabError, match="unknown part of an evaluation 'bayess'; did you mean 'bayes'"):

@@ -179,10 +179,9 @@ def _print(table: "pd.DataFrame", args: argparse.Namespace) -> None:
 
 def protocol_lines(table: "pd.DataFrame") -> list[str]:
     """A line for each protocol of a table, with the metrics that it is that of."""
-    fields = ("network", "network_sha256", "reference", "reference_sha256", "resize", "bytes", "probe", "decoding")
+    from rrepa_lab.runs.card import protocol_words
+
     lines: dict[str, list[str]] = {}
     for row in table.to_dict("records"):
-        parts = [str(row["protocol"])]
-        parts += [f"{name.replace('_', ' ')} {row[name]}" for name in fields if str(row.get(name, "")) not in ("", "nan")]
-        lines.setdefault("; ".join(parts), []).append(str(row["metric"]))
+        lines.setdefault(protocol_words(row), []).append(str(row["metric"]))
     return [f"{', '.join(dict.fromkeys(metrics))}: {words}" for words, metrics in lines.items()]

@@ -15,6 +15,8 @@ from rrepa_lab.runs.records import Records
 
 # columns of metrics.jsonl that hold a floor of the similarity -> what its constants know
 FLOORS = {"floors.label_position": "label and position", "floors.position": "position"}
+# columns that say how samples were read and compared
+READ_BY = ("network", "network_sha256", "reference", "reference_sha256", "resize", "bytes", "probe", "decoding")
 
 
 class Described(Protocol):
@@ -136,11 +138,18 @@ def save_scores(run: Described, scores: pd.DataFrame) -> None:
     write_card(run, Records(run.directory).table(), scores)
 
 
+def protocol_words(row: dict[Any, Any]) -> str:
+    """The protocol of a row of scores in words, with the columns that say how samples were read and compared."""
+    named = [(name.replace("_", " "), str(row.get(name, ""))) for name in READ_BY]
+    return "; ".join([str(row["protocol"]), *(f"{name} {text}" for name, text in named if text not in ("", "nan"))])
+
+
 def score_lines(scores: pd.DataFrame) -> list[str]:
     """A Markdown table of an evaluation, protocol included; the splits of a metric side by side where there are several.
 
     A metric that one split alone has, or that was measured under another protocol there, has "-" in the other column.
     """
+    scores = scores.assign(protocol=[protocol_words(row) for row in scores.to_dict("records")])
     splits = list(dict.fromkeys(scores["split"])) if "split" in scores else []
     if len(splits) < 2:
         lines = ["| metric | value | unit | n | protocol |", "|---|---|---|---|---|"]
