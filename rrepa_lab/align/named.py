@@ -71,6 +71,16 @@ def timm_name(model: str) -> str:
     return NAMED[model].timm if model in NAMED else model
 
 
+def same_architecture(model: str, other: str) -> bool:
+    """Whether two names, of teachers or of timm, are of one architecture, whatever the weights.
+
+    Example:
+        >>> same_architecture("efficientnet-lite0", "tf_efficientnet_lite0.in1k")
+        True
+    """
+    return timm_name(model).partition(".")[0] == timm_name(other).partition(".")[0]
+
+
 def named_of(model: str) -> NamedTeacher | None:
     """The line of a teacher, by its name or by timm's."""
     if model in NAMED:

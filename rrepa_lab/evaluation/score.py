@@ -16,7 +16,7 @@ from rrepa_lab.evaluation.protocols import ENCODER, Chosen, choose
 from rrepa_lab.evaluation.reference import Reference, find_reference, split_reference
 from rrepa_lab.evaluation.sample_labels import label_rows
 from rrepa_lab.evaluation.scores import Scored, score_pictures
-from rrepa_lab.measurements.schema import COLUMNS
+from rrepa_lab.measurements.schema import arrange
 from rrepa_lab.processes import is_main
 from rrepa_lab.progress import progress
 from rrepa_lab.runs.run import Run
@@ -69,11 +69,7 @@ def score(
         found = score_pictures(pictures, pairs, device=torch.device(device), batch=batch, seed=seed, watch=bar.update)
     words = f"{len(pictures)} pictures of {pictures.words} ({pictures.sha256})"
     rows = [{"protocol": words, "device": device} | row for one in found for row in _rows(one, run)]
-    table = pd.DataFrame(rows)
-    first = ["metric", "value", "unit", "n", "protocol"]
-    table = table[[*first, *(name for name in COLUMNS if name in table and name not in first)]]
-    texts = [name for name in table if COLUMNS[str(name)].kind == "text"]
-    return table.assign(**{str(name): table[name].fillna("") for name in texts})
+    return arrange(pd.DataFrame(rows), ["metric", "value", "unit", "n", "protocol"])
 
 
 def _rows(one: Scored, run: Run | None) -> Iterator[dict[str, Any]]:

