@@ -2,11 +2,14 @@
 
 import json
 import os
+from math import nan
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch.testing import assert_close
 
 import rrepa_lab as rl
@@ -17,8 +20,11 @@ from rrepa_lab.data.splits import load_split
 from rrepa_lab.data.streams import RowStreams
 from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
+from rrepa_lab.evaluation.validation import Validation
+from rrepa_lab.flow.finite import NotFiniteError
 from rrepa_lab.runs.records import Records
 from rrepa_lab.training import precision
+from rrepa_lab.training.loop import train_run
 from rrepa_lab.training.processes import accelerator_on
 from rrepa_lab.training.state import Checkpoint
 
@@ -189,27 +195,78 @@ def test_training_and_validation_images_are_measured_alike(tiny, tmp_path):
     assert report.held_out_nats_per_dim != report.train_nats_per_dim
 
 
+def random_pictures(folder, counts):
+    """Grey pictures of random numbers in two classes: what is learned of some says nothing about the others."""
+    draw = np.random.default_rng(0)
+    for split, count in counts.items():
+        for name in "ab":
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(draw.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / split / name / f"{number}.png")
+    return folder
+
+
 def test_the_best_weights_are_kept_beside_the_last(tiny, tmp_path):
-    """A learning rate that ruins the flow in the end: the best weights are of an earlier step, and `load` gives them."""
+    """Eight pictures learned by heart: the best weights are of an early step, and `load` gives them."""
+    pictures = random_pictures(tmp_path / "pictures", {"train": 4, "val": 16, "test": 2})
     config = tiny.override({
-        "train.keep": "nats_per_dim", "data.holdout": 0.2, "train.eval_every": 2, "train.steps": 40, "train.lr": 3e-2,
-        "train.min_lr_ratio": 1.0, "train.ema_decay": 0.0, "align.strategy": "none", "train.batch": 8,
-        "train.grad_clip_norm": 1e9,
+        "data.name": "folder", "data.path": str(pictures), "flow.classes": 2, "flow.noise_std": 0.01, "align.strategy": "none",
+        "train.keep": "nats_per_dim", "train.eval_every": 10, "train.log_every": 10, "train.steps": 40, "train.lr": 1e-2,
+        "train.min_lr_ratio": 1.0, "train.ema_decay": 0.0, "train.batch": 8,
     })  # fmt: skip
     reports = train(config, tmp_path / "run")
     values = {r.step: r.held_out_nats_per_dim for r in reports if r.held_out_nats_per_dim is not None}
     best = min(values, key=values.__getitem__)
     assert best < 40
+    assert values[40] > values[best] + 1
     run = rl.load(tmp_path / "run")
     assert run.step == best
     assert rl.load(tmp_path / "run", checkpoint="last").step == 40
-    from rrepa_lab.evaluation.validation import Validation
-
     measured = Validation(config, load_split(config.data, "train"), torch.device("cpu"))(run)
     assert measured["held_out_nats_per_dim"] == pytest.approx(values[best], abs=1e-5)
     assert f"step {best}" in (tmp_path / "run" / "card.md").read_text()
     with pytest.raises(LabError, match="unknown checkpoint 'first'"):
         rl.load(tmp_path / "run", checkpoint="first")
+
+
+def test_weights_that_have_diverged_are_validated_and_not_kept(tiny, tmp_path):
+    """Scores that overflow count as wrong, some of them or all, and a training goes on; other instruments say what is wrong."""
+    from rrepa_lab.evaluation.correct import correct
+
+    train(tiny, tmp_path / "run")
+    run = rl.load(tmp_path / "run")
+    x, y = run.data("test", 40)
+    assert correct(run, x, y).any()
+    bias, bad = run.flow.block(2).proj_out.bias, list[int]()
+    for alpha in torch.arange(-40, -46, -0.1):  # of the last block: z^2 overflows for some images, then for all
+        bias[: run.flow.config.token_size] = alpha
+        try:
+            correct(run, x, y)
+        except NotFiniteError as error:
+            bad = error.rows
+            break
+    assert 0 < len(bad) < len(x)
+    fine = [row for row in range(len(x)) if row not in bad]
+    found = correct(run, x, y, overflows=True)
+    assert not found[bad].any()
+    assert torch.equal(found[fine], correct(run, x[fine], y[fine]))
+    measured = Validation(run.config, load_split(run.config.data, "train"), torch.device("cpu"))(run)
+    assert 0 <= measured["held_out_accuracy"] <= 1
+    bias.fill_(torch.nan)
+    measured = Validation(run.config, load_split(run.config.data, "train"), torch.device("cpu"))(run)
+    assert measured["held_out_accuracy"] == 0
+
+
+@pytest.mark.parametrize(("metric", "values"), [("nats_per_dim", [nan, 3.0, nan, 4.0]), ("accuracy", [nan, 0.3, nan, 0.2])])
+def test_a_value_that_is_no_number_is_worse_than_any(tiny, tmp_path, metric, values):
+    given = iter(values)
+
+    def validator(*_):
+        return lambda run: {"held_out_nats_per_dim": 1.0, f"held_out_{metric}": next(given)}
+
+    config = tiny.override({"train.keep": metric, "train.eval_every": 3, "train.log_every": 3, "train.steps": 12})
+    list(train_run(config, tmp_path / "run", validator, device="cpu"))
+    assert rl.load(tmp_path / "run").step == 6
 
 
 def test_a_training_ends_when_nothing_gets_better(tiny, tmp_path):

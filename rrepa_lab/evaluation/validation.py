@@ -20,7 +20,8 @@ PART = 256  # images in one pass
 class Validation:
     """nats/dim under the training noise, and the accuracy of one gradient step, of a flow on fixed images.
 
-    The step reads the images under the noise of the run's `config.read`: clean ones unless it says otherwise.
+    The step reads the images under the noise of the run's `config.read`: clean ones unless it says otherwise. Averaged weights
+    may have diverged for a while: an image whose scores are not finite counts as wrong, and the training goes on.
     The images are drawn once (class-balanced, seed 0) and the noise is the same every time, so that the values of a
     training can be compared with one another. Several processes share them.
     """
@@ -42,7 +43,7 @@ class Validation:
             found[f"{name}_nats_per_dim"] = self._nats(run, x, y, number)
             if self.config.flow.classes:
                 given = batch.x.to(self.device) if run.config.space.is_pixels else x
-                found[f"{name}_accuracy"] = float(correct(run, given, y).double().mean())
+                found[f"{name}_accuracy"] = float(correct(run, given, y, overflows=True).double().mean())
         return found
 
     def _nats(self, run: Run, x: Tensor, y: Tensor, number: int) -> float:

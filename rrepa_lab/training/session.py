@@ -270,9 +270,10 @@ class Session:
         t = self.config.train
         if t.keep == "last":
             return found
-        value = found[f"held_out_{t.keep}"]
-        better = self.best is None or (value < self.best.value if t.keep == "nats_per_dim" else value > self.best.value)
-        if better:
+        value, lower = found[f"held_out_{t.keep}"], t.keep == "nats_per_dim"
+        if math.isnan(value):  # of weights that have diverged: worse than any number
+            value = math.inf if lower else -math.inf
+        if self.best is None or (value < self.best.value if lower else value > self.best.value):
             self.best = Best(self.step, value, {k: v.detach().cpu().clone() for k, v in run.weights().items()})
         else:
             assert self.best is not None
