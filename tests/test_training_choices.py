@@ -20,6 +20,7 @@ from rrepa_lab.data.splits import load_split
 from rrepa_lab.data.streams import RowStreams
 from rrepa_lab.data.subset import whole
 from rrepa_lab.errors import LabError
+from rrepa_lab.evaluation.correct import correct
 from rrepa_lab.evaluation.validation import Validation
 from rrepa_lab.flow.finite import NotFiniteError
 from rrepa_lab.runs.records import Records
@@ -229,10 +230,8 @@ def test_the_best_weights_are_kept_beside_the_last(tiny, tmp_path):
         rl.load(tmp_path / "run", checkpoint="first")
 
 
-def test_weights_that_have_diverged_are_validated_and_not_kept(tiny, tmp_path):
-    """Scores that overflow count as wrong, some of them or all, and a training goes on; other instruments say what is wrong."""
-    from rrepa_lab.evaluation.correct import correct
-
+def test_weights_that_have_diverged_are_validated(tiny, tmp_path):
+    """Scores that overflow count as wrong, of some images or of all; where that is not wanted they are an error."""
     train(tiny, tmp_path / "run")
     run = rl.load(tmp_path / "run")
     x, y = run.data("test", 40)
