@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rrepa_lab.analysis.report import ClassificationReport, classification_report
     from rrepa_lab.analysis.routing import refinement_errors, routing
     from rrepa_lab.analysis.similarity import similarity
+    from rrepa_lab.analysis.spatial import spatial_structure
     from rrepa_lab.analysis.trace import Trace, agreement, trace
     from rrepa_lab.data.config import DataConfig
     from rrepa_lab.data.images import Batch
@@ -96,6 +97,7 @@ _HOMES = {
     "ClassificationReport": "analysis.report",
     "classification_report": "analysis.report",
     "similarity": "analysis.similarity",
+    "spatial_structure": "analysis.spatial",
     "Trace": "analysis.trace",
     "agreement": "analysis.trace",
     "trace": "analysis.trace",
@@ -178,6 +180,7 @@ __all__ = [
     "save_reference",
     "score",
     "similarity",
+    "spatial_structure",
     "teacher_floors",
     "trace",
     "train",

@@ -34,7 +34,7 @@ METRICS = {
     "01_there_and_back": {"nats_per_dim", "round_trip_error", "relative_gap"},
     "02_train_a_tiny_flow": {"nats_per_dim", "gradient_accuracy", "bayes_accuracy", "FD[digits]", "label_agreement"},
     "03_alignment_strategies": {"nats_per_dim", "gradient_accuracy", "bayes_accuracy"},
-    "04_per_layer_probing": {"linear_accuracy", "cka"},
+    "04_per_layer_probing": {"linear_accuracy", "cka", "lds"},
     "05_training_free_classification": {"gradient_accuracy", "bayes_accuracy", "iterated_accuracy"},
     "06_feature_maps_and_umap": {"knn_accuracy"},
     "07_sampling_guidance_denoising": {"FD[digits]", "label_agreement"},

@@ -29,7 +29,7 @@ from rrepa_lab.data.splits import splits
 from rrepa_lab.data.subset import Subset
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.taps import Tap, Taps
-from rrepa_lab.measurements.columns import ENCODER_TAP, about, accuracy, encoder_words, is_baseline, place
+from rrepa_lab.measurements.columns import about, accuracy, encoder_tap, encoder_words, is_baseline, place
 from rrepa_lab.runs.run import Run, check_names
 
 PROBES = ("linear", "knn")
@@ -133,7 +133,7 @@ class _Extractor:
     def __init__(self, run: Run, taps: list[str], baselines: bool, how: FeatureProtocol) -> None:
         self.run, self.taps, self.baselines, self.how = run, taps, baselines, how
         each = run.reference_encoders() if baselines else []
-        self.encoders = {ENCODER_TAP if not number else f"{ENCODER_TAP}.{number}": one for number, one in enumerate(each)}
+        self.encoders = {encoder_tap(number): one for number, one in enumerate(each)}
 
     def batches(self, images: ImageSet, order: Iterable[list[int]] | None = None) -> Iterable[FeatureBatch]:
         """Features batch after batch."""

@@ -1,9 +1,9 @@
-"""`rrepa-lab probe`: probes of every layer, and its similarity to the encoder."""
+"""`rrepa-lab probe`: probes of every layer, its similarity to the encoder, and its spatial structure."""
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rrepa_lab.cli.arguments import Commands, add_command, add_csv, add_device, add_noise_samples, add_output, parse_list
 from rrepa_lab.cli.printing import hint, print_rows, write_csv
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 def register(commands: Commands) -> None:
     """Add the command."""
-    probe = add_command(commands, "probe", run, "Probe every layer, and measure its similarity to the encoder.")
+    words = "Probe every layer, and measure its similarity to the encoder or its spatial structure."
+    probe = add_command(commands, "probe", run, words)
     probe.add_argument("runs", nargs="+", metavar="RUN", help="bundled or local runs, run directories, or Hub ids")
     add_device(probe)
     probe.add_argument(
         "--metrics", default="linear,knn",
-        help="of linear, knn, cknna, cka, mutual_knn, teacher_cosine, separated by commas",
+        help="of linear, knn, cknna, cka, mutual_knn, teacher_cosine, lds, cds, rmsc, separated by commas",
     )  # fmt: skip
     probe.add_argument("--taps", default="block.*.layer.*", help="which states: names or patterns, separated by commas")
     probe.add_argument("--direction", default="forward", help="forward (real images) or reverse (generated from noise)")
@@ -50,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
     from rrepa_lab.runs.run import check_names
     from rrepa_lab.runs.store import load
 
-    probes, similarities = _metrics(args.metrics)
+    kinds = _metrics(args.metrics)
     if args.figure and not args.figure.endswith(".html"):
         raise LabError(f"--figure must be an .html file, not {args.figure}")
     runs = [load(name, args.device) for name in args.runs]
     check_names(runs)
-    table = _measure(args, runs, probes, similarities)
+    table = _measure(args, runs, kinds)
     write_csv(args.csv, table)
     if args.figure:
         _write_figures(Path(args.figure), table)
@@ -70,21 +71,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _metrics(text: str) -> tuple[list[str], list[str]]:
-    """Those of the metrics that are probes, and those that are similarities; LabError for an unknown one."""
+class _Metrics(NamedTuple):
+    """The metrics of a call, by the function that measures them."""
+
+    probes: list[str]
+    similarities: list[str]
+    spatial: list[str]
+
+
+def _metrics(text: str) -> _Metrics:
+    """Those of the metrics that are probes, similarities and spatial; LabError for an unknown one."""
     from rrepa_lab.analysis.probe import PROBES
     from rrepa_lab.analysis.similarity import METRICS
+    from rrepa_lab.analysis.spatial import SPATIAL_METRICS
     from rrepa_lab.errors import unknown
 
-    names = parse_list(text)
+    names, kinds = parse_list(text), (PROBES, METRICS, tuple(SPATIAL_METRICS))
     for name in names:
-        if name not in (*PROBES, *METRICS):
-            raise unknown("metric", name, (*PROBES, *METRICS))
-    return [name for name in names if name in PROBES], [name for name in names if name in METRICS]
+        if name not in sum(kinds, ()):
+            raise unknown("metric", name, sum(kinds, ()))
+    return _Metrics(*([name for name in names if name in known] for known in kinds))
 
 
-def _measure(args: argparse.Namespace, runs: "list[Run]", probes: list[str], similarities: list[str]) -> "pd.DataFrame":
-    """The tidy table of all metrics: probes of all runs, then similarities run by run."""
+def _measure(args: argparse.Namespace, runs: "list[Run]", kinds: _Metrics) -> "pd.DataFrame":
+    """The tidy table of all metrics: probes of all runs, then similarities and spatial structure run by run."""
     import pandas as pd
 
     from rrepa_lab.analysis.features import POOLS, FeatureProtocol, Images
@@ -92,6 +102,7 @@ def _measure(args: argparse.Namespace, runs: "list[Run]", probes: list[str], sim
     from rrepa_lab.analysis.probe import probe
     from rrepa_lab.analysis.probe_fit import ProbeFit
     from rrepa_lab.analysis.similarity import similarity
+    from rrepa_lab.analysis.spatial import spatial_structure
 
     taps = parse_list(args.taps)
     protocol = FeatureProtocol(
@@ -104,20 +115,25 @@ def _measure(args: argparse.Namespace, runs: "list[Run]", probes: list[str], sim
         seed=args.seed,
     )
     tables = []
-    if probes:
+    if kinds.probes:
         protocols = [replace(protocol, pool=pool) for pool in POOLS] if args.pool == "both" else [protocol]
         fit = ProbeFit(solver=args.solver, **({} if args.neighbours is None else {"neighbours": args.neighbours}))
         tables.append(
             probe(
-                runs, taps, protocol=protocols, probes=probes, classifiers=parse_list(args.classifiers),
+                runs, taps, protocol=protocols, probes=kinds.probes, classifiers=parse_list(args.classifiers),
                 baselines=not args.no_baselines, fit=fit, force=args.force, limit=args.limit,
             )
         )  # fmt: skip
-    for loaded in runs if similarities else []:
+    images, nearest = Images(limit=args.limit or 1000), 10 if args.neighbours is None else args.neighbours
+    for loaded in runs if kinds.similarities else []:
         # of several runs, those without projectors have no cosine
-        metrics = [name for name in similarities if name != "teacher_cosine" or loaded.projectors.taps or len(runs) == 1]
-        images, nearest = Images(limit=args.limit or 1000), 10 if args.neighbours is None else args.neighbours
+        metrics = [name for name in kinds.similarities if name != "teacher_cosine" or loaded.projectors.taps or len(runs) == 1]
         tables.append(similarity(loaded, None, taps, metrics=metrics, protocol=protocol, neighbours=nearest, images=images))
+    for loaded in runs if kinds.spatial else []:
+        of_teachers = not args.no_baselines
+        tables.append(
+            spatial_structure(loaded, taps, metrics=kinds.spatial, protocol=protocol, baselines=of_teachers, images=images)
+        )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -152,12 +168,14 @@ def _print_protocol(table: "pd.DataFrame", runs: "list[Run]") -> None:
 
 
 def _print_best(table: "pd.DataFrame") -> None:
-    """The best layer of each metric."""
+    """The best layer of each metric, or the highest where neither is better."""
     from rrepa_lab.analysis.probe import best_layer
+    from rrepa_lab.measurements.metrics import metric_of
 
     for metric in dict.fromkeys(table.loc[table["layer"] > 0, "metric"]):
+        word = "best layer by" if metric_of(metric).better else "highest"
         for row in best_layer(table, metric).itertuples():
-            print(f"best layer by {metric}: {row.run} {row.tap} ({row.module_path}) {row.value:.4f}, n = {row.n}")
+            print(f"{word} {metric}: {row.run} {row.tap} ({row.module_path}) {row.value:.4f}, n = {row.n}")
 
 
 def _write_figures(path: Path, table: "pd.DataFrame") -> None:

@@ -38,6 +38,16 @@ def encoder_words(run: Run, *encoders: EncoderConfig) -> str:
 PIXELS_TAP, ENCODER_TAP = "pixels", "encoder"  # rows of a table that are not of a flow; further encoders are "encoder.1", ...
 
 
+def encoder_tap(number: int) -> str:
+    """The tap of the rows of a run's encoder of this number, from 0.
+
+    Example:
+        >>> encoder_tap(0), encoder_tap(1)
+        ('encoder', 'encoder.1')
+    """
+    return f"{ENCODER_TAP}.{number}" if number else ENCODER_TAP
+
+
 def is_baseline(tap: str) -> bool:
     """Whether a row of this name is one of raw pixels or of an encoder.
 

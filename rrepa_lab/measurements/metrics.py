@@ -41,6 +41,9 @@ METRICS: dict[str, Metric] = {
         Metric("cka", "linear CKA", "", "higher"),
         Metric("mutual_knn", "mutual k-NN", "fraction", "higher"),
         Metric("teacher_cosine", "cosine to the teacher", "cosine", "higher"),
+        Metric("lds", "local-versus-distant similarity (LDS)", "cosine"),
+        Metric("cds", "correlation decay slope (CDS)", "cosine/token"),
+        Metric("rmsc", "root mean square spatial contrast (RMSC)"),
         Metric("expected_calibration_error", "expected calibration error", "fraction", "lower"),
         Metric("mean_confidence", "mean confidence", "fraction"),
     )

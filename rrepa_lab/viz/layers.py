@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from rrepa_lab.errors import LabError
 from rrepa_lab.measurements.columns import PIXELS_TAP, is_baseline
-from rrepa_lab.measurements.metrics import title_of
+from rrepa_lab.measurements.metrics import metric_of, title_of
 from rrepa_lab.measurements.spread import mean_and_spread
 from rrepa_lab.viz.charts import band
 from rrepa_lab.viz.theme import COLOURS, INK, SCALE, SYMBOLS, one_of, styled
@@ -69,7 +69,8 @@ def layer_map(
     figure.update_layout(coloraxis={"colorscale": SCALE, "colorbar": {"title": {"text": ""}, "thickness": 12}})
     figure.update_annotations(font={"size": 12})
     height = 120 + down * (40 + tall)
-    marks = "★ best layer; outlined where it was aligned" if outlined else "★ best layer"
+    star = "★ best layer" if metric_of(metric).better else "★ highest value"
+    marks = f"{star}; outlined where it was aligned" if outlined else star
     caption = f"blocks and layers count from 1 at the image; {marks}; {_caption(rows)}"
     title, caption = _headed(title, f"{title_of(metric)}, block by layer", metric, caption)
     return styled(figure, title, caption, height, legend=max(name.count("<br>") for name in names))

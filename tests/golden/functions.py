@@ -194,6 +194,17 @@ def similarities() -> dict[str, Any]:
     }
 
 
+def spatial() -> dict[str, Any]:
+    """Spatial structure of the flow's features in both directions, and of its teacher's."""
+    run = small_run("reverse")
+    generated = rl.FeatureProtocol("reverse", samples=12, feed_label=True, guidance=1.0)
+    return {
+        "taps and teacher": rl.spatial_structure(run, images=rl.Images(limit=24)),
+        "tokens": rl.spatial_structure(run, "block.*.out", baselines=False, images=rl.Images("train", limit=12)),
+        "reverse": rl.spatial_structure(run, "block.2.layer.1", metrics=["lds", "rmsc"], protocol=generated),
+    }
+
+
 def features() -> dict[str, Any]:
     """Maps of features, nearest neighbours and colours."""
     run = small_run("reverse")
@@ -325,6 +336,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], Tolerance]] = {
     "gradients": (gradients, MIXED),
     "floors": (floors, MIXED),
     "similarities": (similarities, MIXED),
+    "spatial": (spatial, MIXED),
     "features": (features, MIXED),
     "agreement": (agreement, MIXED),
     "probes": (probes, MIXED),
