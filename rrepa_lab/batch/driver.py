@@ -1,8 +1,9 @@
 """A batch: every cell of a grid through joblib, on this machine or a Dask cluster, resumed where it was cut off."""
 
+import math
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -26,7 +27,7 @@ class CellReport:
     """A cell of the grid that has ended."""
 
     name: str
-    state: str  # "done", "failed", or "skipped": it was done before
+    state: str  # "done", "failed", "skipped": it was done before in this folder, or "measured": the study's table holds it
     folder: Path
     seconds: float  # its own, when it ran
     ended: int  # cells that have ended so far, this one included
@@ -52,6 +53,7 @@ def run_batch(
     jobs: int | None = None,
     threads: int | None = None,
     scheduler: str | None = None,
+    measured: Collection[str] = (),
 ) -> Generator[CellReport, None, None]:
     """Execute the notebook for every cell of the grid, yielding a report as each ends; cells done before come first.
 
@@ -61,6 +63,7 @@ def run_batch(
         threads: of each notebook; by default the cores are shared among the jobs.
         scheduler: address of a Dask scheduler ("tcp://host:8786") whose workers take the jobs instead; they must see
             `out` under the same path.
+        measured: identities of cells that are not run, since the study's table holds them (`batch.measured`).
 
     Raises: LabError before anything runs, for a grid that does not fit, a folder that cannot be written or in which
         another batch is at work, or a cluster that does not answer.
@@ -74,7 +77,10 @@ def run_batch(
     root = Path(out).resolve()
     with _held(root), _backend(scheduler, root, threads) as (backend, shared):
         tasks = [task._replace(threads=shared) if shared else task._replace(driver=os.getpid()) for task in tasks]
-        known = [(task, finished(task)) for task in tasks]
+        before = [task for task in tasks if task.cell.identity in measured]
+        for place, task in enumerate(before, start=1):
+            yield CellReport(task.cell.name, "measured", task.folder, 0.0, place, len(tasks), math.nan)
+        known = [(task, finished(task)) for task in tasks if task.cell.identity not in measured]
         done = [Outcome(task, record, skipped=True) for task, record in known if record]
         missing = [task for task, record in known if not record]
         began, first = time.monotonic(), len(done)
@@ -86,9 +92,9 @@ def run_batch(
                 state="skipped" if outcome.skipped else record.state,
                 folder=outcome.task.folder,
                 seconds=record.seconds,
-                ended=ended,
+                ended=len(before) + ended,
                 cells=len(tasks),
-                remaining=pace * (len(tasks) - ended),
+                remaining=pace * (len(known) - ended),
                 failure=record.failure,
             )
 

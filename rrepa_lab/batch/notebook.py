@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 OUT_DIR = "out_dir"  # the parameter through which a batch tells a notebook where to write
+# parameters that say where files are on this machine: unless they are an axis of the grid, no part of what a cell is
+PLACES = ("data_path", "space_weights")
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "None": None}
 LONGEST_TYPE = 200
 LARGEST_NOTEBOOK = 256 * MIB
@@ -117,7 +119,11 @@ class Notebook:
         return defaults | given
 
     def key(self, values: Mapping[str, Any]) -> str:
-        """Hash of code, parameters and package version: two runs with the same key would do the same."""
+        """Hash of code, parameters and package version: two runs with the same key would do the same.
+
+        Args:
+            values: the parameters that count, see `study.cells`.
+        """
         about = [__version__, self.name, self.code, sorted(values.items())]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, field_validator
 
-from rrepa_lab.batch.notebook import Notebook, Parameter, find_notebook, read_notebook
+from rrepa_lab.batch.notebook import PLACES, Notebook, Parameter, find_notebook, read_notebook
 from rrepa_lab.config import Config
 from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.paper import paper_tables, published_table
@@ -49,6 +49,9 @@ class Study(Config):
         "", description="a published table (paper-table-1) or a CSV file from here, shown beside the study's own"
     )
     beside_title: str = ""
+    measured: str = Field(
+        "", description="a CSV file beside the study file of what was measured in earlier sessions; see `batch.measured`"
+    )
     claims: list[Claim] = Field([], description="what the table is held against")
 
     @field_validator("grid", mode="before")
@@ -63,12 +66,22 @@ class GridCell(NamedTuple):
     name: str  # "strategy=reverse,seed=0", the parameters that were given to it
     parameters: dict[str, Any]  # all but out_dir
     key: str  # see Notebook.key
+    given: Mapping[str, Any] = {}  # those that the study gives and that count, without defaults of the notebook
 
     @property
     def folder(self) -> str:
         """Where it is kept: the name, and a hash of the parameters; an edited notebook finds its trainings again."""
         text = re.sub(r"[^A-Za-z0-9.=,-]+", "-", self.name)[:100]
-        return f"{text}-{hashlib.sha256(json.dumps(sorted(self.parameters.items())).encode()).hexdigest()[:8]}"
+        counted = {name: value for name, value in self.parameters.items() if name in self.given or name not in PLACES}
+        return f"{text}-{hashlib.sha256(json.dumps(sorted(counted.items())).encode()).hexdigest()[:8]}"
+
+    @property
+    def identity(self) -> str:
+        """The parameters that were given, as JSON: what a stored measurement is matched by.
+
+        Neither the code of the notebook nor its defaults enter: a notebook with other text has the same cells.
+        """
+        return json.dumps(self.given, sort_keys=True, separators=(",", ":"))
 
 
 def beside_table(study: Study) -> "pd.DataFrame":
@@ -98,6 +111,8 @@ def load_study(source: str | Path) -> tuple[Study, Notebook]:
         if not (path.parent / study.beside).is_file():
             raise LabError(f"{path}: beside names {study.beside}, which is not there")
         study = study.model_copy(update={"beside": str((path.parent / study.beside).resolve())})
+    if study.measured:  # it need not be there yet
+        study = study.model_copy(update={"measured": str((path.parent / study.measured).resolve())})
     return study, read_notebook(find_notebook(study.notebook, path.parent))
 
 
@@ -170,7 +185,10 @@ def cells(study: Study, notebook: Notebook) -> list[GridCell]:
         for point in product(*axes.values()):
             given = dict(zip(axes, point, strict=True))
             parameters = notebook.check(study.parameters | given)
-            key = notebook.key(parameters)
+            elsewhere = [name for name in PLACES if name not in given]
+            counted = {name: value for name, value in parameters.items() if name not in elsewhere}
+            key = notebook.key(counted)
             name = ",".join(f"{one}={value}".replace(" ", "") for one, value in given.items())
-            found.setdefault(key, GridCell(name or notebook.name, parameters, key))
+            chosen = {one: value for one, value in counted.items() if one in study.parameters or one in given}
+            found.setdefault(key, GridCell(name or notebook.name, parameters, key, chosen))
     return list(found.values())

@@ -6,11 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from rrepa_lab.batch.cell import Task, finished
+from rrepa_lab.batch.measured import with_new
 from rrepa_lab.batch.study import Study, beside_table
+from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.compare import gather
 from rrepa_lab.files import write_text
 from rrepa_lab.measurements.claims import VERDICT_RULE, claim_lines, verdicts
-from rrepa_lab.measurements.compare import markdown, tabulate
+from rrepa_lab.measurements.compare import Finding, markdown, tabulate
+from rrepa_lab.measurements.curves import Curve
 from rrepa_lab.measurements.results import NAME
 from rrepa_lab.viz.comparison import report
 
@@ -19,14 +22,14 @@ DIGITS = "%.6g"
 
 def summarise(study: Study, tasks: Iterable[Task], out: Path) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Write `out`/table.csv (mean and spread), measurements.csv (each one), table.md and report.html, and verdicts.csv if
-    the study makes claims; returns table and verdicts. Only finished cells of this grid enter.
+    the study makes claims; returns table and verdicts. Finished cells of this grid enter, and those that the study's table of
+    earlier sessions holds; with such a table a claim may be "not measured yet".
 
     Raises: LabError where the results cannot stand in one table, or do not cover a claim.
     """
-    measured = gather(task.folder / NAME for task in tasks if finished(task))
-    found = [one._replace(value=float(DIGITS % one.value)) for one in measured]  # verdicts are of the numbers written
+    found, curves = _measured(study, list(tasks))
     table, each = tabulate(found), tabulate(found, over_seeds=False)
-    decided = verdicts(found, study.claims) if study.claims else None
+    decided = verdicts(found, study.claims, curves, partial=bool(study.measured)) if study.claims else None
     write_text(out / "table.csv", table.to_csv(index=False, float_format=DIGITS))
     write_text(out / "measurements.csv", each.to_csv(index=False, float_format=DIGITS))
     beside = {study.beside_title or study.beside: beside_table(study)} if study.beside else {}
@@ -39,6 +42,17 @@ def summarise(study: Study, tasks: Iterable[Task], out: Path) -> tuple[pd.DataFr
     write_text(out / "table.md", text)
     write_text(out / "report.html", report(table, study.title or out.name, study.notes, decided, beside))
     return table, decided
+
+
+def _measured(study: Study, tasks: list[Task]) -> tuple[list[Finding], list[Curve]]:
+    """Single measurements, as they are written, and training curves."""
+    if study.measured:
+        every = with_new(study, tasks)
+        if not len(every.rows):
+            raise LabError("nothing of this study is measured yet")
+        return every.findings(), every.training_curves()
+    measured = gather(task.folder / NAME for task in tasks if finished(task))
+    return [one._replace(value=float(DIGITS % one.value)) for one in measured], []  # verdicts are of the numbers written
 
 
 def claims_markdown(decided: pd.DataFrame) -> str:

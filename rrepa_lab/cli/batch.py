@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rrepa_lab.batch.notebook import Notebook
     from rrepa_lab.batch.study import Study
 
+MEASURED = "measured before"  # state of a cell that the table of its study holds
+
 
 def register(commands: Commands) -> None:
     """Add the command."""
@@ -34,22 +36,32 @@ def register(commands: Commands) -> None:
     batch.add_argument("--threads", type=int, help="per notebook (none: the cores divided by the jobs)")
     batch.add_argument("--scheduler", metavar="ADDRESS", help="run on a Dask cluster instead: tcp://host:8786")
     batch.add_argument("--timeout", type=float, help="seconds that one run of the notebook may take")
+    batch.add_argument(
+        "--keep",
+        action="store_true",
+        help="add each cell that ends to the CSV file that the study names (measured: NAME.csv)",
+    )
     batch.add_argument("--dry-run", action="store_true", help="list the cells, without running them")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the cells that are not done, and print the table of results; status 1 if a cell failed or there is no table."""
+    """Run the cells that are neither done nor measured before, and print the table of results.
+
+    Status 1 if a cell failed or there is no table.
+    """
     from rrepa_lab.batch.driver import plan
+    from rrepa_lab.batch.measured import read_measured
     from rrepa_lab.batch.summary import summarise
 
     study, notebook = _study(args)
     if args.out is None and not args.dry_run:
         raise LabError("an output folder is required: add --out runs/NAME")
     tasks = plan(study, notebook, args.out or "runs")
+    before = read_measured(study, [task.cell for task in tasks]).cells
     if args.dry_run:
-        _print_cells(args, tasks, notebook)
+        _print_cells(args, study, tasks, before)
         return 0
-    reports = _execute(args, study, notebook, tasks)
+    reports = _execute(args, study, notebook, tasks, before)
     table, verdicts, problem = None, None, ""
     try:
         table, verdicts = summarise(study, tasks, Path(args.out))
@@ -84,7 +96,24 @@ def _study(args: argparse.Namespace) -> "tuple[Study, Notebook]":
         changes["parameters"] = study.parameters | dict(_parse_parameter(notebook, text) for text in args.set)
     if args.timeout is not None:
         changes["timeout"] = args.timeout
-    return Study.from_dict(study.to_dict() | changes), notebook
+    return _check_table(args, Study.from_dict(study.to_dict() | changes)), notebook
+
+
+def _check_table(args: argparse.Namespace, study: "Study") -> "Study":
+    """The study; without its table of measurements where --set makes other cells of it than those that are kept there."""
+    from rrepa_lab.batch.notebook import PLACES
+
+    changed = [name for name in (text.partition("=")[0] for text in args.set) if name not in PLACES]
+    if args.keep and not study.measured:
+        raise LabError("--keep needs a study file that names its table: measured: NAME.csv")
+    if args.keep and changed:
+        raise LabError(
+            f"--keep takes the cells of the study as they are: leave out --set {changed[0]}, or change the study file"
+        )
+    if study.measured and changed:
+        hint(args, f"--set {changed[0]} makes other cells than those of {Path(study.measured).name}, which is left aside")
+        return study.model_copy(update={"measured": ""})
+    return study
 
 
 def _parse_parameter(notebook: "Notebook", text: str) -> tuple[str, Any]:
@@ -95,42 +124,55 @@ def _parse_parameter(notebook: "Notebook", text: str) -> tuple[str, Any]:
     return name, notebook.parameter(name).parse(value)
 
 
-def _print_cells(args: argparse.Namespace, tasks: "list[Task]", notebook: "Notebook") -> None:
-    """--dry-run: every cell, done or to run; with --json its parameters too."""
+def _print_cells(args: argparse.Namespace, study: "Study", tasks: "list[Task]", before: set[str]) -> None:
+    """--dry-run: every cell, measured before, done or to run; with --json its parameters too."""
     from rrepa_lab.batch.cell import finished
 
+    states = [
+        MEASURED if task.cell.identity in before else "done" if args.out and finished(task) else "to run" for task in tasks
+    ]
     rows = [
-        {"cell": task.cell.name, "state": "done" if args.out and finished(task) else "to run"}
-        | (task.cell.parameters if args.json else {})
-        for task in tasks
+        {"cell": task.cell.name, "state": state} | (task.cell.parameters if args.json else {})
+        for task, state in zip(tasks, states, strict=True)
     ]
     print_rows(rows, args.json)
-    waiting = sum(row["state"] == "to run" for row in rows)
-    hint(args, f"{len(rows)} cells of {notebook.name}, {waiting} to run; leave out --dry-run to run them")
+    kept = f"{states.count(MEASURED)} {MEASURED} ({Path(study.measured).name}), " if study.measured else ""
+    name, waiting = tasks[0].notebook.stem, states.count("to run")
+    hint(args, f"{len(rows)} cells of {name}, {kept}{waiting} to run; leave out --dry-run to run them")
 
 
-def _execute(args: argparse.Namespace, study: "Study", notebook: "Notebook", tasks: "list[Task]") -> "list[CellReport]":
-    """Run the cells with a progress bar; a report of every cell, those done before included."""
+def _execute(
+    args: argparse.Namespace, study: "Study", notebook: "Notebook", tasks: "list[Task]", before: set[str]
+) -> "list[CellReport]":
+    """Run the cells with a progress bar; a report of every cell, those done or measured before included."""
     from tqdm import tqdm
 
     from rrepa_lab.batch.cell import finished
     from rrepa_lab.batch.driver import run_batch
+    from rrepa_lab.batch.measured import keep
 
     reports = []
-    before = sum(finished(task) is not None for task in tasks)
-    with tqdm(total=len(tasks), initial=before, unit="run", disable=None, dynamic_ncols=True) as bar:
-        for report in run_batch(study, notebook, args.out, jobs=args.jobs, threads=args.threads, scheduler=args.scheduler):
+    done = sum(task.cell.identity in before or finished(task) is not None for task in tasks)
+    options = {"jobs": args.jobs, "threads": args.threads, "scheduler": args.scheduler}
+    if args.keep:  # what an interrupted batch left in the folder
+        keep(study, tasks)
+    with tqdm(total=len(tasks), initial=done, unit="run", disable=None, dynamic_ncols=True) as bar:
+        for report in run_batch(study, notebook, args.out, measured=before, **options):
             reports.append(report)
-            if report.state != "skipped":
+            if report.state not in ("skipped", "measured"):
                 bar.write(f"{report.state} in {report.seconds:.0f} s: {report.name}", file=sys.stderr)
                 bar.update()
+            if args.keep and report.state == "done":
+                keep(study, tasks)
     return reports
 
 
 def _print_outcome(reports: "list[CellReport]", problem: str) -> None:
     """Counts, the error of every cell that failed, and why there is no table."""
-    count = {state: sum(report.state == state for report in reports) for state in ("done", "skipped", "failed")}
-    print(f"{count['done']} run, {count['skipped']} done before, {count['failed']} failed\n")
+    states = ("done", "skipped", "measured", "failed")
+    count = {state: sum(report.state == state for report in reports) for state in states}
+    kept = f"{count['measured']} {MEASURED}, " if count["measured"] else ""
+    print(f"{count['done']} run, {count['skipped']} done before, {kept}{count['failed']} failed\n")
     for report in reports:
         if report.failure is not None:
             print(f"failed: {report.name}\n  {report.failure.kind}: {report.failure.message}")

@@ -14,10 +14,13 @@ from pydantic import Field, field_validator, model_validator
 from rrepa_lab.config import Config
 from rrepa_lab.errors import LabError
 from rrepa_lab.measurements.compare import Finding, as_text
+from rrepa_lab.measurements.curves import Curve, step_ratios
 from rrepa_lab.measurements.metrics import present_metric
 
 CONFIDENCE = 0.95
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
+NOT_MEASURED = "not measured yet"  # of a contrast and of a claim, where measurements come over several sessions
+RATIO = "ratio of steps - 1"  # unit of the differences of a claim about steps
 COLUMNS = (
     "claim", "source", "metric", "unit", "better", "than", "difference", "sd", "low", "high", "d_z", "seeds", "p", "p_holm",
     "outcome", "holds", "holds_holm", "verdict", "verdict_holm",
@@ -56,6 +59,9 @@ class Claim(Config):
     monotone: list[dict[str, Any]] = Field(
         [], description="settings in the claimed order, the best one last: every step from one to the next is a contrast"
     )
+    fewer_steps: bool = Field(
+        False, description="on the training curve of the metric `better` needs fewer steps to reach the final value of `than`"
+    )
     not_testable: str = Field("", description="why this study cannot say")
 
     @field_validator("metric")
@@ -79,7 +85,9 @@ class Claim(Config):
         return [*self.contrasts, *(Contrast(better=better, than=than) for than, better in pairwise(self.monotone))]
 
 
-def verdicts(found: Sequence[Finding], claims: Sequence[Claim]) -> pd.DataFrame:
+def verdicts(
+    found: Sequence[Finding], claims: Sequence[Claim], curves: Sequence[Curve] = (), partial: bool = False
+) -> pd.DataFrame:
     """Compare claims with measurements.
 
     For each contrast the differences between its two settings are paired by training seed, and have a two-sided 95 %
@@ -94,13 +102,23 @@ def verdicts(found: Sequence[Finding], claims: Sequence[Claim]) -> pd.DataFrame:
     Differences that are equal for all seeds give an interval of width zero. That can be chance where a metric counts few
     images: use more seeds.
 
+    A claim with `fewer_steps` compares `step_ratios` of the training curves: its differences are ratios - 1. Where some seeds
+    do not reach the value it is undecided, and contradicted where none of several does.
+
+    Args:
+        found: single measurements.
+        curves: training curves, for claims with `fewer_steps`.
+        partial: a contrast whose settings were not both measured has the outcome "not measured yet", and so has its claim
+            unless another contrast is contradicted; else it is an error.
+
     Returns: a row for each contrast with the columns claim, source, metric, unit, better, than; difference (mean over
         seeds, in the unit of the metric, positive where the claim is right), sd, low and high (the interval), d_z (effect
         size: Cohen's d of paired differences, difference / sd), seeds; p (two-sided), p_holm; outcome ("holds",
         "contradicted", "undecided"), holds, holds_holm; verdict and verdict_holm of its claim. What one seed cannot
         give is nan; a claim that is not testable has one row, without a contrast.
 
-    Raises: LabError for a contrast whose settings were not measured with a common seed, or not unambiguously.
+    Raises: LabError for a contrast whose settings were not measured with a common seed (unless `partial`), or not
+        unambiguously.
     """
     rows: list[dict[str, Any]] = []
     for number, claim in enumerate(claims):
@@ -109,7 +127,14 @@ def verdicts(found: Sequence[Finding], claims: Sequence[Claim]) -> pd.DataFrame:
             verdict = f"not testable here: {claim.not_testable}"
             rows.append(about | {"verdict": verdict, "verdict_holm": verdict})
         else:
-            rows += [about | {"metric": claim.metric} | _contrast(found, claim, contrast) for contrast in claim.tested()]
+            for contrast in claim.tested():
+                try:
+                    row = _fewer_steps(curves, claim, contrast) if claim.fewer_steps else _contrast(found, claim, contrast)
+                except _NotMeasuredError:
+                    if not partial:
+                        raise
+                    row = _unmeasured(contrast)
+                rows.append(about | {"metric": _measured_by(claim)} | row)
     _correct(rows)
     for number, claim in enumerate(claims):
         own = [row for row in rows if row["number"] == number]
@@ -143,6 +168,8 @@ def verdict_table(found: pd.DataFrame) -> pd.DataFrame:
 
 def difference(row: Mapping[Any, Any]) -> str:
     """Difference, interval and unit of a row of `verdicts`: "+0.0123 [+0.0045, +0.0201] fraction"."""
+    if math.isnan(row["difference"]):
+        return str(row["unit"])
     text = f"{row['difference']:+.3g}"
     if not math.isnan(row["low"]):
         text += f" [{row['low']:+.3g}, {row['high']:+.3g}]"
@@ -159,7 +186,9 @@ def claim_lines(found: pd.DataFrame) -> list[str]:
         if isinstance(first["better"], str):
             lines[-1] += f"; with Holm's correction: {first['verdict_holm']}"
         for row in rows.to_dict("records"):
-            if isinstance(row["better"], str):
+            if row["outcome"] == NOT_MEASURED:
+                lines.append(f"  - {row['outcome']}: {row['better']} against {row['than']}: {row['metric']}")
+            elif isinstance(row["better"], str):
                 facts = [f"{row['metric']} {difference(row)}", f"{row['seeds']:.0f} seed{'s' if row['seeds'] > 1 else ''}"]
                 if row["seeds"] > 1:
                     facts += [f"d_z {row['d_z']:+.2f}", f"p {row['p']:.3g}", f"p (Holm) {row['p_holm']:.3g}"]
@@ -171,19 +200,55 @@ def _number(value: float, form: str) -> str:
     return "" if pd.isna(value) else f"{value:{form}}"
 
 
-def _contrast(found: Sequence[Finding], claim: Claim, contrast: Contrast) -> dict[str, Any]:
-    from scipy.stats import t
+class _NotMeasuredError(LabError):
+    """A contrast without measurements."""
 
+
+def _measured_by(claim: Claim) -> str:
+    return f"steps[{claim.metric}]" if claim.fewer_steps else claim.metric
+
+
+def _contrast(found: Sequence[Finding], claim: Claim, contrast: Contrast) -> dict[str, Any]:
     better, than = (_by_seed(found, claim.metric, settings) for settings in (contrast.better, contrast.than))
     seeds = sorted(better.keys() & than.keys())
     if not seeds:
-        raise LabError(
-            f"claim {claim.claim!r}: {_named(contrast.better)} and {_named(contrast.than)} share no training seed in which "
-            f"{claim.metric} was measured"
-        )
+        raise _no_common_seed(claim, contrast)
     sign = 1 if claim.ahead == "higher" else -1
-    differences = pd.Series([sign * (better[seed].value - than[seed].value) for seed in seeds])
-    count, mean, sd = len(seeds), float(differences.mean()), float(differences.std())
+    differences = [sign * (better[seed].value - than[seed].value) for seed in seeds]
+    return _tested(contrast, differences, better[seeds[0]].unit)
+
+
+def _fewer_steps(curves: Sequence[Curve], claim: Claim, contrast: Contrast) -> dict[str, Any]:
+    better, than = (
+        [one for one in curves if one.metric == claim.metric and _fits(one.settings, settings)]
+        for settings in (contrast.better, contrast.than)
+    )
+    ratios = step_ratios(better, than, claim.ahead)
+    if not ratios:
+        raise _no_common_seed(claim, contrast)
+    reached = [one.ratio - 1 for one in ratios if math.isfinite(one.ratio)]
+    if len(reached) == len(ratios):
+        return _tested(contrast, reached, RATIO)
+    row = _tested(
+        contrast, reached or [math.nan], f"{RATIO}; not reached with {len(ratios) - len(reached)} of {len(ratios)} seeds"
+    )
+    outcome = CONTRADICTED if not reached and len(ratios) > 1 else UNDECIDED
+    return row | {"seeds": len(ratios), "low": math.nan, "high": math.nan, "p": math.nan, "outcome": outcome, "holds": False}
+
+
+def _no_common_seed(claim: Claim, contrast: Contrast) -> LabError:
+    return _NotMeasuredError(
+        f"claim {claim.claim!r}: {_named(contrast.better)} and {_named(contrast.than)} share no training seed in which "
+        f"{claim.metric} was measured"
+    )
+
+
+def _tested(contrast: Contrast, paired: Sequence[float], unit: str) -> dict[str, Any]:
+    """The row of a contrast from its differences, one for each seed."""
+    from scipy.stats import t
+
+    differences = pd.Series(list(paired))
+    count, mean, sd = len(differences), float(differences.mean()), float(differences.std())
     low = high = p = d_z = math.nan
     if count > 1:
         error = sd / math.sqrt(count)
@@ -192,10 +257,8 @@ def _contrast(found: Sequence[Finding], claim: Claim, contrast: Contrast) -> dic
         d_z = mean / sd if sd else math.copysign(math.inf, mean) if mean else 0.0
         p = 2 * float(t.sf(abs(mean) / error, count - 1)) if sd else float(mean == 0)
     outcome = HOLDS if low > 0 else CONTRADICTED if high < 0 else UNDECIDED
-    return {
-        "unit": better[seeds[0]].unit,
-        "better": _named(contrast.better),
-        "than": _named(contrast.than),
+    return _named_sides(contrast) | {
+        "unit": unit,
         "difference": mean,
         "sd": sd,
         "low": low,
@@ -206,6 +269,15 @@ def _contrast(found: Sequence[Finding], claim: Claim, contrast: Contrast) -> dic
         "outcome": outcome,
         "holds": outcome == HOLDS,
     }
+
+
+def _unmeasured(contrast: Contrast) -> dict[str, Any]:
+    nothing = dict.fromkeys(("difference", "sd", "low", "high", "d_z", "p"), math.nan)
+    return _named_sides(contrast) | nothing | {"unit": "", "seeds": 0, "outcome": NOT_MEASURED, "holds": False}
+
+
+def _named_sides(contrast: Contrast) -> dict[str, Any]:
+    return {"better": _named(contrast.better), "than": _named(contrast.than)}
 
 
 def _correct(rows: list[dict[str, Any]]) -> None:
@@ -226,6 +298,8 @@ def _hypothesis(row: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
 
 
 def _outcome_holm(row: Mapping[str, Any]) -> str:
+    if row["outcome"] == NOT_MEASURED:
+        return NOT_MEASURED
     if not row["p_holm"] < 1 - CONFIDENCE:
         return UNDECIDED
     return HOLDS if row["difference"] > 0 else CONTRADICTED
@@ -235,6 +309,8 @@ def _verdict(outcomes: Sequence[str], single: bool) -> str:
     """Of the outcomes of all contrasts of a claim; `single`: whether one of them rests on one seed."""
     if CONTRADICTED in outcomes:
         return "not reproduced"
+    if NOT_MEASURED in outcomes:
+        return NOT_MEASURED
     if all(outcome == HOLDS for outcome in outcomes):
         return "reproduced"
     return "undecided: one seed" if single else UNDECIDED
@@ -242,19 +318,18 @@ def _verdict(outcomes: Sequence[str], single: bool) -> str:
 
 def _by_seed(found: Sequence[Finding], metric: str, settings: Mapping[str, Any]) -> dict[int, Finding]:
     """The measurement of each training seed; a value that does not exist (nan) is none."""
-    wanted = {key: str(as_text(value)) for key, value in settings.items()}
-    chosen = [one for one in found if one.metric == metric and _fits(one, wanted)]
+    chosen = [one for one in found if one.metric == metric and _fits(one.settings, settings)]
     values = {one.seed: one for one in chosen if one.seed is not None}
     if not chosen:
-        raise LabError(f"the study has no {metric} for {_named(settings)}")
+        raise _NotMeasuredError(f"the study has no {metric} for {_named(settings)}")
     if len(values) < len(chosen):
         raise LabError(f"{_named(settings)} fits several settings of the study: say more about it")
     return {seed: one for seed, one in values.items() if math.isfinite(one.value)}
 
 
-def _fits(one: Finding, wanted: Mapping[str, str]) -> bool:
-    """Whether a finding has these settings, as they read in a table."""
-    return all(key in one.settings and str(as_text(one.settings[key])) == text for key, text in wanted.items())
+def _fits(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether the settings of a finding or curve are these, as they read in a table."""
+    return all(key in found and str(as_text(found[key])) == str(as_text(value)) for key, value in wanted.items())
 
 
 def _named(settings: Mapping[str, Any]) -> str:

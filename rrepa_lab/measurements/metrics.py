@@ -20,6 +20,7 @@ METRICS: dict[str, Metric] = {
     one.name: one
     for one in (
         *(Metric(f"{name}_accuracy", label, "fraction", "higher") for name, label in _ACCURACIES.items()),
+        Metric("gradient_accuracy[clean]", "one gradient step on clean images", "fraction", "higher"),
         Metric("nats_per_dim", "negative log-likelihood", "nats/dim", "lower"),
         Metric("bits_per_dim", "negative log-likelihood", "bits/dim", "lower"),
         Metric("held_out_nats_per_dim", "negative log-likelihood of held-out images", "nats/dim", "lower"),

@@ -47,6 +47,9 @@ class Measurement(Config):
     value: float | None = Field(description="None where the measurement does not exist")
     unit: str = ""
     n: int | None = Field(None, description="images or samples it is taken over")
+    low: float | None = Field(None, description="lower end of its interval over images or samples, if there is one")
+    high: float | None = Field(None, description="upper end")
+    interval: str = Field("", description="of low and high: over what, and how")
     protocol: str = Field("", description="split, noise, seeds, evaluator: all that must agree to be compared")
 
     @field_validator("metric")
@@ -156,6 +159,9 @@ def _measurement(row: dict[str, Any], by: Sequence[str]) -> Measurement:
         value=value if math.isfinite(value) else None,
         unit=str(row["unit"]) if _there(row.get("unit")) else "",
         n=int(n) if _there(n) else None,  # type: ignore[arg-type]
+        low=_number(row.get("low")),
+        high=_number(row.get("high")),
+        interval=str(row["interval"]) if _there(row.get("interval")) else "",
         protocol="; ".join(parts),
     )
 
@@ -164,6 +170,11 @@ def _whole(column: str, value: Any) -> Any:
     """An integer where a column of integers has become one of floats, since some rows have none."""
     integer = column in COLUMNS and COLUMNS[column].kind == "integer" and isinstance(value, float) and value.is_integer()
     return int(value) if integer else value
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None."""
+    return float(value) if _there(value) and math.isfinite(value) else None
 
 
 def _there(value: Any) -> bool:

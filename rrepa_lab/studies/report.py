@@ -10,8 +10,9 @@ clone, the table of results in README.md. Their text is written by hand; what is
     <!-- value: NAME -->    and    <!-- end -->        a figure inside a sentence, not at the start of a line: Markdown takes
                                                        a line that starts with a comment out of its paragraph
 
-is replaced. NAME is one of the functions of `report_digits`, `report_layers`, `report_evaluation` and `report_bench`,
-which read `assets/studies/*.csv` and the scores of the bundled runs: after a study or a benchmark was run again, run this.
+is replaced. NAME is one of the functions of `report_digits`, `report_layers`, `report_photographs`, `report_evaluation` and
+`report_bench`, which read `assets/studies/*.csv`, the study files there and the scores of the bundled runs: after a study or a
+benchmark was run again, run this.
 """
 
 import argparse
@@ -24,11 +25,11 @@ from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.files import write_text
 from rrepa_lab.paths import assets
 from rrepa_lab.readers import read_text
-from rrepa_lab.studies import report_bench, report_digits, report_evaluation, report_layers
+from rrepa_lab.studies import report_bench, report_digits, report_evaluation, report_layers, report_photographs
 from rrepa_lab.studies.digits import write_sums
 
 TABLES: dict[str, Callable[[], str]] = (
-    report_digits.TABLES | report_layers.TABLES | report_bench.TABLES | report_evaluation.TABLES
+    report_digits.TABLES | report_layers.TABLES | report_bench.TABLES | report_evaluation.TABLES | report_photographs.TABLES
 )
 VALUES: dict[str, Callable[[], str]] = report_digits.VALUES | report_layers.VALUES | report_bench.VALUES
 _START = re.compile(r"<!-- (table|value): *([^ ]*) *-->")

@@ -1,0 +1,44 @@
+"""Tables of the report about photographs, from the committed study files and what is measured of them; see `report`."""
+
+from collections.abc import Callable
+
+from rrepa_lab.measurements.compare import wide
+from rrepa_lab.studies.photographs import PhotographStudy, claims_side_by_side, read_studies
+from rrepa_lab.studies.report_digits import STUDY
+from rrepa_lab.studies.report_text import markdown, study_table
+
+NOTHING = "No cell is measured yet."
+# column of `compare.wide` -> title; other metrics are in the CSV files
+SCORES = {
+    "nats_per_dim": "nats/dim", "gradient_accuracy": "one step", "gradient_accuracy[clean]": "one step, clean images",
+    "iterated_accuracy": "twenty steps", "bayes_accuracy": "Bayes' rule", "linear_accuracy": "best layer, linear probe",
+    "FD[efficientnet-lite0]": "Fréchet distance", "KD[efficientnet-lite0]": "kernel distance",
+    "label_agreement": "labels agree",
+}  # fmt: skip
+
+
+def claims() -> str:
+    """Every claim with the paper's figures and its verdicts, digits and photographs side by side."""
+    return markdown(*claims_side_by_side(study_table(f"{STUDY}-verdicts"), read_studies()))
+
+
+def scores() -> str:
+    """The settings that are measured, mean and spread over training seeds, a table for each study."""
+    parts = [
+        f"**{one.study.title}**, {one.done} of {one.cells} cells:\n\n{_of_study(one)}" for one in read_studies() if one.done
+    ]
+    return "\n\n".join(parts) or NOTHING
+
+
+def _of_study(one: PhotographStudy) -> str:
+    """Rows in the order of the study's settings; columns: settings that differ, seeds, and the scores of SCORES."""
+    table = one.scores()
+    assert table is not None
+    shown = wide(table)
+    metrics = set(table["metric"])
+    columns = [name for name in shown.columns if name not in metrics or name in SCORES]
+    columns.sort(key=lambda name: list(SCORES).index(name) + 1 if name in SCORES else 0)
+    return markdown((SCORES.get(name, name) for name in columns), shown[columns].itertuples(index=False))
+
+
+TABLES: dict[str, Callable[[], str]] = {"photograph-claims": claims, "photograph-scores": scores}
