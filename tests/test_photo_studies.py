@@ -420,16 +420,26 @@ def test_the_report_of_a_part_of_a_study(folder, monkeypatch):
     study, tasks = tasks_of(folder)
     digits = pd.DataFrame([{"claim": "Reverse is more accurate", "source": "37 to 57", "metric": "m", "unit": "", "better": "a",
                             "than": "b", "difference": 0.5, "low": 0.25, "high": 0.75, "d_z": 2.0, "outcome": "holds",
-                            "verdict": "reproduced"}])  # fmt: skip
+                            "verdict": "reproduced", "verdict_holm": "undecided"}])  # fmt: skip
     _, rows = photographs.claims_side_by_side(digits, [photographs.read_study(folder / "tiny.yaml")])
-    assert rows[0] == ["Reverse is more accurate", "37 to 57", "reproduced; 0.5 [0.25, 0.75], d_z 2.00", "not measured yet"]
+    assert rows[0] == [
+        "Reverse is more accurate",
+        "37 to 57",
+        "reproduced (with Holm's correction undecided); 0.5 [0.25, 0.75], d_z 2.00",
+        "not measured yet",
+    ]
     curves = {"none": (1.0, 2.0, 4.0), "reverse": (4.0, 5.0, 6.0)}
     for task, value in zip(tasks[:2], (0.1, 0.3), strict=True):
         finish(task, value, curves[task.cell.parameters["strategy"]])
     keep(study, tasks)
     titles, rows = photographs.claims_side_by_side(digits, [photographs.read_study(folder / "tiny.yaml")])
     assert titles == ["claim", "the paper", "digits", "Tiny (2 of 4 cells)"]
-    assert [row[3] for row in rows] == ["undecided; 0.2", "undecided; 3.00x", "not measured yet", "not testable here"]
+    assert [row[3] for row in rows] == [
+        "undecided: one seed; 0.2",
+        "undecided: one seed; 3.00x",
+        "not measured yet",
+        "not testable here",
+    ]
     assert [row[2] for row in rows[1:]] == ["-"] * 3
     for task, value in zip(tasks[2:], (0.1, 0.30001), strict=True):
         finish(task, value, curves[task.cell.parameters["strategy"]])
@@ -546,7 +556,7 @@ claims:
     path = tmp_path / "two.yaml"
     for session, names in (("first", ""), ("second", ", detach")):
         path.write_text(text % names)
-        command = ["batch", str(path), "--out", str(tmp_path / session), "--jobs", "1", "--keep"]
+        command = ["batch", str(path), "--out", str(tmp_path / session), "--jobs", "1", "--threads", "1", "--keep"]
         assert main(command) == 0, capsys.readouterr().out
         told = capsys.readouterr().out
         assert ("1 measured before" in told) == bool(names)

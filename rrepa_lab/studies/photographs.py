@@ -74,9 +74,16 @@ def claim_cell(rows: pd.DataFrame | None) -> str:
     """
     if rows is None or rows.empty:
         return "-"
-    verdict = str(rows["verdict"].iloc[0]).split(":")[0]
+    verdict, holm = (_without_reason(str(rows[name].iloc[0])) for name in ("verdict", "verdict_holm"))
+    if holm != verdict:
+        verdict += f" (with Holm's correction {holm})"
     parts = [_effect(row) for row in rows.to_dict("records") if isinstance(row["better"], str)]
     return "; ".join([verdict, *filter(None, parts)])
+
+
+def _without_reason(verdict: str) -> str:
+    """ "not testable here" alone: why is in the study file."""
+    return verdict.split(":", maxsplit=1)[0] if verdict.startswith("not testable") else verdict
 
 
 def _effect(row: Mapping[Any, Any]) -> str:
