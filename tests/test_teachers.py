@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.align import hub as hubs
-from rrepa_lab.align.encoder import Encoder, out_of_memory
+from rrepa_lab.align.encoder import Encoder, make_teacher, out_of_memory
 from rrepa_lab.align.target import grid_hint
 from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.errors import LabError, LabWarning
@@ -249,3 +249,17 @@ def test_an_error_leaves_nothing_of_the_view_before(monkeypatch):
         html, *_ = updates(-5, 3)
         assert html["value"] is None
         assert reported == [], "a seed out of range is reported once for the tab, not by its panels"
+
+
+def test_bundled_weights_bring_the_settings_they_were_trained_with():
+    """By name alone, also in place of another teacher; settings that are given stay."""
+    alone = EncoderConfig(weights="bundled:cifar10")
+    assert (alone.model, alone.image_size, alone.channels, alone.layer) == ("resnet10t", 32, 3, 2)
+    changed = rl.preset("cifar10-tiny-reverse").override({"encoder.weights": "bundled:cifar10"}).encoder
+    assert changed == alone
+    assert EncoderConfig(weights="bundled:cifar10", layer=3).layer == 3
+    teacher = make_teacher(alone)
+    assert (teacher.dim, teacher.grid) == (64, (8, 8))
+    assert teacher(torch.zeros(2, 3, 32, 32)).shape == (2, 64, 64)
+    with pytest.raises(LabError, match="no encoder weights at"):
+        make_teacher(EncoderConfig(weights="bundled:nothing", model="resnet10t"))

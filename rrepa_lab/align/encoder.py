@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rrepa_lab.align.hub import hub
-from rrepa_lab.align.named import NAMED, PACKAGE, timm_name
+from rrepa_lab.align.named import BUNDLED, NAMED, PACKAGE, timm_name
 from rrepa_lab.align.packages import package_file, timm_names
 from rrepa_lab.align.teacher import TEACHERS, EncoderConfig, Teacher
 from rrepa_lab.align.weights import filled, read_tensors, strip_prefix
@@ -26,8 +26,6 @@ from rrepa_lab.checks import LARGEST_SEED
 from rrepa_lab.data.loaders import seeded
 from rrepa_lab.errors import LabError, LabWarning, unknown
 from rrepa_lab.paths import assets
-
-BUNDLED = "bundled:"
 
 
 class Encoder(nn.Module):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 IMAGENET_LABELS = "ImageNet with its labels"
 PACKAGE = "package:"  # weights that an installed Python package holds
+BUNDLED = "bundled:"  # weights in assets/encoders, trained by `rrepa-lab encoder train`
 
 
 class NamedTeacher(NamedTuple):

@@ -6,8 +6,11 @@ from typing import Any, Protocol
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rrepa_lab.align.named import NAMED, PACKAGE
+from rrepa_lab.align.named import BUNDLED, NAMED, PACKAGE
 from rrepa_lab.config import Config
+from rrepa_lab.errors import LabError
+from rrepa_lab.paths import assets
+from rrepa_lab.readers import MIB, read_json
 from rrepa_lab.registry import Registry
 
 
@@ -49,7 +52,9 @@ class EncoderConfig(Config):
 
     @classmethod
     def implied(cls, name: str, value: Any) -> dict[str, Any]:
-        """What a named teacher, or the weights of a package, say of the other settings."""
+        """What a named teacher, the weights of a package or bundled ones say of the other settings."""
+        if name == "weights" and isinstance(value, str) and value.startswith(BUNDLED):
+            return _bundled(value.removeprefix(BUNDLED))
         if name == "weights" and isinstance(value, str) and value.startswith(PACKAGE):
             own = value.removeprefix(PACKAGE)
             return {"model": own, **cls.implied("model", own)} if own in NAMED else {}
@@ -57,6 +62,16 @@ class EncoderConfig(Config):
             known = NAMED[value]
             return {"weights": known.weights, "image_size": known.image_size, "channels": 3, "layer": -1, "args": {}}
         return {}
+
+
+def _bundled(name: str) -> dict[str, Any]:
+    """The settings that a bundled encoder was trained with, but for its weights; none for one that there is not."""
+    try:
+        known = read_json(assets() / "encoders" / name / "config.json", MIB).get("encoder")
+    except LabError:
+        return {}
+    usual: dict[str, Any] = {"layer": -1, "args": {}}
+    return {key: value for key, value in (usual | known).items() if key != "weights"} if isinstance(known, dict) else {}
 
 
 class Teacher(Protocol):

@@ -9,8 +9,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrepa_lab.align.encoder import BUNDLED
-from rrepa_lab.align.named import PACKAGE
+from rrepa_lab.align.named import BUNDLED, PACKAGE
 from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.readers import MIB, read_json

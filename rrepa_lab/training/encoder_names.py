@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from rrepa_lab.align.encoder import BUNDLED
-from rrepa_lab.align.named import NAMED
+from rrepa_lab.align.named import BUNDLED, NAMED
 from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.errors import LabError
 from rrepa_lab.paths import assets
@@ -27,5 +26,7 @@ def encoder_folder(name: str) -> Path:
     """The folder of an encoder, by bundled:<name> or its path; LabError where there is none."""
     folder = assets() / "encoders" / name.removeprefix(BUNDLED) if name.startswith(BUNDLED) else Path(name).expanduser()
     if not (folder / CONFIG).is_file():
-        raise LabError(f"no encoder at {folder}: give bundled:digits or a folder written by rrepa-lab encoder train")
+        raise LabError(
+            f"no encoder at {folder}: give bundled:digits, bundled:cifar10 or a folder written by rrepa-lab encoder train"
+        )
     return folder
