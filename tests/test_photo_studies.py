@@ -12,7 +12,7 @@ from scipy.stats import t
 import rrepa_lab as rl
 from rrepa_lab.batch.cell import Record, write_record
 from rrepa_lab.batch.driver import plan, run_batch
-from rrepa_lab.batch.measured import curves_path, keep, read_measured, setting_names, with_new
+from rrepa_lab.batch.measured import USUAL_SETTINGS, curves_path, keep, read_measured, setting_names, with_new
 from rrepa_lab.batch.notebook import read_notebook
 from rrepa_lab.batch.study import cells, load_study
 from rrepa_lab.batch.summary import summarise
@@ -22,12 +22,13 @@ from rrepa_lab.evaluation.cell_scores import CLEAN, score_checkpoint, score_run,
 from rrepa_lab.evaluation.compare import gather
 from rrepa_lab.files import sha256
 from rrepa_lab.measurements.claims import NOT_MEASURED, Claim, claim_lines, verdict_table, verdicts
-from rrepa_lab.measurements.compare import Finding
+from rrepa_lab.measurements.compare import Finding, as_text, settings_of
 from rrepa_lab.measurements.curves import Curve, step_ratios, steps_to_reach
 from rrepa_lab.measurements.results import FORMAT
 from rrepa_lab.paths import assets
 from rrepa_lab.runs.records import Records
 from rrepa_lab.studies import photographs, report_photographs
+from rrepa_lab.studies.photographs import read_study
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # jupyter's own
 
@@ -178,9 +179,9 @@ def test_the_table_is_one_that_compare_reads(folder):
 
 def test_settings_are_those_of_claims_and_of_the_grid(folder):
     study, _ = load_study(folder / "tiny.yaml")
-    assert setting_names(study) == ["align.strategy", "align.blocks", "align.layers", "align.weight"]
+    assert setting_names(study) == list(USUAL_SETTINGS)
     wider = study.model_copy(update={"grid": [{"settings": [{"flow.noise_std": 0.1}, {"train.lr": 1e-3}]}]})
-    assert setting_names(wider)[4:] == ["flow.noise_std", "train.lr"]
+    assert setting_names(wider)[len(USUAL_SETTINGS) :] == ["flow.noise_std", "train.lr"]
 
 
 def test_a_session_that_ended_between_the_two_files(folder):
@@ -494,6 +495,49 @@ def test_the_claims_of_photographs_are_about_settings_of_the_grid():
                 assert len(side) == 4, "it must fit one setting"
                 assert (side["align.strategy"], *(tuple(side[f"align.{name}"]) for name in ("blocks", "layers")),
                         side["align.weight"]) in have  # fmt: skip
+
+
+def settings_of_cell(cell):
+    """The settings of the run that a cell trains."""
+    given = cell.parameters
+    changes = {f"align.{name}": given[f"align_{name}"] for name in ("blocks", "layers", "weight")}
+    changes |= {"align.strategy": given["strategy"], "train.steps": given["steps"]} | given["settings"] | given["varied"]
+    return {
+        name: str(as_text(value)) for name, value in settings_of(rl.preset(f"{given['family']}-none").override(changes)).items()
+    }
+
+
+@pytest.mark.parametrize("name", ["cifar10-main", "cifar10-teachers", "cifar10-recipe", "cifar10-latents"])
+def test_every_side_of_a_contrast_is_one_setting(name):
+    """Of the study, or of one that it names in `also`: no claim is ambiguous, and none waits for a cell that is never run."""
+    planned = []
+    for source in (name, *load_study(name)[0].also):
+        study, notebook = load_study(source)
+        planned += [settings_of_cell(one) for one in cells(study, notebook) if one.parameters["seed"] == 0]
+    sides = [side for claim in load_study(name)[0].claims for one in claim.tested() for side in (one.better, one.than)]
+    assert sides
+    for side in sides:
+        wanted = {key: str(as_text(value)) for key, value in side.items()}
+        assert sum(wanted.items() <= settings.items() for settings in planned) == 1, side
+
+
+def test_claims_use_the_measurements_of_another_study(folder):
+    """A study without the setting itself names the study that has it."""
+    study, tasks = tasks_of(folder)
+    finish(tasks[0], 0.1)
+    finish(tasks[1], 0.25)
+    keep(study, tasks)
+    text = (folder / "tiny.yaml").read_text().replace("tiny.csv", "other.csv").replace("[none, reverse]", "[forward]")
+    assert "[forward]" in text
+    (folder / "other.yaml").write_text(f"also: [tiny.yaml]\n{text}")
+    other = read_study(folder / "other.yaml")
+    assert other.done == 0
+    alone = read_study(folder / "tiny.yaml").verdicts()
+    assert other.verdicts()["difference"].tolist() == pytest.approx(alone["difference"].tolist(), nan_ok=True)
+    assert alone["difference"].notna().any()
+    (folder / "other.yaml").write_text(f"also: [nothing.yaml]\n{text}")
+    with pytest.raises(LabError, match="also names nothing.yaml, which is not there"):
+        load_study(folder / "other.yaml")
 
 
 # --- the cell ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from rrepa_lab.batch.cell import Record, Task, finished
-from rrepa_lab.batch.study import GridCell, Study
+from rrepa_lab.batch.study import GridCell, Study, cells, load_study
 from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.compare import gather
 from rrepa_lab.files import write_text
@@ -27,7 +27,10 @@ from rrepa_lab.measurements.results import NAME, read_result
 from rrepa_lab.readers import MissingFileError, read_table
 
 # settings that every table has; others are those that the claims name, or that differ within a `settings` of the grid
-USUAL_SETTINGS = ("align.strategy", "align.blocks", "align.layers", "align.weight")
+USUAL_SETTINGS = (
+    "align.strategy", "align.blocks", "align.layers", "align.weight", "align.refinements", "align.projector", "align.sharing",
+    "align.target", "align.teacher", "align.labels", "align.schedule", "align.similarity", "encoder.model",
+)  # fmt: skip
 ROW = (
     "source", "train_seed", "metric", "value", "unit", "n", "protocol", "low", "high", "interval", "version",
     "training_seconds", "seconds", "parameters",
@@ -69,11 +72,11 @@ class Measured(NamedTuple):
         return found
 
 
-def read_measured(study: Study, cells: Sequence[GridCell]) -> Measured:
+def read_measured(study: Study, planned: Sequence[GridCell]) -> Measured:
     """The tables of a study; empty ones where nothing is kept yet.
 
     Args:
-        cells: of the study: the rows must be of these.
+        planned: cells of the study: the rows must be of these.
 
     Raises: LabError for a damaged table, a row without a place in the study (it names the parameters that differ), and a
         measurement that is there twice.
@@ -85,7 +88,7 @@ def read_measured(study: Study, cells: Sequence[GridCell]) -> Measured:
     rows, curves = _read(path, ROW), _read(curves_path(path), CURVE_ROW)
     if rows is None:
         return empty
-    _check_rows(path, rows, cells)
+    _check_rows(path, rows, planned)
     if curves is None:
         return Measured(rows, empty.curves)
     _check_curves(curves_path(path), curves)
@@ -115,6 +118,16 @@ def with_new(study: Study, tasks: Iterable[Task]) -> Measured:
         rows, curves = rows + of_cell, curves + its_curves
     places = {task.cell.name: place for place, task in enumerate(tasks)}
     return Measured(_merge(kept.rows, rows, ROW, places), _merge(kept.curves, curves, CURVE_ROW, places))
+
+
+def with_also(study: Study) -> tuple[list[Finding], list[Curve]]:
+    """The measurements and curves of the studies that a study names in `also`; LabError as `read_measured`."""
+    found, curves = list[Finding](), list[Curve]()
+    for source in study.also:
+        other, notebook = load_study(source)
+        kept = read_measured(other, cells(other, notebook))
+        found, curves = found + kept.findings(), curves + kept.training_curves()
+    return found, curves
 
 
 def keep(study: Study, tasks: Iterable[Task]) -> int:

@@ -52,6 +52,9 @@ class Study(Config):
     measured: str = Field(
         "", description="a CSV file beside the study file of what was measured in earlier sessions; see `batch.measured`"
     )
+    also: list[str] = Field(
+        [], description="study files beside this one whose measurements its claims may use too: settings measured there"
+    )
     claims: list[Claim] = Field([], description="what the table is held against")
 
     @field_validator("grid", mode="before")
@@ -111,6 +114,11 @@ def load_study(source: str | Path) -> tuple[Study, Notebook]:
         if not (path.parent / study.beside).is_file():
             raise LabError(f"{path}: beside names {study.beside}, which is not there")
         study = study.model_copy(update={"beside": str((path.parent / study.beside).resolve())})
+    for name in study.also:
+        if not (path.parent / name).is_file():
+            raise LabError(f"{path}: also names {name}, which is not there")
+    if study.also:
+        study = study.model_copy(update={"also": [str((path.parent / name).resolve()) for name in study.also]})
     if study.measured:  # it need not be there yet
         study = study.model_copy(update={"measured": str((path.parent / study.measured).resolve())})
     return study, read_notebook(find_notebook(study.notebook, path.parent))

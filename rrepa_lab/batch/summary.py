@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from rrepa_lab.batch.cell import Task, finished
-from rrepa_lab.batch.measured import with_new
+from rrepa_lab.batch.measured import with_also, with_new
 from rrepa_lab.batch.study import Study, beside_table
 from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.compare import gather
@@ -29,7 +29,10 @@ def summarise(study: Study, tasks: Iterable[Task], out: Path) -> tuple[pd.DataFr
     """
     found, curves = _measured(study, list(tasks))
     table, each = tabulate(found), tabulate(found, over_seeds=False)
-    decided = verdicts(found, study.claims, curves, partial=bool(study.measured)) if study.claims else None
+    decided = None
+    if study.claims:
+        more, their_curves = with_also(study)
+        decided = verdicts(found + more, study.claims, curves + their_curves, partial=bool(study.measured))
     write_text(out / "table.csv", table.to_csv(index=False, float_format=DIGITS))
     write_text(out / "measurements.csv", each.to_csv(index=False, float_format=DIGITS))
     beside = {study.beside_title or study.beside: beside_table(study)} if study.beside else {}

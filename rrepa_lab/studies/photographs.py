@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from rrepa_lab.batch.measured import Measured, read_measured
+from rrepa_lab.batch.measured import Measured, read_measured, with_also
 from rrepa_lab.batch.study import Study, cells, load_study
 from rrepa_lab.measurements.claims import NOT_MEASURED, RATIO, verdicts
 from rrepa_lab.measurements.compare import tabulate
@@ -37,7 +37,9 @@ class PhotographStudy(NamedTuple):
 
     def verdicts(self) -> pd.DataFrame:
         """As `measurements.claims.verdicts`, with "not measured yet" where that is so."""
-        return verdicts(self.measured.findings(), self.study.claims, self.measured.training_curves(), partial=True)
+        found, curves = with_also(self.study)
+        own, own_curves = self.measured.findings(), self.measured.training_curves()
+        return verdicts(own + found, self.study.claims, own_curves + curves, partial=True)
 
     def scores(self) -> pd.DataFrame | None:
         """Mean and spread over training seeds, as `rl.compare`; None where nothing is measured."""
