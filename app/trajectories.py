@@ -82,10 +82,12 @@ def _trajectory(
 @lru_cache(maxsize=8)
 def aligner_of(run: rl.Run) -> tuple[Aligner | None, str]:
     """The alignment with the run's teacher, and why there is none; the page downloads no teacher, and loads each once."""
-    if not run.config.teachers:
+    own = run.config.align.teacher == "self" and bool(run.config.align.taps)
+    if not run.config.teachers and not own:
         return None, "the run has no teacher"
     try:
-        run.encoder(download=False)
+        if not own:
+            run.encoder(download=False)
         return run.aligner(), ""
     except LabError:
         models = " and ".join(one.model for one in run.config.teachers)

@@ -7,10 +7,11 @@ from conftest import CONFIGS, features, make_flow
 from torch.testing import assert_close
 
 import rrepa_lab as rl
-from rrepa_lab.align.aligner import Aligner, alignment_loss, patch_cosine
+from rrepa_lab.align.aligner import Aligner, alignment_loss
 from rrepa_lab.align.config import AlignConfig
 from rrepa_lab.align.encoder import Encoder
 from rrepa_lab.align.projector import Projectors
+from rrepa_lab.align.similarity import patch_cosine
 from rrepa_lab.align.strategies.reverse import pseudo_reverse
 from rrepa_lab.align.strategy import strategy_names
 from rrepa_lab.align.target import match_grid

@@ -30,7 +30,15 @@ FLOWS = {
     "rotary-swiglu": rl.FlowConfig(blocks=2, layers=2, positions="rotary", mlp="swiglu", **SMALL),
     "volume-preserving": rl.FlowConfig(classes=4, blocks=2, layers=2, volume_preserving=True, **SMALL),
 }
-ALIGNED = [("none", 0), ("forward", 0), ("detach", 0), ("reverse", 0), ("reverse", 2), ("reverse-exact", 0)]
+ALIGNED = [
+    ("none", 0),
+    ("forward", 0),
+    ("detach", 0),
+    ("reverse", 0),
+    ("reverse", 2),
+    ("reverse-exact", 0),
+    ("reverse-cached", 0),
+]
 DIM, BATCH = 24, 2
 
 
@@ -71,7 +79,7 @@ def test_operations_of_a_step(name, strategy, refinements, checkpointing, blocks
     # FlopCounterMode follows modules, and cannot where gradients are taken within a backward pass: then the same counts
     # without modules. Both know the products of this kernel on a CPU.
     with sdpa_kernel(SDPBackend.MATH):
-        if strategy in ("detach", "reverse") or checkpointing:
+        if strategy in ("detach", "reverse", "reverse-cached") or checkpointing:
             counted = operations(step)
         else:
             with FlopCounterMode(display=False) as counter:
@@ -80,7 +88,35 @@ def test_operations_of_a_step(name, strategy, refinements, checkpointing, blocks
     assert BATCH * step_work(config, align, dims(align), checkpointing).total == pytest.approx(counted, rel=0.02)
 
 
-@pytest.mark.parametrize("strategy", ["detach", "reverse"])
+@pytest.mark.parametrize(("strategy", "refinements"), ALIGNED[1:])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("blocks", [[1, -1], [-1]])
+def test_operations_of_a_step_whose_features_drop_the_label(strategy, refinements, checkpointing, blocks):
+    if strategy == "reverse-exact" and checkpointing:
+        pytest.skip("the token loop keeps no layers to run again")
+    config = FLOWS["deep-shallow"].override({"image_size": 8})
+    align = AlignConfig(
+        strategy=strategy, refinements=refinements, blocks=blocks, layers=[1], projector_width=32, labels="dropped"
+    ).counted(config.blocks, config.layers)
+    objective, given = objective_of(config, align, checkpointing), inputs(config, align)
+    with sdpa_kernel(SDPBackend.MATH):
+        counted = operations(lambda: objective(*given).total.backward())  # noqa: PLW0108 (the losses are a part of it)
+    assert BATCH * step_work(config, align, dims(align), checkpointing).total == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize("projector", ["linear", "conv3", "masked"])
+def test_operations_of_the_projectors(projector):
+    config = FLOWS["deep-shallow"]
+    align = AlignConfig(strategy="forward", blocks=[1, 2], layers=[1], projector_width=64, projector=projector)
+    flow = rl.TarFlow(config)
+    objective = Objective(flow, Projectors.of(align, config, DIM), align)
+    given = inputs(config, align)
+    with sdpa_kernel(SDPBackend.MATH):
+        counted = operations(lambda: objective(*given).total.backward())  # noqa: PLW0108 (the losses are a part of it)
+    assert BATCH * step_work(config, align, dims(align)).total == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize("strategy", ["detach", "reverse", "reverse-cached"])
 @pytest.mark.parametrize("blocks", [[1, -1], [-1]])
 def test_a_sharded_step_takes_the_plain_passes(strategy, blocks):
     config = FLOWS["deep-shallow"]

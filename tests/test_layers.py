@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import rrepa_lab as rl
-from rrepa_lab.align.aligner import patch_cosine
+from rrepa_lab.align.similarity import patch_cosine
 from rrepa_lab.align.target import match_grid
 from rrepa_lab.analysis.embed import fit_umap, pca
 from rrepa_lab.analysis.features import concatenate

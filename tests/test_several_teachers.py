@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import rrepa_lab as rl
-from rrepa_lab.align.aligner import Aligner, patch_cosine
-from rrepa_lab.align.projector import Projector, Projectors, stored_dims
+from rrepa_lab.align.aligner import Aligner
+from rrepa_lab.align.projector import Projectors, stored_dims
+from rrepa_lab.align.projectors.mlp import Mlp
+from rrepa_lab.align.similarity import patch_cosine
 from rrepa_lab.align.target import match_grid
 from rrepa_lab.bench.estimate import cache_bytes, estimate
 from rrepa_lab.errors import LabError
@@ -164,7 +166,7 @@ def test_dims_are_read_from_the_tensors():
         shapes = {f"projectors.{name}": tuple(value.shape) for name, value in projectors.state_dict().items()}
         assert stored_dims(shapes) == dims
         assert projectors.project("block.12.layer.3", torch.zeros(2, 4, 8)).shape == (2, 4, sum(dims))
-        assert isinstance(projectors.of_teacher(len(dims) - 1)["block_1_layer_1"], Projector)
+        assert isinstance(projectors.of_teacher(len(dims) - 1)["block_1_layer_1"], Mlp)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rrepa_lab.align.config import AlignConfig
-from rrepa_lab.align.floors import teacher_cosine
 from rrepa_lab.align.projector import Projectors
+from rrepa_lab.align.similarity import LOSSES, patch_cosine
 from rrepa_lab.align.strategy import STRATEGIES, Features
 from rrepa_lab.align.target import Targets
 from rrepa_lab.errors import LabError
@@ -22,7 +22,7 @@ class AlignmentOutput(NamedTuple):
     """An encoding pass, and how near its features are to the teacher's."""
 
     encoded: FlowOutput
-    loss: Tensor  # (), minus the mean cosine over taps and images, without lambda; 0 where nothing is aligned
+    loss: Tensor  # (), by `align.similarity`, mean over taps and images, without lambda; 0 where nothing is aligned
     similarity: dict[str, Tensor]  # tap -> (B,) mean cosine over patches
 
 
@@ -31,7 +31,7 @@ class Aligner:
     """How the layers of a flow are aligned with a teacher; training and all instruments use this one.
 
     Args:
-        config: strategy, taps and refinements.
+        config: all settings of the alignment.
         projectors: of the taps.
         targets: the teachers' features on the flow's grid; None where they are passed in.
 
@@ -58,8 +58,12 @@ class Aligner:
         target: Tensor | None,
         taps: Sequence[str] | None = None,
         plain: bool = False,
+        mask: Tensor | None = None,
     ) -> AlignmentOutput:
         """Encode images, and compare their features with the target.
+
+        With `align.labels` dropped the features are those of a second pass without the labels, and the encoding, of which the
+        likelihood is taken, keeps them.
 
         Args:
             x: (B, C, H, W), what the flow encodes.
@@ -67,13 +71,19 @@ class Aligner:
             target: (B, T, E) of the same images, see `target`; None aligns nothing.
             taps: layer taps; those of the configuration by default.
             plain: by passes whose graph can be differentiated several times, see `Strategy.features`.
+            mask: (B, T) bool, tokens that are hidden from a projector that takes a mask.
         """
         names = self.config.taps if taps is None else taps
         encoded, aligned = self.features(flow, x, y, names if target is not None else (), plain)
         if target is None or not aligned:
             return AlignmentOutput(encoded, x.new_zeros(()), {})
-        near = {tap: self.similarity(tap, states, target) for tap, states in aligned.items()}
-        return AlignmentOutput(encoded, alignment_loss(near), near)
+        projected = {tap: self.projectors.project(tap, states, mask) for tap, states in aligned.items()}
+        near = {tap: patch_cosine(states, target, self.projectors.dims) for tap, states in projected.items()}
+        if self.config.similarity == "cosine":
+            return AlignmentOutput(encoded, alignment_loss(near), near)
+        loss = LOSSES[self.config.similarity]
+        losses = [loss(states, target, self.projectors.dims).mean() for states in projected.values()]
+        return AlignmentOutput(encoded, torch.stack(losses).mean(), near)
 
     def features(
         self, flow: FlowModel, x: Tensor, y: Tensor | Condition | None, taps: Sequence[str], plain: bool = False
@@ -81,10 +91,14 @@ class Aligner:
         """The encoding pass, and the features (B, T, D) of layer taps with the graph of the strategy."""
         wanted = layer_taps(flow.resolve(taps)) if taps else []
         strategy = STRATEGIES[self.config.strategy if wanted else "none"]
-        return strategy.features(flow, x, flow.condition(y, len(x)), wanted, self.config.refinements, plain)
+        given = flow.condition(y, len(x))
+        if not wanted or self.config.labels == "given":
+            return strategy.features(flow, x, given, wanted, self.config.refinements, plain)
+        aligned = strategy.features(flow, x, flow.condition(None, len(x)), wanted, self.config.refinements, plain).aligned
+        return Features(flow(x, given), aligned)
 
     def target(self, clean: Tensor) -> Tensor:
-        """The teacher's features (B, T, E) of clean images (B, C, H, W) in [-1, 1], on the flow's grid."""
+        """The features (B, T, E) of clean images (B, C, H, W) in [-1, 1] that are aligned with, on the flow's grid."""
         if self.targets is None:
             raise LabError("this alignment has no teacher: its targets are passed in")
         return self.targets(clean)
@@ -100,20 +114,6 @@ def layer_taps(taps: list[Tap]) -> list[Tap]:
         if not isinstance(tap.layer, int):
             raise LabError(f"{tap.name} cannot be aligned: only the outputs of layers can, block.<t>.layer.<l>")
     return taps
-
-
-def patch_cosine(projected: Tensor, target: Tensor, dims: Sequence[int] = ()) -> Tensor:
-    """Mean cosine over patches of (B, n, E) features -> (B,); in float32 at least.
-
-    Args:
-        dims: E of each of several teachers whose features stand side by side: the mean of their cosines.
-
-    Example:
-        >>> patch_cosine(torch.ones(2, 4, 8), -torch.ones(2, 4, 8)).allclose(-torch.ones(2))
-        True
-    """
-    wide = projected if projected.dtype == target.dtype else projected.float()
-    return teacher_cosine(wide, target.to(wide.dtype), dims).mean(dim=1)
 
 
 def alignment_loss(similarities: Mapping[str, Tensor]) -> Tensor:

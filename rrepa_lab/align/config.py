@@ -1,10 +1,13 @@
 """What is aligned, by which strategy, and how strongly."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
+from rrepa_lab.align.projector_kind import PROJECTORS
+from rrepa_lab.align.schedule import FORMS, Schedule
+from rrepa_lab.align.similarity import check_loss
 from rrepa_lab.align.strategy import STRATEGIES
 from rrepa_lab.config import Config
 from rrepa_lab.flow.taps import Depths, Tap, depths_of
@@ -13,7 +16,9 @@ from rrepa_lab.flow.taps import Depths, Tap, depths_of
 class AlignConfig(Config):
     """What is aligned, how, and how strongly."""
 
-    strategy: str = Field("none", description="none, forward, detach, reverse, reverse-exact, or one that was registered")
+    strategy: str = Field(
+        "none", description="none, forward, detach, reverse, reverse-exact, reverse-cached, or a registered one"
+    )
     blocks: list[int] = Field([], description="aligned blocks, from 1 at the image; -1 is the last")
     layers: list[int] | list[Annotated[list[int], Field(min_length=1)]] = Field(
         [2],
@@ -22,13 +27,47 @@ class AlignConfig(Config):
         "each of those blocks",
     )
     weight: float = Field(0.1, ge=0, description="lambda, against the loss per dimension")
+    schedule: str = Field("constant", description=f"factor of lambda by the step: {FORMS}")
     refinements: int = Field(0, ge=0, description="reverse: Jacobi steps from the pseudo-reverse towards the exact one")
+    projector: str = Field("mlp", description="mlp, linear, conv3, masked, or a registered one")
     projector_width: int = Field(1024, ge=1, le=2**20, description="hidden width of the projectors")
+    projector_mask: float = Field(0.2, ge=0, lt=1, description="masked: part of the tokens that is hidden in training")
+    sharing: Literal["each", "shared"] = Field("each", description="a projector for each aligned tap, or one for all of them")
+    target: Literal["plain", "spatial"] = Field(
+        "plain", description="spatial: a z-score over the tokens of an image, less target_gamma of their mean"
+    )
+    target_gamma: float = Field(0.6, ge=0, le=1, description="spatial: the part of the mean over tokens that is taken away")
+    teacher: Literal["encoder", "self", "random"] = Field(
+        "encoder",
+        description="the configured encoder, the flow's own averaged weights, or the encoder with random weights as a control",
+    )
+    self_tap: str = Field("", description="self: whose states are the target; empty: the last layer of the last aligned block")
+    self_noise: float = Field(0.5, ge=0, le=1, description="self: the part of the training noise that the teacher sees")
+    labels: Literal["given", "dropped"] = Field(
+        "given", description="dropped: the aligned features are those of a pass without the label"
+    )
+    similarity: str = Field("cosine", description="cosine, or nt-xent with the other tokens of an image as negatives")
 
     @field_validator("strategy")
     @classmethod
     def _registered(cls, name: str) -> str:
         return STRATEGIES.check(name)
+
+    @field_validator("projector")
+    @classmethod
+    def _known_projector(cls, name: str) -> str:
+        return PROJECTORS.check(name)
+
+    @field_validator("similarity")
+    @classmethod
+    def _known_similarity(cls, name: str) -> str:
+        return check_loss(name)
+
+    @field_validator("schedule")
+    @classmethod
+    def _known_schedule(cls, text: str) -> str:
+        Schedule.parse(text)
+        return text
 
     @field_validator("layers", mode="wrap")
     @classmethod
@@ -70,6 +109,34 @@ class AlignConfig(Config):
         each = list(by_block.values())
         alike = each and all(own == each[0] for own in each)
         return self.model_copy(update={"blocks": list(by_block), "layers": each[0] if alike else each}) if each else self
+
+    @property
+    def recipe(self) -> list[str]:
+        """What differs from the paper's alignment, in words: "projector conv3", "target spatial (gamma 0.6)".
+
+        Example:
+            >>> AlignConfig(projector="conv3", labels="dropped").recipe
+            ['projector conv3', 'labels dropped']
+        """
+        described = {
+            "projector": f"projector {self.projector}"
+            + (f" ({self.projector_mask:g} of the tokens hidden)" if self.projector == "masked" else ""),
+            "sharing": "one projector for all taps",
+            "target": f"target spatial (gamma {self.target_gamma:g})",
+            "teacher": "teacher with random weights" if self.teacher == "random" else f"teacher {self.own_teacher}",
+            "labels": "labels dropped",
+            "similarity": f"similarity {self.similarity}",
+            "schedule": f"lambda {self.schedule}",
+            "refinements": f"{self.refinements} refinements",
+        }
+        plain = type(self)()
+        return [words for name, words in described.items() if getattr(self, name) != getattr(plain, name)]
+
+    @property
+    def own_teacher(self) -> str:
+        """What a self-teacher is, in words."""
+        where = self.self_tap or "the last layer of the last aligned block"
+        return f"self (averaged weights at {where}, {self.self_noise:g} of the noise)"
 
     @property
     def place(self) -> str:

@@ -7,6 +7,7 @@
 | detach        | the encoding pass, block t's input detached   | block t up to layer l                                 |
 | reverse       | the pseudo-reverse pass from z.detach()       | all of block t, and every block after t               |
 | reverse-exact | the token-by-token reverse pass               | as reverse; the slow reference                        |
+| reverse-cached| a pseudo-reverse pass on the cached inputs    | as detach: Algorithm 2 of the paper by the letter     |
 
 Each is one file below `align/strategies/`. Source: R-REPA, arXiv 2511.22345, section 3.
 """
@@ -65,7 +66,7 @@ class Strategy:
 
 
 STRATEGIES: Registry[Strategy] = Registry(
-    "strategy", "rrepa_lab.align.strategies", order=("none", "forward", "detach", "reverse", "reverse-exact")
+    "strategy", "rrepa_lab.align.strategies", order=("none", "forward", "detach", "reverse", "reverse-exact", "reverse-cached")
 )
 
 

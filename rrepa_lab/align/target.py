@@ -1,12 +1,15 @@
 """Targets of the alignment: the features of one or several teachers on the grid of the flow's tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rrepa_lab.align.config import AlignConfig
+from rrepa_lab.align.projector_kind import PROJECTORS
+from rrepa_lab.align.self_teacher import SelfTeacher
 from rrepa_lab.align.table import FeatureTable, feature_spec, in_memory, on_disk
 from rrepa_lab.align.teacher import Teacher
 from rrepa_lab.data import augment
@@ -45,9 +48,32 @@ def grid_hint(teacher: Teacher, side: int) -> str:
     return f"the teacher has {rows}x{columns} patches for {side}x{side} tokens, and its features are interpolated{advice}"
 
 
-def check_grid(teacher: Teacher, side: int) -> None:
-    """LabError for a teacher whose features have no place: one patch along an edge for several of the flow's tokens."""
+def spatially_normalized(features: Tensor, gamma: float) -> Tensor:
+    """Features (B, T, E) less gamma times their mean over the tokens of an image, over their standard deviation there.
+
+    Source: the spatial normalization of iREPA (arXiv 2512.10794): what all patches of an image have in common is reduced, so
+    that a cosine depends on how they differ.
+
+    Example:
+        >>> spatially_normalized(torch.tensor([[[1.0], [3.0], [5.0]]]), 1.0).flatten().round().tolist()
+        [-1.0, 0.0, 1.0]
+    """
+    mean, std = features.mean(dim=1, keepdim=True), features.std(dim=1, keepdim=True)
+    return (features - gamma * mean) / (std + 1e-6)
+
+
+def check_grid(teacher: Teacher, side: int, align: AlignConfig | None = None) -> None:
+    """LabError for a teacher whose features have no place: one patch along an edge for several of the flow's tokens.
+
+    A projector that hides tokens needs a patch for each token: interpolated features could be read off a neighbour's.
+    """
     rows, columns = teacher.grid
+    if align is not None and PROJECTORS[align.projector].masks and min(rows, columns) < side:
+        raise LabError(
+            f"align.projector {align.projector!r} hides tokens, and the teacher {teacher.config.model} has {rows}x{columns} "
+            f"patches for the flow's {side}x{side} tokens: interpolated features can be read from the tokens beside them; set "
+            f"a larger encoder.image_size (now {teacher.config.image_size}), or another align.projector"
+        )
     if side > 1 and min(rows, columns) == 1:
         raise LabError(
             f"the teacher {teacher.config.model} has {rows}x{columns} patches for the flow's {side}x{side} tokens: features of "
@@ -118,17 +144,39 @@ class Targets:
     The features of several teachers stand side by side, E = E1 + E2 + ...; each teacher keeps a table of its own.
 
     Args:
+        align: how they are normalized; not at all by default. Tables hold them as the teachers give them.
+        own: the flow as its own teacher, in place of `teachers`; its features come from x, not from pictures.
+        encode: pictures (B, C, H, W) -> x (B, *shape), for `own`.
         originals: the training images as the teachers see them, where these are not the flow's own (`data.teacher_size`).
     """
 
-    def __init__(self, teachers: Sequence[Teacher], side: int, originals: ImageSet | None = None) -> None:
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        side: int,
+        align: AlignConfig | None = None,
+        *,
+        originals: ImageSet | None = None,
+        own: SelfTeacher | None = None,
+        encode: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.each = [TeacherTargets(teacher, side) for teacher in teachers]
-        self.side, self.originals = side, originals
+        self.side, self.originals, self.own, self.encode = side, originals, own, encode
+        self.gamma = align.target_gamma if align is not None and align.target == "spatial" else None
 
     @property
     def dims(self) -> tuple[int, ...]:
         """E of each teacher."""
-        return tuple(one.dim for one in self.each)
+        return tuple(one.dim for one in self.each) if self.own is None else (self.own.dim,)
+
+    def of_encoded(self, encoded: Tensor, noised: Tensor | None = None) -> Tensor:
+        """Features (B, T, D) of the self-teacher for x (B, *shape), and x under the training noise; see `SelfTeacher`."""
+        assert self.own is not None
+        return self.normalized(self.own(encoded, noised))
+
+    def normalized(self, features: Tensor) -> Tensor:
+        """Features of one teacher on the flow's grid (B, T, E) as the target that they are, by `align.target`."""
+        return features if self.gamma is None else spatially_normalized(features, self.gamma)
 
     def table_bytes(self, images: int, views: int = 1) -> int:
         """Size of the tables in memory of so many images, float32."""
@@ -146,15 +194,19 @@ class Targets:
                 given the originals if there are such. Where both hold, `clean` is not read.
             mirrored: (B,) bool, which of them are mirrored; `clean` holds them mirrored already.
         """
+        if self.own is not None:
+            assert self.encode is not None
+            return self.of_encoded(self.encode(clean))
         if rows is not None and self.originals is not None and not self.kept:
             clean = augment.mirrored(self.originals.__getitems__(rows).x, mirrored).to(clean.device)
         parts = [one.read(clean) if rows is None or one.table is None else one.table(rows, mirrored) for one in self.each]
+        parts = [self.normalized(part) for part in parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     @property
     def kept(self) -> bool:
         """Whether there is a table of every teacher."""
-        return all(one.table is not None for one in self.each)
+        return self.own is None and all(one.table is not None for one in self.each)
 
     @property
     def on_disk(self) -> bool:
@@ -164,4 +216,4 @@ class Targets:
     @property
     def needs_pictures(self) -> bool:
         """Whether a training step gives them the flow's own pictures."""
-        return not self.kept and self.originals is None
+        return self.own is None and not self.kept and self.originals is None

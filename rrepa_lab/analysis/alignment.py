@@ -49,7 +49,7 @@ def alignment(
     Args:
         x: what the flow encodes; types as in `flow.inputs`.
         y: labels as in `TarFlow.forward`, or class names.
-        strategy: none, forward, detach, reverse or reverse-exact; the run's own if left out.
+        strategy: none, forward, detach, reverse, reverse-exact or reverse-cached; the run's own if left out.
         taps: layer taps; the run's own aligned ones if left out.
         refinements: for reverse; the run's own if left out.
         projectors: others than the run's, for taps that it was not trained on.

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from rrepa_lab.align.aligner import Aligner, layer_taps
-from rrepa_lab.align.config import AlignConfig
 from rrepa_lab.align.projector import Projectors
 from rrepa_lab.data.loaders import seeded
 from rrepa_lab.data.splits import class_names
@@ -61,15 +60,15 @@ class AlignedBatch:
 
     def projectors(self, tap: Tap) -> Projectors:
         """Fresh ones for one tap, drawn from the seed."""
-        width, hidden = self.run.flow.config.width, self.run.config.align.projector_width
         with seeded(self.seed):
-            return Projectors([tap.name], width, hidden, self.dims).double()
+            return Projectors.of(self.run.config.align, self.run.config.flow, self.dims, [tap.name]).double()
 
     def gradients(
         self, strategy: str, tap: Tap, projectors: Projectors, groups: list[ParameterGroup], refinements: int = 0
     ) -> list[Tensor]:
         """Gradient of the alignment loss at one tap: a flat vector for each group, zero where the graph does not reach."""
-        aligner = Aligner(AlignConfig(strategy=strategy, refinements=refinements), projectors)
+        align = self.run.config.align.model_copy(update={"strategy": strategy, "refinements": refinements})
+        aligner = Aligner(align, projectors)
         out = aligner(self.run.flow, self.x, self.y, self.target, [] if strategy == "none" else [tap.name])
         return group_gradients(out.loss, groups) if out.similarity else [
             torch.zeros(sum(p.numel() for p in group.parameters), dtype=self.x.dtype, device=self.x.device) for group in groups

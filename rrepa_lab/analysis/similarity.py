@@ -159,7 +159,7 @@ class _OfEncoder:
 
     def __init__(self, run: Run, encoder: Teacher, number: int, projected: list[str], how: FeatureProtocol) -> None:
         self.run, self.encoder, self.how = run, encoder, how
-        self.targets = Targets([encoder], run.flow.config.side)
+        self.targets = Targets([encoder], run.flow.config.side, run.config.align)
         projectors = run.projectors.of_teacher(number) if projected else run.projectors
         self.aligner = Aligner(run.config.align, projectors, self.targets)
         self.cosines: dict[str, list[Tensor]] = {name: [] for name in projected}
@@ -170,7 +170,7 @@ class _OfEncoder:
         """Of a batch with the states of the projected taps."""
         patches = self.encoder(part.for_teacher.to(self.run.device))
         self.features.append(self.how.pooled(patches).cpu())
-        target = self.targets.each[0].on_grid(patches)
+        target = self.targets.normalized(self.targets.each[0].on_grid(patches))
         for name, values in self.cosines.items():
             values.append(self.aligner.similarity(name, part.states[name], target).cpu())
         if self.means is not None:

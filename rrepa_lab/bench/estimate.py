@@ -16,14 +16,16 @@ from torch.optim.swa_utils import AveragedModel
 
 from rrepa_lab.align.encoder import make_teacher
 from rrepa_lab.align.projector import Projectors
+from rrepa_lab.align.self_teacher import self_tap
 from rrepa_lab.align.teacher import EncoderConfig
-from rrepa_lab.bench.flops import StepWork, step_work
+from rrepa_lab.bench.flops import StepWork, block_work, entry_work, layers_work, step_work
 from rrepa_lab.bench.footprint import Footprint, footprint
 from rrepa_lab.bench.gpus import GIB, UTILIZATION, Gpu
 from rrepa_lab.bench.timing import operations
 from rrepa_lab.data.loaders import generator, seeded
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import existing_folder
+from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow.model import TarFlow
 from rrepa_lab.paths import cache_root
 from rrepa_lab.runs.config import RunConfig
@@ -107,7 +109,7 @@ def estimate(config: RunConfig, bfloat16: bool | None = None, images: int | None
     dims = teacher.dims if teacher is not None else ()
     with torch.device("meta"):
         own = sum(p.numel() for p in TarFlow(flow).parameters())
-        made = Projectors(config.align.taps, flow.width, config.align.projector_width, dims)
+        made = Projectors.of(config.align, flow, dims)
         projectors = sum(p.numel() for p in made.parameters())
     low = config.train.precision != "float32" if bfloat16 is None else bfloat16
     t = config.train
@@ -124,7 +126,7 @@ def _teacher_runs(config: RunConfig, teacher: TeacherWork | None, images: int | 
     """Whether the teacher runs in every step; assumed where the images are not known."""
     if teacher is None:
         return False
-    if images is None or not features_come_again(config, images):
+    if config.align.teacher == "self" or images is None or not features_come_again(config, images):
         return True
     store, needed = _feature_bytes(config, teacher, images)
     return store == "off" or (store == "disk" and needed > shutil.disk_usage(existing_folder(cache_root())).free)
@@ -144,10 +146,21 @@ def _feature_bytes(config: RunConfig, teacher: TeacherWork, images: int) -> tupl
 
 def teacher_work(config: RunConfig) -> TeacherWork:
     """The sizes of the teachers and the operations of their passes, counted with random weights on one image."""
+    if config.align.teacher == "self":
+        return _self_teacher(config)
     each = [_one_teacher(encoder, config) for encoder in config.teachers]
     passes = [work for _, work, _ in each if work is not None]
     total = sum(passes) if len(passes) == len(each) else None
     return TeacherWork(tuple(dim for dim, _, _ in each), total, tuple(patches for _, _, patches in each))
+
+
+def _self_teacher(config: RunConfig) -> TeacherWork:
+    """The flow's own averaged weights up to the tap whose states are the target."""
+    flow, align = config.flow, config.align
+    tap = Tap.parse(align.self_tap or self_tap(align, flow.blocks, flow.layers))
+    blocks = sum(block_work(flow, number).forward for number in range(1, tap.block))
+    last = entry_work(flow) + layers_work(flow, int(tap.layer))
+    return TeacherWork((flow.width,), blocks + last.forward, (flow.tokens,))
 
 
 def _one_teacher(encoder: EncoderConfig, config: RunConfig) -> tuple[int, float | None, int]:
@@ -207,7 +220,7 @@ def time_steps(found: Estimate, device: torch.device, steps: int = TIMED_STEPS) 
     t, dims = config.train, found.teacher.dims if found.teacher is not None else ()
     precision = resolve_precision(t.precision, device, t.batch * flow.tokens, flow.width)
     with seeded(0):
-        projectors = Projectors(config.align.taps, flow.width, config.align.projector_width, dims or (1,))
+        projectors = Projectors.of(config.align, flow, dims or (1,))
         objective = Objective(TarFlow(flow), projectors, config.align).to(device)
     objective.flow.configure_layers(t.checkpointing, False)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-6, fused=True)

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from rrepa_lab.align.config import AlignConfig
+from rrepa_lab.align.projector_kind import PROJECTORS, Sizes
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.flow.tarflow.config import FlowConfig
 from rrepa_lab.flow.tarflow.transformer import mlp_width
 
 # strategies whose cost is known; another one is counted as `forward`
-COUNTED = ("none", "forward", "detach", "reverse", "reverse-exact")
+COUNTED = ("none", "forward", "detach", "reverse", "reverse-exact", "reverse-cached")
 
 
 @dataclass(frozen=True)
@@ -109,20 +110,26 @@ def step_work(
     layers = aligned_layers(align)
     strategy = align.strategy if align.strategy in COUNTED else "forward"
     strategy = strategy if layers else "none"
-    counter = _Counter(flow, layers, checkpointing)
+    counter, apart = _Counter(flow, layers, checkpointing), align.labels == "dropped"
     match strategy:
-        case "detach" | "reverse" if not plain and not (strategy == "reverse" and align.refinements):
-            total = counter.segments(reverse=strategy == "reverse")
+        case "detach" | "reverse-cached" if not plain:
+            total = counter.plain() + counter.features_of_segments() if apart else counter.segments(reverse=False)
+        case "reverse" if not plain and not align.refinements:
+            total = counter.plain() + counter.rebuilt_segments() if apart else counter.segments(reverse=True)
         case "detach":
             total = counter.plain() + counter.features_alone()
+        case "reverse-cached":
+            total = counter.plain() + counter.cached()
         case "reverse":
             total = counter.plain() + counter.rebuilding(align.refinements)
         case "reverse-exact":
             total = counter.plain() + counter.token_loop()
         case _:
-            total = counter.plain()
-    hidden = align.projector_width
-    each = [flow.width * hidden + hidden**2 + hidden * dim for dim in teacher_dims]
+            total = counter.plain() + (counter.to_features() if apart and layers else 0.0)
+    if apart and layers:  # the pass without labels that the features belong to
+        total += sum(block_work(flow, number).forward for number in range(1, flow.blocks + 1))
+    products = PROJECTORS[align.projector].products
+    each = [products(Sizes(flow.width, align.projector_width, dim, flow.side)) for dim in teacher_dims]
     return StepWork(total, 3 * 2.0 * flow.tokens * len(align.taps) * sum(each), strategy)
 
 
@@ -181,6 +188,40 @@ class _Counter:
                 part = entry_work(self.flow) + layers_work(self.flow, self.layers[t])
                 total += part.to_input + self.again(t, self.layers[t])
         return total
+
+    def to_features(self) -> float:
+        """The backward pass from the features of a pass of their own to the first block."""
+        highest = max(self.layers)
+        below = sum(block_work(self.flow, t).backward + self.again(t) for t in range(1, highest))
+        part = entry_work(self.flow) + layers_work(self.flow, self.layers[highest])
+        return below + part.backward + self.again(highest, self.layers[highest]) - self.to_tokens
+
+    def features_of_segments(self) -> float:
+        """Step (c) of `segments` for the features of a pass of their own, whose gradient stays in their block."""
+        total = self.below_again()
+        for t, layer in self.layers.items():
+            part = entry_work(self.flow) + layers_work(self.flow, layer)
+            total += part.backward - self.to_tokens + self.again(t, layer)
+        return total
+
+    def below_again(self) -> float:
+        """The layers below the lowest aligned block once more: autograd visits them, although no gradient arrives there."""
+        return sum(self.again(t) for t in range(1, min(self.layers)))
+
+    def rebuilt_segments(self) -> float:
+        """Steps (b) and (c) of `segments` for the features of a pass of their own."""
+        total = self.below_again()
+        for t in range(min(self.layers), self.flow.blocks + 1):
+            total += block_work(self.flow, t).backward - self.to_tokens + self.again(t)
+            if t in self.layers:
+                part = entry_work(self.flow) + layers_work(self.flow, self.layers[t])
+                total += part.to_input + self.again(t, self.layers[t])
+        return total
+
+    def cached(self) -> float:
+        """A call of each block on its cached input from the lowest aligned one up, and the backward pass of the features."""
+        total = sum(block_work(self.flow, t).forward for t in range(min(self.layers), self.flow.blocks + 1))
+        return total + self.features_of_segments() - self.below_again()
 
     def features_alone(self) -> float:
         """The features of each aligned block from its detached input, and their backward pass."""

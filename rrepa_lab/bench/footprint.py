@@ -7,6 +7,7 @@ nearly all of them; kernels that work in place, and the allocator's own reserve,
 from typing import NamedTuple
 
 from rrepa_lab.align.config import AlignConfig
+from rrepa_lab.align.projector_kind import PROJECTORS, Sizes
 from rrepa_lab.bench.flops import aligned_layers
 from rrepa_lab.flow.tarflow.config import FlowConfig
 from rrepa_lab.flow.tarflow.transformer import mlp_width
@@ -51,7 +52,8 @@ def footprint(
     """
     state = FLOAT32 * parameters
     copies = BFLOAT16 * parameters if bfloat16 else 0
-    layers = sum(flow.depths) + _repeated_layers(flow, align, plain)
+    apart = align.labels == "dropped" and align.taps  # a second pass, all of whose layers are kept
+    layers = sum(flow.depths) * (2 if apart else 1) + _repeated_layers(flow, align, plain)
     kept = batch * flow.tokens * _numbers(flow, align, layers, teacher_dims, bfloat16, checkpointing)
     return Footprint(state + copies, state, 2 * state, state, kept)
 
@@ -76,10 +78,12 @@ def layer_bytes(flow: FlowConfig, bfloat16: bool) -> float:
 def _repeated_layers(flow: FlowConfig, align: AlignConfig, plain: bool) -> int:
     """Layers that a strategy runs besides those of the encoding pass, whose activations are kept as well."""
     aligned = aligned_layers(align)
-    if not aligned or align.strategy not in ("detach", "reverse", "reverse-exact"):
+    if not aligned or align.strategy not in ("detach", "reverse", "reverse-exact", "reverse-cached"):
         return 0
     if align.strategy == "detach":
         return sum(aligned.values()) if plain else 0
+    if align.strategy == "reverse-cached":
+        return sum(flow.depths[min(aligned) - 1 :]) if plain else 0
     if align.strategy == "reverse-exact":
         return sum(flow.depths)
     if not plain and not align.refinements:
@@ -96,6 +100,7 @@ def _numbers(
     # with checkpointing each layer keeps its input alone, and one layer at a time has all
     layers = depth * one + layer if checkpointing else depth * layer
     product = BFLOAT16 if bfloat16 else FLOAT32
-    hidden = align.projector_width
-    projectors = sum(product * (flow.width + 4 * hidden) + FLOAT32 * 3 * dim for dim in teacher_dims)
+    kind = PROJECTORS[align.projector]
+    sizes = [Sizes(flow.width, align.projector_width, dim, flow.side) for dim in teacher_dims]
+    projectors = sum(product * (flow.width + kind.kept(one)) + FLOAT32 * 3 * one.dim for one in sizes)
     return layers + ends + len(align.taps) * projectors

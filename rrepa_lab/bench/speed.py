@@ -150,7 +150,7 @@ def _objective(config: FlowConfig, strategy: str, blocks: Sequence[int], device:
     align = AlignConfig.from_dict({"strategy": strategy, "blocks": list(blocks), "layers": [3], "projector_width": 256})
     flow = random_flow(config)
     with seeded(1):
-        projectors = Projectors(align.taps, config.width, align.projector_width, DIM)
+        projectors = Projectors.of(align, config, DIM)
     return Objective(flow, projectors, align).to(device)
 
 

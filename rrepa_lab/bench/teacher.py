@@ -9,7 +9,6 @@ from os import environ
 import pandas as pd
 import torch
 
-from rrepa_lab.align.target import Targets
 from rrepa_lab.bench.timing import alternate, summary
 from rrepa_lab.data.images import TensorImages
 from rrepa_lab.data.loaders import generator
@@ -52,7 +51,7 @@ def _table(name: str, size: int, patch: int, teacher_size: int, repeats: int, de
     plain = Objective(run.flow, run.projectors, run.config.align.model_copy(update={"strategy": "none"})).to(device)
     steps = {}
     for case in ("no teacher", "features on disk", "features in memory", "teacher in every step"):
-        targets = None if case == "no teacher" else Targets(run.encoders(), run.flow.config.side)
+        targets = None if case == "no teacher" else run.targets()
         if targets is not None and "features" in case:
             targets.each[0].keep(images, 2, place, disk="disk" in case)
         inputs = StepInputs(run.config, run.space, targets, place)

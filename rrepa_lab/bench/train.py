@@ -42,7 +42,7 @@ def step_costs(
         chosen = align.model_copy(update={"strategy": name, "refinements": count})
         with seeded(0):
             flow = TarFlow(config.flow)
-            projectors = Projectors(chosen.taps, config.flow.width, chosen.projector_width, width)
+            projectors = Projectors.of(chosen, config.flow, width)
         perturb(flow, 0)
         cases[name, count] = partial(step, Objective(flow, projectors, chosen).to(device), x, y, target)
     kept = {case: kept_bytes(call) for case, call in cases.items()}

@@ -15,12 +15,14 @@ from rrepa_lab.runs.run import Run
 def about(run: Run) -> dict[str, Any]:
     """Which run was measured, what it was trained on and what its flow models: run, strategy, data, space, encoder, train_seed.
 
-    The encoder is that of the alignment, "" where nothing is aligned.
+    The encoder is that of the alignment, "" where nothing is aligned; of a self-teacher it is said what that is.
     """
     config = run.config
+    own = config.align.teacher == "self"
+    encoder = config.align.own_teacher if own else encoder_words(run, *config.teachers)
     return {
         "run": run.name, "strategy": config.align.strategy, "data": run.data_words, "space": config.space_words,
-        "encoder": encoder_words(run, *config.teachers) if config.align.taps else "", "train_seed": config.train.seed,
+        "encoder": encoder if config.align.taps else "", "train_seed": config.train.seed,
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rrepa_lab.align.config import AlignConfig
+from rrepa_lab.align.schedule import Schedule
 from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.config import Config, OneOrSeveral
 from rrepa_lab.data.config import DataConfig
@@ -20,6 +21,7 @@ from rrepa_lab.space.config import SpaceConfig, check_frame
 from rrepa_lab.space.contract import Frame
 
 MAX_WORKERS = 8
+RANDOM = "random:0"  # weights of the teacher with align.teacher=random
 
 
 class TrainConfig(Config):
@@ -148,8 +150,11 @@ class RunConfig(Config):
 
     @property
     def teachers(self) -> list[EncoderConfig]:
-        """All teachers, in their order."""
-        return self.encoder if isinstance(self.encoder, list) else [] if self.encoder is None else [self.encoder]
+        """The encoders it is aligned with, in their order; by `align.teacher` with random weights, or none."""
+        each = self.encoder if isinstance(self.encoder, list) else [] if self.encoder is None else [self.encoder]
+        if self.align.strategy == "none" or self.align.teacher == "encoder":
+            return each
+        return [] if self.align.teacher == "self" else [one.override({"weights": RANDOM}) for one in each]
 
     @property
     def fingerprint(self) -> str:
@@ -184,9 +189,10 @@ class RunConfig(Config):
         if align.strategy != "none":
             if not align.blocks:
                 raise ValueError(f"align.strategy is {align.strategy!r} but align.blocks is empty")
-            if not self.teachers:
+            if not self.teachers and align.teacher != "self":
                 raise ValueError(f"align.strategy is {align.strategy!r} but there is no encoder")
             _check_places(align, flow)
+            _check_recipe(align, flow, self.train)
         return self
 
 
@@ -202,6 +208,31 @@ def _check_places(align: AlignConfig, flow: FlowConfig) -> None:
         wrong = [layer for layer in layers if layer == 0 or layer > depth]
         if wrong:
             raise ValueError(f"align.layers {layers}: layer {wrong[0]} is not in 1..{depth}, the layers of block {number}")
+
+
+def _check_recipe(align: AlignConfig, flow: FlowConfig, train: TrainConfig) -> None:
+    """ValueError for settings of the alignment that contradict each other, the flow or the training."""
+    schedule = Schedule.parse(align.schedule)
+    if schedule.step > train.steps - (schedule.kind == "until"):
+        raise ValueError(
+            f"align.schedule is {align.schedule}, and the training has {train.steps} steps: choose an earlier step"
+        )
+    if align.refinements and align.strategy in ("forward", "detach", "reverse-exact", "reverse-cached"):
+        raise ValueError(
+            f"align.refinements is {align.refinements}: they are steps of strategy 'reverse', not {align.strategy!r}"
+        )
+    if align.labels == "dropped" and flow.classes == 0:
+        raise ValueError("align.labels is 'dropped', but flow.classes is 0: there is no label to drop; set align.labels=given")
+    if align.teacher != "self":
+        if align.self_tap:
+            raise ValueError(f"align.self_tap is set, but align.teacher is {align.teacher!r}: set align.teacher=self")
+        return
+    if train.ema_decay == 0:
+        raise ValueError(
+            "align.teacher is 'self', the averaged weights, but train.ema_decay is 0: there is no average; set 0.99"
+        )
+    if train.parallel == "fsdp":
+        raise ValueError("align.teacher is 'self', which needs the averaged weights whole: set train.parallel=ddp")
 
 
 def complete(config: RunConfig, classes: Sequence[str] | None = None) -> RunConfig:

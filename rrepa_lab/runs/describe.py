@@ -18,6 +18,7 @@ def summary(config: RunConfig) -> str:
     if config.origin:
         return f"{size}, imported"
     how = "not aligned" if config.align.strategy == "none" else f"{config.align.strategy} {config.align.place}"
+    how += "".join(f", {words}" for words in config.align.recipe) if config.align.taps else ""
     began = f", from {config.init.name}" if config.init is not None else ""
     return f"{size}, {how}, {config.train.steps} steps{began}"
 
@@ -42,9 +43,12 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
     if not config.space.is_pixels:
         weights = config.space.weights or "space.weights is not set"
         facts["space"] = f"{config.space_words}, {weights}"
-    if config.teachers and align.taps:
+    if align.taps:
         facts["aligned"] = [f"{name} ({Tap.parse(name).module_path})" for name in align.taps]
         facts["lambda"] = align.weight
+        if align.recipe:
+            facts["recipe"] = align.recipe
+    if config.teachers and align.taps:
         facts["encoder"] = all_words(config.teachers) + seen_words(config.data)
         if any(licences := [teacher_facts(encoder).licence for encoder in config.teachers]):
             facts["encoder licence"] = " + ".join(licence or "not known" for licence in licences)

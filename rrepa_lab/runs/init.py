@@ -21,6 +21,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from rrepa_lab.align.projector import SHARED
 from rrepa_lab.data.layout import first_names
 from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.flow.tarflow.config import FlowConfig
@@ -175,13 +176,14 @@ def _class_words(rows: Sequence[int | None], theirs: int) -> str:
 def _copy_projectors(run: Run, source: Run) -> list[str]:
     """Copy the projectors that fit; returns their taps."""
     copied: list[str] = []
-    if run.config.encoder != source.config.encoder:
+    own_teacher, other_teacher = ((one.config.encoder, one.config.align.teacher) for one in (run, source))
+    if own_teacher != other_teacher:
         return copied
     for key, own in run.projectors.items():
         other = dict(source.projectors.items()).get(key)
         if other is not None and _shapes(own) == _shapes(other):
             own.load_state_dict(other.state_dict())
-            copied.append(key.replace("_", "."))
+            copied += run.projectors.taps if key == SHARED else [key.replace("_", ".")]
     return copied
 
 

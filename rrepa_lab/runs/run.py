@@ -21,6 +21,7 @@ from rrepa_lab.align.aligner import Aligner
 from rrepa_lab.align.config import AlignConfig
 from rrepa_lab.align.encoder import make_teacher
 from rrepa_lab.align.projector import Projectors
+from rrepa_lab.align.self_teacher import SelfTeacher
 from rrepa_lab.align.target import Targets, check_grid
 from rrepa_lab.align.teacher import Teacher
 from rrepa_lab.checks import whole_number
@@ -122,6 +123,8 @@ class Run:
             download: whether weights that are not on this machine may be fetched.
         """
         if not self.config.teachers:
+            if self.config.align.teacher == "self" and self.config.align.taps:
+                raise LabError(f"run {self.name!r} is its own teacher and has no encoder: give another run or an encoder")
             raise LabError(f"run {self.name!r} has no encoder: set one, for example encoder.weights=bundled:digits")
         if not self._encoders:
             with torch.inference_mode(False):  # their weights may be needed in a graph later
@@ -144,11 +147,25 @@ class Run:
 
         Raises: LabError for a run without a teacher.
         """
-        for teacher in self.encoders():
-            check_grid(teacher, self.flow.config.side)
-        targets = Targets(self.encoders(), self.flow.config.side)
         own = self.projectors if projectors is None else projectors
-        return Aligner(self.config.align if align is None else align, own, targets)
+        return Aligner(self.config.align if align is None else align, own, self.targets())
+
+    def targets(self, originals: ImageSet | None = None, flow: FlowModel | None = None) -> Targets:
+        """The targets of this run's alignment.
+
+        Args:
+            originals: see `Targets`.
+            flow: that a self-teacher takes its features from; by default the run's own, which has averaged weights.
+
+        Raises: LabError for a run without a teacher, or one whose grid does not fit.
+        """
+        align, side = self.config.align, self.flow.config.side
+        if align.teacher == "self" and align.taps:
+            own = SelfTeacher(self.flow if flow is None else flow, align)
+            return Targets([], side, align, own=own, encode=self.space.encode)
+        for teacher in self.encoders():
+            check_grid(teacher, side, align)
+        return Targets(self.encoders(), side, align, originals=originals)
 
     def reference_encoders(self) -> list[Teacher]:
         """The encoders that features are compared with; none where an unaligned run has none at hand, which is a warning.
@@ -293,9 +310,9 @@ def build(config: RunConfig, classes: list[str]) -> Run:
     config = complete(config, classes)
     encoders = [make_teacher(one) for one in config.teachers] if config.align.taps else []
     for encoder in encoders:
-        check_grid(encoder, config.flow.side)
+        check_grid(encoder, config.flow.side, config.align)
     with seeded(config.train.seed):
         flow = TarFlow(config.flow)
-        dims = [encoder.dim for encoder in encoders] or [1]
-        projectors = Projectors(config.align.taps, config.flow.width, config.align.projector_width, dims)
+        dims = [encoder.dim for encoder in encoders] or [config.flow.width if config.align.teacher == "self" else 1]
+        projectors = Projectors.of(config.align, config.flow, dims)
     return Run(flow, config, classes, projectors, _encoders=encoders)

@@ -175,8 +175,8 @@ def _read_plan(path: Path) -> DecodePlan | None:
 
 def _unfilled(config: RunConfig, shapes: dict[str, tuple[int, ...]]) -> tuple[TarFlow, Projectors]:
     """Flow and projectors of a configuration; how many numbers the projectors give is that of their tensors on file."""
-    align = config.align
-    return TarFlow(config.flow), Projectors(align.taps, config.flow.width, align.projector_width, stored_dims(shapes))
+    dims = stored_dims(shapes, config.align.projector)
+    return TarFlow(config.flow), Projectors.of(config.align, config.flow, dims)
 
 
 def _read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:

@@ -1,12 +1,13 @@
 """What the objective is given in a step: noised images, labels with some dropped, targets of the clean images."""
 
 import warnings
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rrepa_lab.align.floors import position_floor
+from rrepa_lab.align.projector_kind import PROJECTORS
 from rrepa_lab.align.target import Targets, TeacherTargets
 from rrepa_lab.data.augment import drawn_mirrors, mirrored, shifted
 from rrepa_lab.data.cache import has_room, is_complete
@@ -20,10 +21,19 @@ from rrepa_lab.space.contract import Space
 from rrepa_lab.training.latents import LatentTable, latent_table, views, wants_table
 
 # purposes of the random streams of a step, so that none shares its numbers with another
-FLIP, NOISE, DROP, SHIFT, POSTERIOR = 2, 3, 4, 5, 6
+FLIP, NOISE, DROP, SHIFT, POSTERIOR, MASK = 2, 3, 4, 5, 6, 7
 FLOOR_BATCH = 256  # images in one pass of the teacher for the floors of the similarity
 FLOOR_IMAGES = 512  # that the floors are taken over where the teacher's features are not kept in memory
 FEATURE_MEMORY = 256 * MIB  # features of all training views that are kept in memory, not on disk
+
+
+class StepBatch(NamedTuple):
+    """What the objective is given in a step."""
+
+    x: Tensor  # (B, *shape), under the training noise
+    y: Tensor | None  # (B,) labels, -1 where they are dropped
+    target: Tensor | None  # (B, T, E) of the clean images
+    mask: Tensor | None = None  # (B, T) bool, tokens that are hidden from the projectors
 
 
 class StepInputs:
@@ -38,12 +48,13 @@ class StepInputs:
         self.config, self.space, self.targets, self.device = config, space, targets, device
         self.latents: LatentTable | None = None
 
-    def __call__(self, batch: Batch, rows: list[int], epoch: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Noised x (B, *shape), labels (B,) with -1 where they are dropped, and targets (B, T, E).
+    def __call__(self, batch: Batch, rows: list[int], epoch: int, aligned: bool = True) -> StepBatch:
+        """The inputs of a step.
 
         Args:
             rows: of the images in the training split.
             epoch: passes through the training split before this one.
+            aligned: whether the step is aligned; else there is no target.
         """
         mirrors = drawn_mirrors(self._draws(FLIP, rows, epoch)) if self.config.data.flip else None
         clean = self._view(batch.x, mirrors, rows, epoch).to(self.device) if self.needs_pictures else batch.x
@@ -56,7 +67,19 @@ class StepInputs:
         if self.config.flow.classes:
             dropped = self._draws(DROP, rows, epoch).scalars()[:, 0] < self.config.train.label_drop
             labels = torch.where(dropped, -1, batch.y).to(self.device)
-        return noised, labels, None if self.targets is None else self.targets(clean, rows, mirrors)
+        if self.targets is None or not aligned:
+            return StepBatch(noised, labels, None)
+        own = self.targets.own is not None
+        target = self.targets.of_encoded(encoded, noised) if own else self.targets(clean, rows, mirrors)
+        return StepBatch(noised, labels, target, self._mask(rows, epoch))
+
+    def _mask(self, rows: list[int], epoch: int) -> Tensor | None:
+        """(B, T) bool, tokens that are hidden from the projectors; None for a kind without a mask."""
+        align, tokens = self.config.align, self.config.flow.tokens
+        if not PROJECTORS[align.projector].masks or not align.projector_mask:
+            return None
+        draws = self._draws(MASK, rows, epoch)
+        return (draws.scalars(tokens) < align.projector_mask).to(self.device)
 
     @property
     def needs_pictures(self) -> bool:
@@ -80,7 +103,7 @@ class StepInputs:
         if wants_table(self.config, len(images)):
             self.latents = latent_table(self.config, self.space, images)
         targets = self.targets
-        if targets is None:
+        if targets is None or targets.own is not None:
             return {}
         shown = targets.shown(images)
         store = feature_store(self.config, targets.table_bytes(len(images), views(self.config)))

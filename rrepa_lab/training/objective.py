@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from rrepa_lab.align.aligner import Aligner
@@ -23,6 +24,8 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """The flow with its projectors. Training goes through `forward`, so that data-parallel wrappers see every pass.
 
+    In a step without a target the projectors have a gradient of zero, since these wrappers expect one of every parameter.
+
     Args:
         plain: align by a strategy's plain passes, see `align.strategy.Strategy`.
     """
@@ -32,12 +35,20 @@ class Objective(nn.Module):
         self.flow, self.projectors, self.plain = flow, projectors, plain
         self.aligner = Aligner(align, projectors)
 
-    def forward(self, x: Tensor, y: Tensor | None, target: Tensor | None) -> Losses:
-        """Losses of noised images (B, C, H, W) with labels (B,) and encoder features (B, T, E) of the clean images."""
-        encoded, alignment, near = self.aligner(self.flow, x, y, target, plain=self.plain)
+    def forward(
+        self, x: Tensor, y: Tensor | None, target: Tensor | None, mask: Tensor | None = None, factor: float = 1.0
+    ) -> Losses:
+        """Losses of noised images (B, C, H, W) with labels (B,) and encoder features (B, T, E) of the clean images.
+
+        Args:
+            mask: (B, T) bool, tokens that are hidden from the projectors.
+            factor: of lambda at this step, by `align.schedule`.
+        """
+        encoded, alignment, near = self.aligner(self.flow, x, y, target, plain=self.plain, mask=mask)
         flow = flow_loss(encoded.z, encoded.logdet, self.flow.prior_var)
         square = None if self.flow.prior_var is None else encoded.z.detach().square().mean(dim=0)
         if not near:
-            return Losses(flow, flow, {}, square)
-        total = flow + self.aligner.config.weight * alignment
+            unused = [parameter.sum() for parameter in self.projectors.parameters()]
+            return Losses(flow + 0.0 * torch.stack(unused).sum() if unused else flow, flow, {}, square)
+        total = flow + self.aligner.config.weight * factor * alignment
         return Losses(total, flow, {tap: value.mean() for tap, value in near.items()}, square)

@@ -29,13 +29,14 @@ class StepReport:
     steps: int  # steps planned
     loss: float  # L_nf + lambda * L_align
     nats_per_dim: float  # of training images under the training noise
-    similarity: dict[str, float]  # aligned tap -> mean cosine with the encoder
+    similarity: dict[str, float]  # aligned tap -> mean cosine with the target
     learning_rate: float
     grad_norm: float  # before clipping
     seconds: float  # since this call of train began
     remaining: float  # seconds, at the pace so far
     precision: str = "float32"  # of the matrix products
     floors: dict[str, float] = field(default_factory=dict)  # of the similarity, without reading the image: see align.floors
+    alignment_weight: float = 0.0  # lambda at this step, by `align.schedule`; 0 without alignment
     data_wait: float | None = None  # part of the steps' time that this process waited for images, since the last report
     # of the averaged weights, at a validation; the same number of images of the validation and of the training split
     held_out_nats_per_dim: float | None = None

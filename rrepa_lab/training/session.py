@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from rrepa_lab.align.schedule import Schedule
 from rrepa_lab.align.target import Targets, grid_hint
 from rrepa_lab.data.decoded import prepare
 from rrepa_lab.data.images import Batch
@@ -41,6 +42,8 @@ from rrepa_lab.training.state import NAME as STATE
 from rrepa_lab.training.state import Best, Checkpoint
 from rrepa_lab.training.weights import Weights
 
+LOSS, NATS, NORM = "loss", "nats", "grad_norm"  # names of what a step measures, beside those of the aligned taps
+Measured = dict[str, Tensor]  # name -> (), of a step
 PRIOR_RATE = 0.1  # of the running mean of z^2 of a volume-preserving flow, as in the public code
 
 
@@ -100,12 +103,13 @@ class Session:
             self.rows = [row for row in Records(self.out).rows() if row["step"] <= state.step]
         self.best = state.best if state else None
         self.ended = bool(state and state.ended)
-        self.pending: list[Tensor] = list(state.pending) if state and state.pending is not None else []
+        self.pending: list[Measured] = _as_tensors(state.pending) if state else []
         rows = min(t.batch, len(self.images)) * config.flow.tokens
         self.precision = state.precision if state else main_decides(
             self.accelerator, lambda: resolve_precision(t.precision, self.device, rows, config.flow.width)
         )  # fmt: skip
         self.weights = Weights(run, self.accelerator, state)
+        self.schedule = Schedule.parse(config.align.schedule)
         targets = self._targets(run) if config.align.taps else None
         self.inputs = StepInputs(config, run.space, targets, self.device)
         others = [split for split in splits(config.data) if split != "train"]
@@ -122,11 +126,11 @@ class Session:
             self.floors = {} if self._finished else self.inputs.precompute(self.images, self._workers)
 
     def _targets(self, run: Run) -> Targets:
-        teachers, side = [teacher.to(self.device) for teacher in run.encoders()], self.config.flow.side
-        for teacher in teachers:
-            if hint := grid_hint(teacher, side):
+        """The targets of the training; a self-teacher is the average of the weights as it stands at each step."""
+        for teacher in run.encoders() if self.config.teachers else ():
+            if hint := grid_hint(teacher, self.config.flow.side):
                 warnings.warn(hint, LabWarning, stacklevel=4)
-        return Targets(teachers, side, originals_of(self.config.data, "train", self.images))
+        return run.targets(originals_of(self.config.data, "train", self.images), self.weights.averaged_flow)
 
     def __enter__(self) -> "Session":
         return self
@@ -142,20 +146,21 @@ class Session:
         clock = StepClock()
 
         def report() -> StepReport:
-            loss, nats, norm, *near = self._mean(self.pending)
+            mean = {name: float(values.mean(dim=0)) for name, values in self._over_processes(self.pending).items()}
             seconds, wait = time.perf_counter() - began, clock.share()
             return StepReport(
                 step=self.step,
                 steps=t.steps,
-                loss=loss,
-                nats_per_dim=nats + HALF_LOG_2PI,
-                similarity=dict(zip(self.taps, near, strict=True)),
+                loss=mean[LOSS],
+                nats_per_dim=mean[NATS] + HALF_LOG_2PI,
+                similarity={name: value for name, value in mean.items() if name not in (LOSS, NATS, NORM)},
                 learning_rate=self.learning_rate,
-                grad_norm=norm,
+                grad_norm=mean[NORM],
                 seconds=seconds,
                 remaining=seconds / (self.step - first) * (t.steps - self.step),
                 precision=self.precision,
                 floors=self.floors,
+                alignment_weight=self._factor(self.step - 1) * self.config.align.weight,
                 data_wait=wait,
             )
 
@@ -206,7 +211,11 @@ class Session:
     def _workers(self) -> int:
         return self.config.train.worker_count
 
-    def advance(self, batch: Batch, rows: list[int]) -> Tensor:
+    def _factor(self, step: int) -> float:
+        """The factor of lambda at a step, from 0; 0 without alignment."""
+        return self.schedule.factor(step, self.config.train.steps) if self.config.align.taps else 0.0
+
+    def advance(self, batch: Batch, rows: list[int]) -> Measured:
         """One optimizer step on these rows of the split; returns loss, L_nf, gradient norm and similarities, detached.
 
         Losses and gradients are means over the images of all processes, whatever part of them this one has.
@@ -216,17 +225,20 @@ class Session:
         for group in self.weights.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.weights.optimizer.zero_grad()
-        measured, squares = list[Tensor](), list[Tensor]()
+        measured, squares = dict[str, list[Tensor]](), list[Tensor]()
+        factor = self._factor(self.step)
         parts = [part.tolist() for part in torch.arange(len(rows)).chunk(t.accumulate)]
         for number, part in enumerate(parts, start=1):
             share = len(part) * self.accelerator.num_processes / self.batch_size
             with allow_multiple_backward() if t.compile else nullcontext(), self.weights.exchange(number == len(parts)):
                 with self._autocast():
                     some = Batch(batch.x[part], batch.y[part])
-                    losses: Losses = self.weights.wrapped(*self.inputs(some, [rows[i] for i in part], epoch))
+                    inputs = self.inputs(some, [rows[i] for i in part], epoch, aligned=factor > 0)
+                    losses: Losses = self.weights.wrapped(*inputs, factor)
                 _check_finite(losses, self.step + 1)
                 self.accelerator.backward(losses.total * share)
-            measured.append(torch.stack([losses.total, losses.flow, *losses.similarity.values()]).detach() * share)
+            for name, value in {LOSS: losses.total, NATS: losses.flow, **losses.similarity}.items():
+                measured.setdefault(name, []).append(value.detach().float() * share)
             squares += [] if losses.z_square is None else [losses.z_square * share]
         norm = self.weights.clip(t.grad_clip_norm)
         self.step_complete = False
@@ -236,9 +248,7 @@ class Session:
         self.weights.average.update_parameters(self.weights.objective)
         self.step += 1
         self.step_complete = True
-        self.taps = list(losses.similarity)
-        total, flow, *near = torch.stack(measured).sum(dim=0)
-        return torch.stack([total, flow, norm.detach(), *near])
+        return {NORM: norm.detach()} | {name: torch.stack(values).sum(dim=0) for name, values in measured.items()}
 
     @torch.no_grad()
     def _update_prior(self, square: Tensor) -> None:
@@ -247,13 +257,11 @@ class Session:
         assert variance is not None
         variance.lerp_(self.accelerator.reduce(square.to(variance), "mean"), 1 if self.step == 0 else PRIOR_RATE)
 
-    def _over_processes(self, rows: list[Tensor]) -> list[Tensor]:
-        """Means over all processes of the measurements of steps."""
-        return list(self.accelerator.reduce(torch.stack(rows).to(self.device), "mean")) if rows else []
-
-    def _mean(self, rows: list[Tensor]) -> list[float]:
-        """Mean over these steps and over all processes."""
-        return cast(list[float], torch.stack(self._over_processes(rows)).mean(dim=0).tolist())
+    def _over_processes(self, rows: list[Measured]) -> dict[str, Tensor]:
+        """Means over all processes of the measurements of steps, by name (S, 1), of the steps that have one."""
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = {name: torch.stack([row[name].to(self.device) for row in rows if name in row]) for name in names}
+        return {name: cast(Tensor, self.accelerator.reduce(values, "mean"))[:, None] for name, values in columns.items()}
 
     # --- validation ---------------------------------------------------------------------------------------------------
 
@@ -307,7 +315,7 @@ class Session:
         """
         if not self.step_complete:
             return
-        self._save(self.weights.state_dicts(), self.averaged(), self._over_processes(self.pending))
+        self._save(self.weights.state_dicts(), self.averaged(), self._shared_rows())
 
     def _save_at_end(self) -> None:
         """Save what was done when an error ends the training; that error is the one to report.
@@ -319,7 +327,12 @@ class Session:
             with contextlib.suppress(LabError):
                 self._save(self.weights.state_dicts(), self.averaged(), self.pending)
 
-    def _save(self, states: dict[str, dict[str, Any]], run: Run, pending: list[Tensor]) -> None:
+    def _shared_rows(self) -> list[Measured]:
+        """The measurements since the last report, each a mean over all processes."""
+        columns = {name: iter(values[:, 0]) for name, values in self._over_processes(self.pending).items()}
+        return [{name: next(columns[name]) for name in row} for row in self.pending]
+
+    def _save(self, states: dict[str, dict[str, Any]], run: Run, pending: list[Measured]) -> None:
         if not self.accelerator.is_main_process:
             return
         Checkpoint(
@@ -328,7 +341,7 @@ class Session:
             classes=run.classes,
             precision=self.precision,
             rows=self.rows,
-            pending=torch.stack(pending).cpu() if pending else None,
+            pending=[{name: float(value) for name, value in row.items()} for row in pending],
             best=self.best,
             ended=self.ended,
             **states,
@@ -355,6 +368,10 @@ class Session:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
+def _as_tensors(rows: list[dict[str, float]]) -> list[Measured]:
+    return [{name: torch.tensor(value) for name, value in row.items()} for row in rows]
 
 
 def _check_finite(losses: Losses, step: int) -> None:

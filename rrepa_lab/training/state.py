@@ -17,6 +17,7 @@ from rrepa_lab.files import write_atomically
 from rrepa_lab.readers import MissingFileError, check_file
 
 NAME = "train_state.pt"
+PLAIN = ("rows", "config", "pending")  # values that are kept as text
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Checkpoint:
     average: dict[str, Any]
     optimizer: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl
-    pending: Tensor | None = None  # (S, M) measurements of the steps since the last report
+    pending: list[dict[str, float]] = field(default_factory=list)  # measurements of the steps since the last report
     best: Best | None = None
     ended: bool = False  # by early stopping
 
@@ -49,7 +50,7 @@ class Checkpoint:
         """Replace the file; LabError where that is not possible, and the old one stands."""
         best = None if self.best is None else vars(self.best)
         # plain values as text: JSON gives back exactly the numbers that metrics.jsonl and config.json hold
-        values = vars(self) | {"rows": json.dumps(self.rows), "config": json.dumps(self.config), "best": best}
+        values = vars(self) | {name: json.dumps(getattr(self, name)) for name in PLAIN} | {"best": best}
         write_atomically(path, lambda temporary: torch.save(values, temporary))
 
     @classmethod
@@ -66,7 +67,9 @@ class Checkpoint:
             values = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
             if "rows" not in values:  # version 0.1 kept weights and step alone
                 values |= {"rows": "[]", "config": "{}", "classes": [], "precision": "float32"}
-            plain = {name: json.loads(values[name]) for name in ("rows", "config")}
+            if not isinstance(values.get("pending"), str):  # of versions before 0.2, by position: the next report does without
+                values |= {"pending": "[]"}
+            plain = {name: json.loads(values[name]) for name in PLAIN}
             best = values.get("best")
             return cls(**values | plain | {"best": None if best is None else Best(**best)})
         except MissingFileError:

@@ -74,6 +74,11 @@ class Weights:
         norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), most)
         return cast(DTensor, norm).full_tensor()
 
+    @property
+    def averaged_flow(self) -> TarFlow:
+        """The flow with the averaged weights, which each step changes."""
+        return cast(Objective, self.average.module).flow
+
     def averaged(self) -> Run:
         """The averaged weights as a run; whole ones in every process, which all must call this where they are sharded."""
         average, run = cast(Objective, self.average.module), self.run
@@ -141,8 +146,7 @@ def _like(state: dict[str, Any], parameters: list[torch.nn.Parameter]) -> dict[s
 
 def _projectors_like(run: Run) -> Projectors:
     """Projectors of the sizes of a run's, with other weights."""
-    config = run.config
-    return Projectors(config.align.taps, config.flow.width, config.align.projector_width, run.projectors.dims)
+    return Projectors.of(run.config.align, run.config.flow, run.projectors.dims)
 
 
 def _bytes(tensors: list[Any]) -> int:

@@ -20,7 +20,7 @@ GUIDED: dict[str, dict[str, Any]] = {
     "annealed": {"guidance": 1.5, "annealed": True, "temperature": 1.3},
 }
 UNGUIDED = {"guidance": 0.0, "annealed": False, "temperature": 1.0}
-STRATEGIES = ("none", "forward", "detach", "reverse", "reverse-exact")
+STRATEGIES = ("none", "forward", "detach", "reverse", "reverse-exact", "reverse-cached")
 
 
 def gradient_norms(loss: Tensor, *modules: nn.Module) -> dict[str, float]:

@@ -69,7 +69,8 @@ def run_config(
 ) -> RunConfig:
     """A configuration with the paper's training: AdamW, lr 1e-4, batch 256, EMA 0.9999, lambda 0.1, last two blocks.
 
-    The aligned layer is the one at three quarters of the depth: layer 6 of 8. Linear warm-up, the cosine decay of the learning
+    The aligned layer is the one at three quarters of the depth: layer 6 of 8. All aligned taps share a projector, as the
+    paper's wording says ("the learnable projector"). Linear warm-up, the cosine decay of the learning
     rate and the limit of the gradient norm are ours: the paper names none.
 
     Args:
@@ -87,7 +88,9 @@ def run_config(
         space=space or SpaceConfig(),
         flow=FlowConfig.from_dict(sizes),
         # counted from the end, so that they hold for other sizes too
-        align=AlignConfig(strategy=strategy, blocks=[-2, -1], layers=[layers * 3 // 4 - layers - 1], weight=0.1),
+        align=AlignConfig(
+            strategy=strategy, blocks=[-2, -1], layers=[layers * 3 // 4 - layers - 1], weight=0.1, sharing="shared"
+        ),
         encoder=encoder or EncoderConfig(model="dinov2-b"),
         train=TrainConfig.from_dict(common | dict(train or {})),
     )
@@ -101,5 +104,6 @@ TINY_TRAIN: Mapping[str, Any] = {
     "steps": 600, "batch": 32, "lr": 2e-3, "warmup": 50, "ema_decay": 0.99, "keep": "nats_per_dim", "log_every": 20,
     "eval_every": 100, "save_every": 200,
 }  # fmt: skip
-# with so few steps the flow follows the teacher sooner if lambda is larger; the projector is as small as the flow
-TINY_ALIGN = {"align.weight": 0.5, "align.projector_width": 256}
+# with so few steps the flow follows the teacher sooner if lambda is larger; the projectors are as small as the flow, and
+# each tap has its own, as in the studies on digits
+TINY_ALIGN = {"align.weight": 0.5, "align.projector_width": 256, "align.sharing": "each"}
