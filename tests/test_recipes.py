@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import rrepa_lab as rl
 from rrepa_lab.align.projector import Projectors
-from rrepa_lab.align.projector_kind import PROJECTORS
+from rrepa_lab.align.projector_kind import PROJECTORS, ProjectorKind
 from rrepa_lab.align.projectors.masked import Masked
 from rrepa_lab.align.schedule import Schedule
 from rrepa_lab.align.self_teacher import SelfTeacher
@@ -287,6 +287,39 @@ def test_the_self_teacher_is_the_average_of_the_weights():
 def test_the_self_teacher_takes_the_last_layer_of_the_last_aligned_block_by_default():
     run = perturbed(config_of("self", align__self_tap="", align__blocks=[1, 2], flow__blocks=3, flow__layers=[1, 2, 1]))
     assert SelfTeacher(run.flow, run.config.align).tap.name == "block.2.layer.2"
+
+
+@pytest.mark.parametrize("name", ["self", "together"])
+def test_it_trains_in_bfloat16(name, tmp_path):
+    """Cosines are float32: those of bfloat16 are multiples of 1/256 near one."""
+    config = config_of(name, train__steps=6, train__precision="bfloat16", align__target="spatial")
+    rows = list(rl.train(config, tmp_path / "run", device="cpu"))
+    values = [value for row in rows for value in row.similarity.values()]
+    assert all(-1 <= value <= 1 for value in values)
+    assert any(abs(value * 256 - round(value * 256)) > 1e-3 for value in values)
+
+
+def test_a_projector_of_ones_own(tmp_path):
+    """A module and its costs under a name: it trains, is stored, loads and is counted."""
+
+    class Scale(torch.nn.Module):
+        def __init__(self, sizes):
+            super().__init__()
+            self.out = torch.nn.Linear(sizes.width, sizes.dim)
+
+        def forward(self, tokens):
+            return 2 * self.out(tokens)
+
+    kind = ProjectorKind(make=Scale, last="out.bias", products=lambda sizes: sizes.width * sizes.dim, kept=lambda sizes: 0)
+    PROJECTORS.register("scale")(kind)
+    try:
+        config = config_of("plain", align__projector="scale", train__steps=2)
+        list(rl.train(config, tmp_path / "run", device="cpu"))
+        run = rl.load(tmp_path / "run")
+        assert isinstance(run.projectors["block_2_layer_1"], Scale)
+        assert rl.alignment(run, *run.data("test", 4)).similarity.keys() == {"block.1.layer.1", "block.2.layer.1"}
+    finally:
+        PROJECTORS._values.pop("scale")
 
 
 def test_a_random_teacher_is_the_architecture_without_its_weights():

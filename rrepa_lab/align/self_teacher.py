@@ -34,7 +34,7 @@ class SelfTeacher:
 
     @torch.no_grad()
     def __call__(self, encoded: Tensor, noised: Tensor | None = None) -> Tensor:
-        """Features (B, T, D) of images in the flow's space (B, *shape).
+        """Features (B, T, D) of images in the flow's space (B, *shape), float32 at least.
 
         Args:
             noised: the same with the training noise; the teacher sees `self_noise` of that noise. None: `encoded` itself.
@@ -44,7 +44,8 @@ class SelfTeacher:
         condition = flow.condition(None, len(x))
         tokens, _ = flow.encode_blocks(flow.tokenize(x), condition, range(1, number))
         block = flow.block(number)
-        return block(block.features, tokens, condition.of_block(number), [layer])[layer]
+        found = block(block.features, tokens, condition.of_block(number), [layer])[layer]
+        return found if found.dtype.itemsize >= 4 else found.float()
 
 
 def self_tap(align: AlignConfig, blocks: int, layers: Depths) -> str:

@@ -59,5 +59,5 @@ def check_loss(name: str) -> str:
 
 def _wide(projected: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both in one type, float32 at least."""
-    wide = projected if projected.dtype == target.dtype else projected.float()
+    wide = projected if projected.dtype == target.dtype and projected.dtype.itemsize >= 4 else projected.float()
     return wide, target.to(wide.dtype)
