@@ -39,7 +39,7 @@ def about_run(name: str) -> str:
     run = get_run(name)
     config = run.config
     align = config.align
-    strategy = "not aligned" if align.strategy == "none" else f"**{align.strategy}** {align.place}"
+    strategy = "not aligned" if align.strategy == "none" else "; ".join([f"**{align.strategy}** {align.place}", *align.recipe])
     lines = [
         f"{strategy}  ",
         f"{latents_text(run)}{config.data.words}, {config.flow.size}, {parameters(run)}  ",
