@@ -6,6 +6,7 @@ from layer_view import LayersView
 from panels import Code
 from shell import get_run, pair
 
+from rrepa_lab.analysis.spatial import SPATIAL_METRICS
 from rrepa_lab.errors import LabError
 from rrepa_lab.studies.alignment import BUNDLED, MEASURES
 
@@ -62,5 +63,6 @@ def _measuring(name: str, short: str, direction: str) -> str:
     if short not in KINDS:
         metrics = "" if short == "teacher_cosine" else f', metrics=["{short}"]'
         more = f", images=rl.Images(limit={limit})" if limit else ""
-        call = f'rl.similarity(rl.load("{name}"){metrics}, {how}{more})'
+        instrument = "spatial_structure" if short in SPATIAL_METRICS else "similarity"
+        call = f'rl.{instrument}(rl.load("{name}"){metrics}, {how}{more})'
     return f'{call}.assign(run="{name}")'

@@ -7,6 +7,7 @@ import pandas as pd
 from shell import stamp
 
 import rrepa_lab as rl
+from rrepa_lab.analysis.spatial import SPATIAL_METRICS
 from rrepa_lab.measurements.metrics import metric_of
 from rrepa_lab.paths import assets
 from rrepa_lab.studies.alignment import unguided
@@ -16,11 +17,18 @@ METRICS = (
     {name: metric_of(name).label for name in ("linear_accuracy", "knn_accuracy")}
     | {name: f"{metric_of(name).label} with the teacher" for name in ("cknna", "cka", "mutual_knn")}
     | {"teacher_cosine": f"{metric_of('teacher_cosine').label}, through the projector"}
+    | {name: metric_of(name).label for name in SPATIAL_METRICS}
 )
 DIRECTIONS = {"forward": "real images", "reverse": "the generating pass"}
 SEEDS, SHIPPED_RUNS, MEASURED = "seeds", "bundled", "measured"
 TABLES = {SEEDS: f"{LAYERS}-seeds", SHIPPED_RUNS: LAYERS}
-KINDS = {"linear": "linear probes", "knn": "k-NN probes", "similarity": "similarity to the teacher"}
+KINDS = {
+    "linear": "linear probes",
+    "knn": "k-NN probes",
+    "similarity": "similarity to the teacher",
+    "spatial": "spatial structure",
+}
+SMALLEST_GRID = 4  # tokens along an edge, for the spatial structure
 MAX_ALL_IMAGES, N_SUBSET = 5000, 2000  # of more training images than the first, only a subset of the second size is read
 MAX_MEASURED = 60  # tables that are kept
 
@@ -62,15 +70,21 @@ def measure_kind(run: rl.Run, kind: str, direction: str) -> pd.DataFrame:
     limit = limit_for(run)
     if kind == "similarity":
         return rl.similarity(run, protocol=rl.FeatureProtocol(direction), images=rl.Images(limit=limit or 1000))
+    if kind == "spatial":
+        return rl.spatial_structure(run, protocol=rl.FeatureProtocol(direction), images=rl.Images(limit=limit or 1000))
     return rl.probe(run, protocol=rl.FeatureProtocol(direction), probes=[kind], limit=limit)
 
 
 def unmeasured(runs: dict[str, rl.Run], direction: str) -> list[tuple[str, rl.Run, str]]:
-    """(name, run, kind) of the measurements that are missing; similarities only of runs with an encoder."""
+    """(name, run, kind) of the measurements that are missing and possible: similarities need an encoder, spatial structure
+    4x4 tokens.
+    """
     return [
         (name, run, kind)
         for name, run in runs.items() for kind in KINDS
-        if (run, direction, kind) not in _measured and (kind != "similarity" or run.config.teachers)
+        if (run, direction, kind) not in _measured
+        and (kind != "similarity" or run.config.teachers)
+        and (kind != "spatial" or run.flow.config.side >= SMALLEST_GRID)
     ]  # fmt: skip
 
 

@@ -181,7 +181,7 @@ def _build_table(default: LayersView) -> tuple[dict[str, Any], list[Any], list[A
     """The upper part: controls, plots, notes, and (start, stop, status) of measuring."""
     gr.Markdown(
         "**What can be read from the features of every layer?** A probe predicts the class from the features of a layer; a "
-        "similarity compares them with the teacher's."
+        "similarity compares them with the teacher's, and spatial structure neighbouring tokens with distant ones."
     )
     with gr.Row(equal_height=False):
         metric = gr.Dropdown(_options(METRICS), value=default.metric, label="Measured by", elem_id="layers-metric")

@@ -308,8 +308,9 @@ def test_runs_of_the_sidebar_are_measured(local):
         "linear probes …",
         "k-NN probes …",
         "similarity to the teacher …",
+        "spatial structure …",
     ]
-    assert steps[-1] == ("Measured on real images: **small**.", "measured", 3)
+    assert steps[-1] == ("Measured on real images: **small**.", "measured", 4)
     run = rl.load(runs_root() / local)
     expected = {
         "linear_accuracy": rl.probe(run, probes=["linear"], limit=60),
@@ -318,6 +319,7 @@ def test_runs_of_the_sidebar_are_measured(local):
     expected |= {
         metric: rl.similarity(run, images=rl.Images(limit=60)) for metric in ("cknna", "cka", "mutual_knn", "teacher_cosine")
     }
+    expected |= {metric: rl.spatial_structure(run, images=rl.Images(limit=60)) for metric in ("lds", "cds", "rmsc")}
     for metric, measured in expected.items():
         table = measured[measured.metric == metric]
         figure, _ = (figure_of(plot) for plot in layers.draw_known(replace(view, metric=metric)))
@@ -331,7 +333,7 @@ def test_runs_of_the_sidebar_are_measured(local):
         got: dict = {}
         exec(code.python, got)
         assert np.allclose(grid(got["rows"]), maps(figure)["small"])
-    again = list(layers.measure(replace(view, measurements=3)))
+    again = list(layers.measure(replace(view, measurements=4)))
     assert len(again) == 1
     assert again[0][0].startswith("Already measured")
 

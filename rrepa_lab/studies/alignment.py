@@ -152,12 +152,13 @@ def layers_in(folder: Path) -> pd.DataFrame | None:
 
 
 def unguided(table: pd.DataFrame, metric: str, direction: str = "forward") -> pd.DataFrame:
-    """The rows of one metric under the plainest protocol: no guidance, no label fed to the flow, features averaged over tokens.
+    """The rows of one metric under the plainest protocol: no guidance, no label fed to the flow, features averaged over tokens
+    where a metric is of one feature for each image.
 
     Beside an accuracy of probes stands that of one gradient step where the table has it, as a level for `layer_curves`.
     """
     kept = table[(table["direction"] == direction) & (table["label_fed"] == "none") & (table["guidance"] == 0)]
-    kept = kept[kept["pool"] == "mean"]
+    kept = kept[(kept["pool"] == "mean") | (kept["pool"] == "")]
     return kept[kept["metric"].isin([metric, "gradient_accuracy"] if metric.endswith("_accuracy") else [metric])]
 
 
