@@ -62,13 +62,13 @@ def test_all_parts_in_one_call(table):
 
 def test_the_layer_of_the_probe_is_chosen_on_validation_images(run, table):
     row = table.set_index("metric").loc["linear_accuracy"]
-    assert f"layer {row['tap']}, best of all on val;" in row["protocol"]
+    assert "best of all layers on val;" in row["protocol"]
     by_hand = rl.probe(
         run, probes=["linear"], baselines=False, limit=60, data={"train": run.images("train"), "test": run.images("val")}
     )
-    assert rl.best_layer(by_hand).iloc[0]["tap"] == row["tap"]
+    assert rl.best_layer(by_hand).iloc[0]["tap"] == row["best_tap"]
     found = rl.evaluate(_without_validation(), samples=0, limit=60, parts="probe").iloc[0]
-    assert "best of all on test, the scored images themselves, which flatters" in found["protocol"]
+    assert "best of all layers on test, the scored images themselves, which flatters" in found["protocol"]
 
 
 def test_a_card_says_network_and_reference(table):
@@ -411,3 +411,17 @@ def test_names_of_version_0_1_are_read():
 def test_floats_of_a_split_are_its_bytes():
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_bytes(to_floats(levels.view(256, 1, 1, 1)), "rounded").flatten(), levels)
+
+
+def test_runs_whose_best_layers_differ_share_a_column(run, tmp_path):
+    """The layer is what was found, not how: two runs stand in one table of `rl.compare`."""
+    tables = []
+    for name, tap in (("one", "block.1.layer.2"), ("two", "block.4.layer.3")):
+        row = rl.evaluate(run, samples=0, limit=20, parts="probe").assign(run=name, best_tap=tap)
+        config = run.config.model_copy(update={"name": name})
+        alone = rl.Run(run.flow, config, run.classes, run.projectors)
+        rl.write_result(tmp_path / name, "mine", row, [alone])
+        tables.append(tmp_path / name / "result.json")
+    compared = rl.compare(tables)
+    assert compared["metric"].tolist() == ["linear_accuracy"] * 2
+    assert compared["protocol"].nunique() == 1

@@ -65,7 +65,7 @@ def evaluate(
         protocols, reference, save_samples: of `rl.evaluate_samples`.
 
     Returns: columns run, strategy, data, space, encoder, split, train_seed, metric, value, unit, n, protocol, standard_error,
-        low, high and interval (over images or samples, never over training seeds), tap, block, layer, probe, and for samples
+        low, high and interval (over images or samples, never over training seeds), best_tap, probe, and for samples
         those of `rl.evaluate_samples`.
 
     Raises: LabError for numbers out of range, a split that does not exist, an unknown part or protocol; NotFiniteError where a

@@ -81,7 +81,7 @@ def accuracies(run: Run, batch: Batch, method: str, seed: int, part: str) -> Ite
 
 
 def best_probe(run: Run, split: str, limit: int | None, part: str) -> dict[str, Any]:
-    """A row: the linear probe of the layer that is best on the validation split, on this split.
+    """A row: the linear probe of the layer that is best on the validation split, on this split; `best_tap` names the layer.
 
     Without a validation split, or on it, the best of all layers on the images themselves, which flatters: the row says so.
     """
@@ -95,12 +95,9 @@ def best_probe(run: Run, split: str, limit: int | None, part: str) -> dict[str, 
 
     found = best_layer(table("block.*.layer.*", chosen_on)).iloc[0]
     row = table(str(found["tap"]), split).iloc[0] if honest else found
-    how = f"layer {row['tap']}, best of all on {chosen_on}" + (
-        "" if honest else ", the scored images themselves, which flatters"
-    )
+    how = f"best of all layers on {chosen_on}" + ("" if honest else ", the scored images themselves, which flatters")
     value, error = float(row["value"]), float(row["standard_error"])
     interval = {"low": value - NORMAL * error, "high": value + NORMAL * error, "interval": "95 % over images, binomial"}
     protocol = f"{how}; {row['probe']}, {row['n_train']} training images, no label fed{part}"
-    place = {name: row[name] for name in ("tap", "block", "layer")}
     common = {"metric": "linear_accuracy", "value": value, "unit": "fraction", "standard_error": error, "n": int(row["n"])}
-    return common | place | interval | {"protocol": protocol}
+    return common | {"best_tap": str(row["tap"])} | interval | {"protocol": protocol}

@@ -30,6 +30,7 @@ FORMAT = 1
 _IDENTITY = {"run", "strategy", "data", "encoder", "train_seed"}
 _FOUND = {
     "metric", "value", "unit", "n", "protocol", "standard_error", "low", "high", "interval", "device", "floor", "above_floor",
+    "best_tap",
 }  # fmt: skip
 
 

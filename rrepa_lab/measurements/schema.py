@@ -49,6 +49,7 @@ COLUMNS: dict[str, Column] = (
         sd=("number", "sample standard deviation over training seeds"), seeds=("integer", "training seeds"),
         train_seeds=("integer", "training seeds"), floor=("number", "value reached without the image"),
         above_floor=("number", "value - floor"), floor_of=("text", "what the floor's constants depend on"),
+        best_tap=("text", "the layer that was best on the images it was chosen on"),
         gap=("number", "largest difference of a state between the directions"), spread=("number", "sd of a state"),
         relative_gap=("number", "gap / spread"), round_trip_error=("number", "largest, of the images"),
         gradient_norm=("number", "of the alignment loss in a group"), cosine=("number", "between two vectors"),
