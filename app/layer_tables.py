@@ -66,12 +66,11 @@ def limit_for(run: rl.Run) -> int | None:
 
 
 def measure_kind(run: rl.Run, kind: str, direction: str) -> pd.DataFrame:
-    """One kind of measurement at every layer, as `rl.probe` or `rl.similarity` gives it."""
+    """One kind of measurement at every layer, as `rl.probe`, `rl.similarity` or `rl.spatial_structure` gives it."""
     limit = limit_for(run)
-    if kind == "similarity":
-        return rl.similarity(run, protocol=rl.FeatureProtocol(direction), images=rl.Images(limit=limit or 1000))
-    if kind == "spatial":
-        return rl.spatial_structure(run, protocol=rl.FeatureProtocol(direction), images=rl.Images(limit=limit or 1000))
+    if kind in ("similarity", "spatial"):
+        instrument = rl.similarity if kind == "similarity" else rl.spatial_structure
+        return instrument(run, protocol=rl.FeatureProtocol(direction), images=rl.Images(limit=limit or 1000))
     return rl.probe(run, protocol=rl.FeatureProtocol(direction), probes=[kind], limit=limit)
 
 

@@ -82,7 +82,7 @@ def _trajectory(
 @lru_cache(maxsize=8)
 def aligner_of(run: rl.Run) -> tuple[Aligner | None, str]:
     """The alignment with the run's teacher, and why there is none; the page downloads no teacher, and loads each once."""
-    own = run.config.align.teacher == "self" and bool(run.config.align.taps)
+    own = run.config.align.with_self
     if not run.config.teachers and not own:
         return None, "the run has no teacher"
     try:

@@ -133,6 +133,11 @@ class AlignConfig(Config):
         return [words for name, words in described.items() if getattr(self, name) != getattr(plain, name)]
 
     @property
+    def with_self(self) -> bool:
+        """Whether the flow is aligned with its own averaged weights, so that no encoder is needed."""
+        return self.strategy != "none" and self.teacher == "self"
+
+    @property
     def own_teacher(self) -> str:
         """What a self-teacher is, in words."""
         where = self.self_tap or "the last layer of the last aligned block"

@@ -107,7 +107,10 @@ def with_new(study: Study, tasks: Iterable[Task]) -> Measured:
     A cell that is kept is not replaced. Raises: LabError as `read_measured`.
     """
     tasks = list(tasks)
-    kept = read_measured(study, [task.cell for task in tasks])
+    return _with_new(read_measured(study, [task.cell for task in tasks]), study, tasks)
+
+
+def _with_new(kept: Measured, study: Study, tasks: Sequence[Task]) -> Measured:
     known = kept.cells
     new = [(task, record) for task in tasks if task.cell.identity not in known and (record := finished(task))]
     if not new:
@@ -138,9 +141,9 @@ def keep(study: Study, tasks: Iterable[Task]) -> int:
     if not study.measured:
         raise LabError(f"study {study.title!r} names no table of its measurements: add `measured: NAME.csv` to its file")
     tasks = list(tasks)
-    before = read_measured(study, [task.cell for task in tasks]).cells
-    after = with_new(study, tasks)
-    added = len(after.cells - before)
+    before = read_measured(study, [task.cell for task in tasks])
+    after = _with_new(before, study, tasks)
+    added = len(after.cells - before.cells)
     if added:  # the curves first: a cell counts as measured once it is in the other table
         path = Path(study.measured)
         write_text(curves_path(path), after.curves.to_csv(index=False, lineterminator="\n"))

@@ -126,7 +126,7 @@ def _teacher_runs(config: RunConfig, teacher: TeacherWork | None, images: int | 
     """Whether the teacher runs in every step; assumed where the images are not known."""
     if teacher is None:
         return False
-    if config.align.teacher == "self" or images is None or not features_come_again(config, images):
+    if config.align.with_self or images is None or not features_come_again(config, images):
         return True
     store, needed = _feature_bytes(config, teacher, images)
     return store == "off" or (store == "disk" and needed > shutil.disk_usage(existing_folder(cache_root())).free)
@@ -146,7 +146,7 @@ def _feature_bytes(config: RunConfig, teacher: TeacherWork, images: int) -> tupl
 
 def teacher_work(config: RunConfig) -> TeacherWork:
     """The sizes of the teachers and the operations of their passes, counted with random weights on one image."""
-    if config.align.teacher == "self":
+    if config.align.with_self:
         return _self_teacher(config)
     each = [_one_teacher(encoder, config) for encoder in config.teachers]
     passes = [work for _, work, _ in each if work is not None]

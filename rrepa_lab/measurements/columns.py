@@ -18,8 +18,7 @@ def about(run: Run) -> dict[str, Any]:
     The encoder is that of the alignment, "" where nothing is aligned; of a self-teacher it is said what that is.
     """
     config = run.config
-    own = config.align.teacher == "self"
-    encoder = config.align.own_teacher if own else encoder_words(run, *config.teachers)
+    encoder = config.align.own_teacher if config.align.with_self else encoder_words(run, *config.teachers)
     return {
         "run": run.name, "strategy": config.align.strategy, "data": run.data_words, "space": config.space_words,
         "encoder": encoder if config.align.taps else "", "train_seed": config.train.seed,

@@ -123,7 +123,7 @@ class Run:
             download: whether weights that are not on this machine may be fetched.
         """
         if not self.config.teachers:
-            if self.config.align.teacher == "self" and self.config.align.taps:
+            if self.config.align.with_self:
                 raise LabError(f"run {self.name!r} is its own teacher and has no encoder: give another run or an encoder")
             raise LabError(f"run {self.name!r} has no encoder: set one, for example encoder.weights=bundled:digits")
         if not self._encoders:
@@ -160,7 +160,7 @@ class Run:
         Raises: LabError for a run without a teacher, or one whose grid does not fit.
         """
         align, side = self.config.align, self.flow.config.side
-        if align.teacher == "self" and align.taps:
+        if align.with_self:
             own = SelfTeacher(self.flow if flow is None else flow, align)
             return Targets([], side, align, own=own, encode=self.space.encode)
         for teacher in self.encoders():
@@ -313,6 +313,6 @@ def build(config: RunConfig, classes: list[str]) -> Run:
         check_grid(encoder, config.flow.side, config.align)
     with seeded(config.train.seed):
         flow = TarFlow(config.flow)
-        dims = [encoder.dim for encoder in encoders] or [config.flow.width if config.align.teacher == "self" else 1]
+        dims = [encoder.dim for encoder in encoders] or [config.flow.width if config.align.with_self else 1]
         projectors = Projectors.of(config.align, config.flow, dims)
     return Run(flow, config, classes, projectors, _encoders=encoders)
