@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
-from classify_input import OwnPicture, build_input, connect_input, subject_of
+from classify_input import NOT_TRAINED_ON, OwnPicture, build_input, connect_input, subject_of
 from classify_results import ANY, CHART_DELAY_SECONDS, METHODS, STEPS, classified, matching_rows, report_of
 from gradio.blocks import Block
 from panels import Code, Panel, Sidebar, Tab, Values
@@ -17,6 +17,8 @@ from shell import (
     PRIVATE,
     answering,
     get_run,
+    image_word,
+    missing_data,
     model_lock,
     show_errors,
     test_code,
@@ -129,6 +131,8 @@ def draw_answers(view: ClassifyView) -> tuple[Any, Any, Any, str]:
     if not has_classes(view.run):
         return None, None, gr.update(value=[]), ""
     runs, _ = answering(view.run, view.other)
+    if missing := missing_data(get_run(view.run)):
+        return None, None, gr.update(value=[]), f"There are no test images: {missing}."
     reports = {name: report_of(run, METHODS[view.method]) for name, run in runs.items()}
     report, x = reports[view.run], test_images(get_run(view.run)).x
     rows = matching_rows(report, view.of, view.taken_for, view.mistakes)
@@ -171,7 +175,7 @@ def _named(figure: Any, name: str) -> Any:
 
 def code(view: ClassifyView) -> Code:
     """The scores of the image, and those of the whole split by the command line."""
-    imports, source = "", f"{test_code(view.run)}.x[{view.index}:{view.index + 1}]"
+    imports, source = "", f"{test_code(view.run)}[{view.index}:{view.index + 1}]"
     if view.picture is not None and view.picture.test_image == view.index:
         imports, source = "import torch\n", f"torch.tensor([{view.picture.values}])  # {view.picture.source}"
     python = (
@@ -187,7 +191,9 @@ def code(view: ClassifyView) -> Code:
 def fit(run: rl.Run, view: ClassifyView) -> dict[str, Any]:
     """The test images and the classes of another run."""
     last, choices = len(test_images(run).x) - 1, [ANY, *run.classes]
-    updates: dict[str, Any] = {"index": gr.Slider(maximum=last, value=min(view.index, last))}
+    info = "of this run, since its test images are not on this machine" if missing_data(run) else NOT_TRAINED_ON
+    slider = gr.Slider(maximum=last, value=min(view.index, last), label=image_word(run).capitalize(), info=info)
+    updates: dict[str, Any] = {"index": slider}
     for name in ("of", "taken_for"):
         value = getattr(view, name)
         updates[name] = gr.Dropdown(choices=choices, value=value if value in choices else ANY)

@@ -7,7 +7,16 @@ import numpy as np
 import torch
 from panels import Tab
 from PIL import Image
-from shell import N_TEST_IMAGES, PRIVATE_MODEL, get_run, only_uploads, picture_field, test_images, with_model_lock
+from shell import (
+    N_TEST_IMAGES,
+    PRIVATE_MODEL,
+    get_run,
+    image_word,
+    only_uploads,
+    picture_field,
+    test_images,
+    with_model_lock,
+)  # fmt: skip
 from torch import Tensor
 
 from rrepa_lab.data.pixels import from_drawing
@@ -24,6 +33,9 @@ SELECT_BRUSH = """() => {
     };
     select();
 }"""
+
+
+NOT_TRAINED_ON = "none of them was trained on"  # of the test images
 
 
 class OwnPicture(NamedTuple):
@@ -79,7 +91,7 @@ def subject_of(name: str, index: int, picture: OwnPicture | None) -> Subject:
     x, y = test_images(run)
     row = index % len(x)
     label = int(y[row])
-    return Subject(x[row : row + 1].cpu(), f"test image {row}, class {run.classes[label]}", label)
+    return Subject(x[row : row + 1].cpu(), f"{image_word(run)} {row}, class {run.classes[label]}", label)
 
 
 # --- controls ---------------------------------------------------------------------------------------------------------
@@ -97,7 +109,7 @@ def build_input(index: int) -> tuple[dict[str, Any], gr.HTML, gr.Markdown, gr.Ma
         with gr.Column(min_width=300), gr.Tabs():
             with gr.Tab("Test image"):
                 slider = gr.Slider(
-                    0, N_TEST_IMAGES - 1, index, step=1, label="Test image", info="none of them was trained on",
+                    0, N_TEST_IMAGES - 1, index, step=1, label="Test image", info=NOT_TRAINED_ON,
                     elem_id="index",
                 )  # fmt: skip
             with gr.Tab("Draw") as pad_tab:

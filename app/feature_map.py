@@ -28,7 +28,7 @@ from map_data import (
 from map_script import BRIDGE, CARD
 from panels import Code, Panel, Sidebar, Tab
 from serving import serve
-from shell import DEFAULT_RUN, N_TEST_IMAGES, PRIVATE, get_run, model_lock, pair, show_errors
+from shell import DEFAULT_RUN, N_TEST_IMAGES, PRIVATE, get_run, missing_data, model_lock, pair, show_errors
 from trajectories import strip, tap_in
 from views import UNLINKED, View, linked_as
 
@@ -278,14 +278,17 @@ def _build_umap(default: FeatureMapView) -> dict[str, Any]:
 
 
 def fit(run: rl.Run, view: FeatureMapView) -> dict[str, Any]:
-    """Blocks, layers and images of another run."""
+    """Blocks, layers and images of another run; its samples where its test images are not on this machine."""
     tap = tap_in(run, view.block, view.layer)
     last = max(image_count(run, images) for images in (REAL, CONDITIONAL)) - 1
-    return {
+    updates = {
         "block": gr.update(maximum=run.flow.config.blocks, value=tap.block),
         "layer": gr.update(maximum=max(run.flow.config.depths), value=int(tap.layer)),
         "image": gr.update(maximum=last, value=min(view.image, last)),
     }
+    if missing_data(run) and view.images == REAL:
+        updates["images"] = gr.update(value=CONDITIONAL)
+    return updates
 
 
 if __name__ == "__main__":

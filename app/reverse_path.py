@@ -86,7 +86,7 @@ def code(view: ReversePathView) -> Code:
         source = f"--seeds {view.seed}..{last}"
     else:
         rows = f"{view.image}:{view.image + N_IMAGES}"
-        lines += ["", f'run = rl.load("{view.run}")', f"source = {test_code(view.run)}.x[{rows}]"]
+        lines += ["", f'run = rl.load("{view.run}")', f"source = {test_code(view.run)}[{rows}]"]
         source = f"--rows {view.image}..{view.image + N_IMAGES - 1}"
     settings = f"guidance=rl.Guidance({view.guidance:g}, temperature={view.temperature:g})"
     lines += [

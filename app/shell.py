@@ -15,6 +15,7 @@ import pandas as pd
 from gradio.utils import get_upload_folder
 
 import rrepa_lab as rl
+from rrepa_lab.analysis.features import cycled_labels
 from rrepa_lab.data.images import Batch
 from rrepa_lab.data.pictures import check_size, read_picture
 from rrepa_lab.errors import LabError
@@ -26,6 +27,7 @@ DEFAULT_RUN, DEFAULT_OTHER = "digits-reverse", "digits-none"
 NO_RUN = ""  # in place of the second run, where one is shown alone
 LARGEST_SEED = 2**31 - 1
 N_TEST_IMAGES = 1000
+N_SAMPLES = 100  # that stand for test images where these are not on this machine
 # of events that belong to the page alone, and of those among them that compute
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 PRIVATE_MODEL: dict[str, Any] = {"concurrency_id": MODEL_QUEUE, **PRIVATE}
@@ -96,14 +98,39 @@ def answering(first: str, second: str) -> tuple[dict[str, rl.Run], str]:
 
 
 @lru_cache(maxsize=8)
+def missing_data(run: rl.Run) -> str:
+    """Why the run's test images are not on this machine; "" where they are."""
+    try:
+        run.images("test")
+    except LabError as error:
+        return without_folders(error)
+    return ""
+
+
+@lru_cache(maxsize=8)
 def test_images(run: rl.Run) -> Batch:
-    """N_TEST_IMAGES images of the run's test split, class-balanced, with their labels: those that can be picked by number."""
-    return run.data("test", N_TEST_IMAGES)
+    """The images that can be picked by number, with their labels: N_TEST_IMAGES of the run's test split, class-balanced.
+
+    Where they are not on this machine, N_SAMPLES of the run's own samples, classes in turn.
+    """
+    if not missing_data(run):
+        return run.data("test", N_TEST_IMAGES)
+    labels = cycled_labels(run, N_SAMPLES)
+    return Batch(rl.sample(run, range(N_SAMPLES), labels.tolist() if run.flow.config.classes else None).images, labels)
+
+
+def image_word(run: rl.Run) -> str:
+    """What `test_images` are."""
+    return "sample" if missing_data(run) else "test image"
 
 
 def test_code(name: str) -> str:
-    """The Python expression whose rows are the numbers of `test_images`."""
-    return 'run.data("test")' if len(get_run(name).images("test")) <= N_TEST_IMAGES else f'run.data("test", {N_TEST_IMAGES})'
+    """The Python expression whose rows are the images of `test_images`."""
+    run = get_run(name)
+    if missing_data(run):
+        labels = f", [row % {len(run.classes)} for row in range({N_SAMPLES})]" if run.flow.config.classes else ""
+        return f"rl.sample(run, range({N_SAMPLES}){labels}).images"
+    return 'run.data("test").x' if len(run.images("test")) <= N_TEST_IMAGES else f'run.data("test", {N_TEST_IMAGES}).x'
 
 
 def parameters(run: rl.Run) -> str:

@@ -7,7 +7,19 @@ import pandas as pd
 import torch
 from panels import Sidebar
 from scripts import RANDOM_SEED
-from shell import DEFAULT_OTHER, DEFAULT_RUN, NO_RUN, get_run, latents_text, parameters, run_names, scores_of, server_settings
+from shell import (
+    DEFAULT_OTHER,
+    DEFAULT_RUN,
+    N_SAMPLES,
+    NO_RUN,
+    get_run,
+    latents_text,
+    missing_data,
+    parameters,
+    run_names,
+    scores_of,
+    server_settings,
+)  # fmt: skip
 from views import NO_OTHER
 
 from rrepa_lab.measurements.metrics import family_of, present_metric, title_of
@@ -45,6 +57,9 @@ def about_run(name: str) -> str:
         f"{latents_text(run)}{config.data.words}, {config.flow.size}, {parameters(run)}  ",
         f"step {run.step:,} of {config.train.steps:,}, {'GPU' if run.device.type == 'cuda' else 'CPU'}",
     ]
+    if missing_data(run):
+        lines[-1] += "  "
+        lines.append(f"{config.data.words} is not on this machine: {N_SAMPLES} samples stand for test images  ")
     scores = scores_of(name)
     if scores is not None:
         lines[-1] += "  "

@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from shell import label_of, test_images
+from shell import image_word, label_of, test_images
 from torch import Tensor
 from views import View, linked_as
 
@@ -71,7 +71,7 @@ def _trajectory(
     else:
         x, _ = test_images(run)
         rows = [(image + step) % len(x) for step in range(N_IMAGES)]
-        source, columns = x[rows], [f"test image {row}" for row in rows]
+        source, columns = x[rows], [f"{image_word(run)} {row}" for row in rows]
     labels = torch.full((N_IMAGES,), label, device=run.device) if flow.config.classes else None
     trace = rl.trace(run, source, labels, "reverse", taps, guidance=guidance)
     made = trace.x["block.1.in"].to(run.device)

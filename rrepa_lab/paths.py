@@ -37,3 +37,10 @@ def cache_root() -> Path:
     if os.environ.get("RREPA_CACHE"):
         return Path(os.environ["RREPA_CACHE"]).expanduser()
     return platformdirs.user_cache_path("rrepa_lab", appauthor=False)
+
+
+def data_root() -> Path:
+    """Where published data sets are looked for without a data.path: $RREPA_DATA, or `sets` in the cache directory."""
+    if os.environ.get("RREPA_DATA"):
+        return Path(os.environ["RREPA_DATA"]).expanduser().absolute()
+    return cache_root() / "sets"

@@ -106,8 +106,26 @@ def test_what_is_expected_is_said_where_nothing_is(tmp_path, name):
     with pytest.raises(rl.LabError, match=rf"^{name}: there is nothing of it at .*; expected .*data.download=true") as caught:
         load_split(config(name, tmp_path, 32), "train")
     assert "\n" not in str(caught.value)
-    with pytest.raises(rl.LabError, match=f"^{name}: data.path is not set"):
+    with pytest.raises(
+        rl.LabError, match=f"^{name}: data.path is not set, and .RREPA_DATA .*data describe {name} --set"
+    ) as caught:
         class_names(DataConfig(name=name))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_sets_without_a_path_are_looked_for_in_one_folder(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("RREPA_DATA", str(tmp_path))
+    _, size, channels = WRITERS[name]
+    found: Any = DATA_SETS[name]
+    data = DataConfig(name=name, image_size=size, channels=channels)
+    for split in ("train", "test"):
+        for label in found.names:
+            pictures(tmp_path / name / split / label.replace("/", "_"), 1)
+    assert len(load_split(data, "train")) == len(found.names)  # class folders below a folder with the name of the set
+    stored = WRITERS[name][0](tmp_path)
+    assert len(load_split(data, "train")) == len(stored)  # torchvision's files come first
+    assert load_split(config(name, tmp_path, size, channels), "train").fingerprint == load_split(data, "train").fingerprint
 
 
 @pytest.mark.parametrize("name", WRITERS)

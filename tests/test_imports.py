@@ -9,6 +9,7 @@ PACKAGE = Path(rrepa_lab.__file__).parent
 # the order of rrepa_lab/README.md; a file of the package itself is a room of its own
 ORDER = (
     "errors", "signals", "progress", "checks", "values", "files", "config", "readers", "registry", "paths", "processes",
+    "hardware",
     "data", "flow", "align", "space", "runs", "training", "measurements", "sampling", "analysis", "evaluation",
     "viz", "batch", "studies", "bench", "cli",
 )  # fmt: skip

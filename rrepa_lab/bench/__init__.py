@@ -19,13 +19,14 @@ from rrepa_lab.bench.processes import memory_by_process
 from rrepa_lab.bench.scaling import scaling_table
 from rrepa_lab.bench.speed import speed_table
 from rrepa_lab.bench.teacher import teacher_costs
-from rrepa_lab.bench.timing import alternate, limited_threads, machine, summary
+from rrepa_lab.bench.timing import alternate, limited_threads, summary
 from rrepa_lab.bench.train import step_costs
 from rrepa_lab.data.loaders import generator, seeded
 from rrepa_lab.errors import unknown
 from rrepa_lab.flow.perturb import perturb
 from rrepa_lab.flow.tarflow.config import FlowConfig
 from rrepa_lab.flow.tarflow.model import TarFlow
+from rrepa_lab.hardware import machine
 from rrepa_lab.runs.presets import preset
 from rrepa_lab.runs.store import load
 

@@ -1,7 +1,6 @@
-"""Timing by alternation, memory, and the machine in words."""
+"""Timing by alternation, and memory."""
 
 import gc
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -145,16 +144,3 @@ def limited_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def machine(device: str) -> str:
-    """The machine in words that name no host."""
-    if device != "cpu":
-        return torch.cuda.get_device_name()
-    model = ""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            model = next((line.split(":")[1].strip() for line in stream if line.startswith("model name")), "")
-    except OSError:
-        pass
-    return model or platform.processor() or platform.machine()

@@ -1,7 +1,6 @@
 """`rrepa-lab train --dry-run`: the configuration, the data, and what the training takes."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rrepa_lab.cli.printing import hint, print_facts
@@ -53,10 +52,10 @@ def print_plan(args: argparse.Namespace, config: "RunConfig") -> None:
 
 
 def _check_space(space: "SpaceConfig") -> None:
-    from rrepa_lab.space.autoencoder import TRAINED_HERE, read_autoencoder
+    from rrepa_lab.space.autoencoder import TRAINED_HERE, folder_of, read_autoencoder
 
     if space.kind in TRAINED_HERE and space.weights is not None:
-        read_autoencoder(Path(space.weights).expanduser(), space.kind)
+        read_autoencoder(folder_of(space), space.kind)
 
 
 def _check_init(name: str, config: "RunConfig") -> None:

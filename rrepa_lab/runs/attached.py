@@ -15,7 +15,7 @@ from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.readers import MIB, read_json
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.names import CARD, CONFIG, ENCODER, SPACE, WEIGHTS
-from rrepa_lab.space.autoencoder import TRAINED_HERE, is_autoencoder, read_autoencoder
+from rrepa_lab.space.autoencoder import TRAINED_HERE, is_autoencoder, is_bundled, read_autoencoder
 
 
 def local_weights(encoder: EncoderConfig) -> Path | None:
@@ -62,6 +62,8 @@ def _check_space(config: RunConfig, directory: Path) -> None:
         if space.weights is not None and Path(space.weights).expanduser().exists():
             advice = "push it as a repository of its own, and set space.weights to its OWNER/NAME in the run's config.json"
             raise LabError(f"the run needs its space, and {space.weights} is a folder of this machine: {advice}")
+        return
+    if is_bundled(space):
         return
     if not is_autoencoder(folder):
         raise LabError(f"{directory} holds no copy of its space: load the run and save it again, with space.weights at hand")

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
+from PIL import Image, UnidentifiedImageError
 
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
 from rrepa_lab.readers import MIB, MissingFileError, read_table
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.describe import describe_config
-from rrepa_lab.runs.names import BEST, CARD, SCORES
+from rrepa_lab.runs.names import BEST, CARD, DESCRIPTION, SAMPLES, SCORES
 from rrepa_lab.runs.records import Records
 
 # columns of metrics.jsonl that hold a floor of the similarity -> what its constants know
@@ -41,7 +42,18 @@ def write_card(run: Described, metrics: pd.DataFrame, scores: pd.DataFrame | Non
     """Write (or replace) card.md in the run's directory; scores are the table of `rl.evaluate`."""
     assert run.directory is not None
     last = "Load it: `rl.load(<this folder>)`; command line: `rrepa-lab sample <this folder>`."
-    write_text(run.directory / CARD, "\n".join([*card_lines(run, metrics, scores), "", last, ""]))
+    title, *rest = card_lines(run, metrics, scores)
+    write_text(run.directory / CARD, "\n".join([title, *_picture_lines(run.directory), *rest, "", last, ""]))
+
+
+def _picture_lines(directory: Path) -> list[str]:
+    """The picture of samples that lies in the folder of a run, with its description."""
+    try:
+        with Image.open(directory / SAMPLES) as picture:
+            caption = str(picture.info.get(DESCRIPTION, "samples"))
+    except (FileNotFoundError, UnidentifiedImageError):
+        return []
+    return ["", f"![{caption}]({SAMPLES})", "", f"{caption}."]
 
 
 def card_lines(run: Described, metrics: pd.DataFrame, scores: pd.DataFrame | None = None) -> list[str]:
@@ -68,6 +80,8 @@ def card_lines(run: Described, metrics: pd.DataFrame, scores: pd.DataFrame | Non
         lines += similarity_lines(last)
         if "precision" in metrics:
             lines.append(f"Matrix products in {last['precision']}.")
+        if isinstance(last.get("hardware"), str):
+            lines.append(f"Trained on {last['hardware']}.")
         if "data_wait" in metrics and metrics["data_wait"].notna().any():
             lines.append(f"Part of a step that waited for images: {metrics['data_wait'].mean():.1%} (mean of the reports).")
         lines += _best_line(run, metrics)

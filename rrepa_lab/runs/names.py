@@ -8,6 +8,8 @@ PLAN = "decoding.json"  # how it is decoded fastest, see `sampling.calibrate`
 METRICS = "metrics.jsonl"  # the reports of the training
 SCORES = "scores.csv"  # the table of `rl.evaluate`
 CARD = "card.md"
+SAMPLES = "samples.png"  # a picture of samples for the card, where one was drawn
+DESCRIPTION = "Description"  # the text of a PNG file that says what it shows (a keyword of the format)
 ENCODER = "encoder"  # a folder with a copy of the teacher, of a run on the Hub whose teacher the kit has trained
 SPACE = "space"  # a folder with a copy of the autoencoder, where the run models its latents
 

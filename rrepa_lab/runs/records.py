@@ -13,7 +13,7 @@ from rrepa_lab.readers import MissingFileError, read_text
 
 NAME = "metrics.jsonl"
 REPORTED = ("step", "loss", "nats_per_dim", "seconds")  # columns of every table that is not empty
-TEXTS = ("precision",)  # the columns that hold no numbers
+TEXTS = ("precision", "hardware")  # the columns that hold no numbers
 LARGEST_NUMBER = 1e300  # of a measurement; whole numbers beyond it are no floats
 LARGEST = 256 * 2**20  # bytes that are read
 

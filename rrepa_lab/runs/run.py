@@ -42,7 +42,7 @@ from rrepa_lab.runs.hub import push
 from rrepa_lab.runs.model_card import CARD_PICTURES, CardPicture, model_card
 from rrepa_lab.runs.names import CONFIG, ENCODER, FORMAT, PUBLISHED, SPACE, WEIGHTS
 from rrepa_lab.runs.records import Records
-from rrepa_lab.space.autoencoder import TRAINED_HERE, copy_autoencoder, is_autoencoder
+from rrepa_lab.space.autoencoder import TRAINED_HERE, copy_autoencoder, folder_of, is_autoencoder, is_bundled
 from rrepa_lab.space.config import SPACES, SpaceConfig
 from rrepa_lab.space.contract import Frame, Space
 
@@ -95,15 +95,17 @@ class Run:
     def _space_config(self) -> SpaceConfig:
         """The settings of the space; where its folder is gone, with the copy in the run's directory."""
         config, copy = self.config.space, None if self.directory is None else self.directory / SPACE
-        if copy is None or config.weights is None or not is_autoencoder(copy) or Path(config.weights).expanduser().exists():
+        if copy is None or config.weights is None or not is_autoencoder(copy) or folder_of(config).exists():
             return config
         return config.model_copy(update={"weights": str(copy)})
 
     def _save_space(self, directory: Path) -> None:
-        """Copy a space that the kit has trained into the directory, so that the run can be moved."""
+        """Copy a space that the kit has trained into the directory, so that the run can be moved; a bundled one is not."""
         config = self._space_config()
-        if config.kind in TRAINED_HERE and config.weights is not None and not is_autoencoder(directory / SPACE):
-            copy_autoencoder(Path(config.weights).expanduser(), directory / SPACE)
+        if config.kind not in TRAINED_HERE or config.weights is None or is_bundled(config):
+            return
+        if not is_autoencoder(directory / SPACE):
+            copy_autoencoder(folder_of(config), directory / SPACE)
 
     @property
     def device(self) -> torch.device:

@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rrepa_lab.align.named import BUNDLED
 from rrepa_lab.align.teacher import EncoderConfig
 from rrepa_lab.checks import LARGEST_SEED
 from rrepa_lab.config import Config
 from rrepa_lab.data.config import DataConfig, named_data
-from rrepa_lab.errors import LabError
+from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.files import sha256, write_atomically, write_text
+from rrepa_lab.paths import assets
 from rrepa_lab.readers import MIB, MissingFileError, check_file, read_json, validate
 from rrepa_lab.space.contract import Shape
 from rrepa_lab.space.networks import GROUPS
@@ -206,10 +208,22 @@ def numbers(statistics: Mapping[str, Any], name: str, count: int, folder: Path) 
 
 
 def folder_of(config: Any) -> Path:
-    """The folder that `space.weights` names; LabError where it is not set."""
+    """The folder that `space.weights` names, by its path or bundled:<name>; LabError where it is not set, or there is none of
+    this name.
+    """
     if config.weights is None:
         raise LabError(
             f"space.kind is {config.kind}, and space.weights is not set: give the folder of "
             f"`rrepa-lab vae train DATA --out DIR --kind {config.kind}`"
         )
-    return Path(config.weights).expanduser()
+    if not is_bundled(config):
+        return Path(config.weights).expanduser()
+    root, name = assets() / "autoencoders", config.weights.removeprefix(BUNDLED)
+    if not is_autoencoder(root / name):
+        raise unknown("bundled autoencoder", name, sorted(path.name for path in root.glob("*") if is_autoencoder(path)))
+    return root / name
+
+
+def is_bundled(config: Any) -> bool:
+    """Whether `space.weights` is bundled:<name>, which every machine with this package has."""
+    return config.weights is not None and config.weights.startswith(BUNDLED)

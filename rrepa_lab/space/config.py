@@ -23,7 +23,9 @@ class SpaceConfig(Config):
 
     kind: str = Field("pixels", description="a registered space: pixels, vae, small-vae, features")
     weights: str | None = Field(
-        None, description="folder of `rrepa-lab vae train` (small-vae, features); folder or Hub id of an AutoencoderKL (vae)"
+        None,
+        description="folder of `rrepa-lab vae train`, or bundled:cifar10 (small-vae, features); folder or Hub id of an "
+        "AutoencoderKL (vae)",
     )
     sample: bool = Field(False, description="train on samples of the posterior, not its mean; no latents are cached then")
     cache: Literal["auto", "on", "off"] = Field(

@@ -35,6 +35,7 @@ class StepReport:
     seconds: float  # since this call of train began
     remaining: float  # seconds, at the pace so far
     precision: str = "float32"  # of the matrix products
+    hardware: str = ""  # that trains, in words
     floors: dict[str, float] = field(default_factory=dict)  # of the similarity, without reading the image: see align.floors
     alignment_weight: float = 0.0  # lambda at this step, by `align.schedule`; 0 without alignment
     data_wait: float | None = None  # part of the steps' time that this process waited for images, since the last report

@@ -23,6 +23,7 @@ from rrepa_lab.data.originals import originals_of
 from rrepa_lab.data.splits import read_split, splits
 from rrepa_lab.errors import LabError, LabWarning
 from rrepa_lab.flow.likelihood import HALF_LOG_2PI
+from rrepa_lab.hardware import hardware_words
 from rrepa_lab.runs.card import write_card
 from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.init import start_from
@@ -144,6 +145,7 @@ class Session:
         """Train to the end; see `train`."""
         t, began, first = self.config.train, time.perf_counter(), self.step
         clock = StepClock()
+        hardware = hardware_words(self.device, self.accelerator.num_processes)
 
         def report() -> StepReport:
             mean = {name: float(values.mean(dim=0)) for name, values in self._over_processes(self.pending).items()}
@@ -159,6 +161,7 @@ class Session:
                 seconds=seconds,
                 remaining=seconds / (self.step - first) * (t.steps - self.step),
                 precision=self.precision,
+                hardware=hardware,
                 floors=self.floors,
                 alignment_weight=self._factor(self.step - 1) * self.config.align.weight,
                 data_wait=wait,

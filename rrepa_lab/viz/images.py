@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from rrepa_lab.data.pixels import to_uint8
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_atomically
+from rrepa_lab.runs.names import DESCRIPTION
 
 GAP = 1  # image pixels between the images of a sheet
 LARGEST = {"WEBP": 16_383, "JPEG": 65_500, "PNG": 65_500}  # edge of a picture: of the format, and of what viewers open
@@ -68,10 +70,13 @@ def picture_format(path: Path | str) -> str:
     return FORMATS[path.suffix.lower()]
 
 
-def encoded(sheet: Image.Image, form: str = "PNG") -> bytes:
-    """A picture as the bytes of a file of this format."""
-    stream = io.BytesIO()
-    sheet.save(stream, format=form)
+def encoded(sheet: Image.Image, form: str = "PNG", description: str = "") -> bytes:
+    """A picture as the bytes of a file of this format; a PNG file may keep what it shows, in Latin-1."""
+    stream, options = io.BytesIO(), {}
+    if description:
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text(DESCRIPTION, description)
+    sheet.save(stream, format=form, **options)
     return stream.getvalue()
 
 

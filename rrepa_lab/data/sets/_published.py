@@ -15,7 +15,7 @@ from rrepa_lab.data.config import DATA_SETS, DataConfig
 from rrepa_lab.data.images import ImageSet
 from rrepa_lab.data.sets.folder import FolderImages
 from rrepa_lab.errors import LabError
-from rrepa_lab.paths import cache_root
+from rrepa_lab.paths import data_root
 
 
 class Pictures(NamedTuple):
@@ -29,7 +29,8 @@ class PublishedSet(ABC):
     """A set that torchvision knows.
 
     `data.path` is the folder that torchvision would be given as its root, or an image folder (<split>/<class>/<picture>)
-    whose class folders have the names of the classes. It is downloaded only with data.download=true.
+    whose class folders have the names of the classes. Without it the set is looked for in `paths.data_root`: torchvision's
+    files, or an image folder with the name of the set. It is downloaded only with data.download=true.
     """
 
     levels, needs_path = 256, True
@@ -95,8 +96,10 @@ class PublishedSet(ABC):
 
     def _source(self, config: DataConfig) -> tuple[Path, bool]:
         """Where the pictures are, and whether it is an image folder; they are downloaded first where that is asked for."""
-        given = cache_root() / "sets" if config.path is None else config.root
+        given = data_root() if config.path is None else config.root
         own = given / self.folder
+        if config.path is None and not own.is_dir() and _has_folders(given / self.name):
+            return given / self.name, True
         root = given.parent if given.name == Path(self.folder).parts[0] and not own.is_dir() else given
         own = root / self.folder
         lacking = [name for name in self.files if not (own / name).is_file()]
@@ -109,10 +112,16 @@ class PublishedSet(ABC):
             return root, False
         if own.is_dir():
             raise LabError(f"{own} lacks {lacking[0]}: set data.download=true, or copy it there")
-        where = "data.path is not set" if config.path is None else f"there is nothing of it at {given}"
+        files = f"{self.folder}/ with {self.files[0]} and {len(self.files) - 1} more files"
+        pictures = "train/<class>/<picture> and test/<class>/<picture>"
+        if config.path is None:
+            expected = f"expected there: {files}, or {self.name}/ with {pictures}"
+            raise LabError(
+                f"{self.name}: data.path is not set, and $RREPA_DATA ({given}) holds nothing of it; {expected}; "
+                f"rrepa-lab data describe {self.name} --set data.download=true fetches it"
+            )
         raise LabError(
-            f"{self.name}: {where}; expected {self.folder}/ with {self.files[0]} and {len(self.files) - 1} more files, or "
-            "train/<class>/<picture> and test/<class>/<picture>; data.download=true fetches it"
+            f"{self.name}: there is nothing of it at {given}; expected {files}, or {pictures}; data.download=true fetches it"
         )
 
     def _read(self, root: Path, train: bool, download: bool) -> Pictures:

@@ -14,7 +14,7 @@ def samples(run: Run, count: int) -> CardPicture:
     what = "classes in turn, " if run.config.flow.classes else ""
     seeds = f"seeds 0 to {count - 1}" if count > 1 else "seed 0"
     caption = f"{count} samples, not selected: {what}{seeds}, unguided, {made.finish}"
-    return CardPicture(encoded(grid(made.images)), caption)
+    return CardPicture(encoded(grid(made.images), description=caption), caption)
 
 
 CARD_PICTURES.register("samples")(samples)
