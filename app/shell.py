@@ -99,11 +99,12 @@ def answering(first: str, second: str) -> tuple[dict[str, rl.Run], str]:
 
 @lru_cache(maxsize=8)
 def missing_data(run: rl.Run) -> str:
-    """Why the run's test images are not on this machine; "" where they are."""
+    """That the run's test images are not on this machine, in words; "" where they are."""
     try:
         run.images("test")
-    except LabError as error:
-        return without_folders(error)
+    except LabError:
+        published = ", nor in $RREPA_DATA" if run.config.data.path is None else ""
+        return f"{run.config.data.words} is not on this machine{published}"
     return ""
 
 

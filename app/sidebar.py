@@ -59,7 +59,7 @@ def about_run(name: str) -> str:
     ]
     if missing_data(run):
         lines[-1] += "  "
-        lines.append(f"{config.data.words} is not on this machine: {N_SAMPLES} samples stand for test images  ")
+        lines.append(f"{missing_data(run)}: {N_SAMPLES} samples stand for test images  ")
     scores = scores_of(name)
     if scores is not None:
         lines[-1] += "  "
