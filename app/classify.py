@@ -16,6 +16,7 @@ from shell import (
     DEFAULT_RUN,
     PRIVATE,
     answering,
+    by_run,
     get_run,
     image_word,
     missing_data,
@@ -27,6 +28,7 @@ from shell import (
 from views import UNLINKED, View, linked_as
 
 import rrepa_lab as rl
+from rrepa_lab.analysis.noise import CLEAN, image_noise
 from rrepa_lab.viz.classes import class_race, class_scores, confusion, evidence_map
 from rrepa_lab.viz.html import picture_table
 from rrepa_lab.viz.images import picture
@@ -64,8 +66,9 @@ def has_classes(name: str) -> bool:
 def draw_verdict(view: ClassifyView) -> tuple[str, str]:
     """The image as the flow reads it, and the answers of one gradient step."""
     subject = subject_of(view.run, view.index, view.picture)
-    lines = [f"Image: {subject.name}."]
     runs, left_out = answering(view.run, view.other)
+    inputs = {name: image_noise(run).words for name, run in runs.items()}
+    lines = [f"Image: {subject.name}." + ("" if {*inputs.values()} == {CLEAN} else f" Input: {by_run(inputs)}.")]
     for name, run in runs.items():
         result = classified(run, "gradient", subject.x)
         best, *others = (int(k) for k in result.top(2).labels[0])

@@ -26,7 +26,8 @@ from sidebar import about_run, build_sidebar, status_line
 
 INTRODUCTION = (
     "# R-REPA lab\nNormalizing flows map images to noise exactly, and back. The bundled ones are small and were trained on "
-    "scikit-learn's 8x8 digits, with and without aligning their features to a frozen vision encoder."
+    "scikit-learn's 8x8 digits and on CIFAR-10's 32x32 photographs, with and without aligning their features to a frozen "
+    "vision encoder."
 )
 
 

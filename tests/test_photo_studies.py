@@ -507,7 +507,7 @@ def settings_of_cell(cell):
     }
 
 
-@pytest.mark.parametrize("name", ["cifar10-main", "cifar10-teachers", "cifar10-recipe", "cifar10-latents"])
+@pytest.mark.parametrize("name", ["cifar10-main", "cifar10-teachers", "cifar10-recipe", "cifar10-latents", "cifar10-large"])
 def test_every_side_of_a_contrast_is_one_setting(name):
     """Of the study, or of one that it names in `also`: no claim is ambiguous, and none waits for a cell that is never run."""
     planned = []

@@ -23,6 +23,8 @@ from rrepa_lab.flow.contract import FlowModel
 from rrepa_lab.runs.config import ReadConfig
 from rrepa_lab.runs.run import Run, flow_of
 
+CLEAN = "clean images"  # the words for images as they are
+
 
 @dataclass(frozen=True)
 class NoiseSamples:
@@ -93,7 +95,7 @@ class ImageNoise(NamedTuple):
     def words(self) -> str:
         """For a protocol."""
         if not self.n:
-            return "clean images" if self.levels is None else f"centres of the {self.levels} bins"
+            return CLEAN if self.levels is None else f"centres of the {self.levels} bins"
         count = f"{self.n} draw{'s' if self.n > 1 else ''} of"
         return f"{count} gaussian noise, sigma {self.std:g}" if self.std == self.std else f"{count} uniform noise"
 

@@ -52,7 +52,7 @@ def reported_and_measured(name: str) -> dict[str, Any]:
     Raises: LabError for an unknown name.
 
     Example:
-        >>> reported_and_measured("cifar10-reverse")["measured"] is None
+        >>> reported_and_measured("cifar10-large-reverse")["measured"] is None
         True
     """
     preset(name)
