@@ -465,8 +465,11 @@ def test_shipped_studies(name):
     """Claims that can be judged, and what is measured of them: read, and judged again."""
     study, notebook = load_study(name)
     planned = cells(study, notebook)
-    seeds = [cell.parameters["seed"] for cell in planned]
-    assert seeds == sorted(seeds), "the seed is the outer loop"
+    seeds: dict[str, list[int]] = {}
+    for cell in planned:
+        setting = json.dumps({key: value for key, value in cell.parameters.items() if key != "seed"})
+        seeds.setdefault(setting, []).append(cell.parameters["seed"])
+    assert {tuple(one) for one in seeds.values()} == {(0, 1, 2)}
     assert len({cell.identity for cell in planned}) == len({cell.name for cell in planned}) == len(planned)
     assert not any(Path(str(value)).is_absolute() for cell in planned for value in cell.given.values())
     one = photographs.read_study(assets() / "studies" / f"{name}.yaml")
@@ -476,8 +479,9 @@ def test_shipped_studies(name):
     assert {verdict.split(":")[0] for verdict in judged["verdict"]} <= known
     if not one.done:
         assert {verdict.split(":")[0] for verdict in judged["verdict"]} <= {NOT_MEASURED, "not testable here"}
-    text = (assets() / "studies" / "README.md").read_text(encoding="utf-8")
-    assert f"{study.title} ({one.done} of {len(planned)} cells)" in text
+    if study.measured:
+        text = (assets() / "studies" / "README.md").read_text(encoding="utf-8")
+        assert f"{study.title} ({one.done} of {len(planned)} cells)" in text
     for path in (assets() / "studies").glob(f"{name}*"):
         assert "/home/" not in path.read_text() and "/tmp/" not in path.read_text()  # noqa: PT018
 

@@ -3,17 +3,26 @@
 from collections.abc import Callable
 
 from rrepa_lab.measurements.compare import wide
+from rrepa_lab.paths import assets
+from rrepa_lab.runs.card import read_scores
 from rrepa_lab.studies.photographs import PhotographStudy, claims_side_by_side, read_studies
 from rrepa_lab.studies.report_digits import STUDY
 from rrepa_lab.studies.report_text import markdown, study_table
 
+FD = "FD[efficientnet-lite0]"
 NOTHING = "No cell is measured yet."
 # column of `compare.wide` -> title; other metrics are in the CSV files
 SCORES = {
     "nats_per_dim": "nats/dim", "gradient_accuracy": "one step", "gradient_accuracy[clean]": "one step, clean images",
     "iterated_accuracy": "twenty steps", "bayes_accuracy": "Bayes' rule", "linear_accuracy": "best layer, linear probe",
-    "FD[efficientnet-lite0]": "Fréchet distance", "KD[efficientnet-lite0]": "kernel distance",
+    FD: "Fréchet distance", "KD[efficientnet-lite0]": "kernel distance",
     "label_agreement": "labels agree",
+}  # fmt: skip
+# split and metric of the bundled runs' scores -> title
+BUNDLED = {
+    ("train", "nats_per_dim"): "nats/dim, train", ("test", "nats_per_dim"): "test",
+    ("train", "gradient_accuracy"): "one step, train", ("test", "gradient_accuracy"): "test",
+    ("test", "bayes_accuracy"): "Bayes' rule, test", ("test", FD): "Fréchet distance",
 }  # fmt: skip
 
 
@@ -41,4 +50,24 @@ def _of_study(one: PhotographStudy) -> str:
     return markdown((SCORES.get(name, name) for name in columns), shown[columns].itertuples(index=False))
 
 
-TABLES: dict[str, Callable[[], str]] = {"photograph-claims": claims, "photograph-scores": scores}
+def bundled() -> str:
+    """The scores of the bundled runs of photographs, on the training and the test split; one training seed each."""
+    names = sorted(path.parent.name for path in (assets() / "runs").glob("cifar10-*/scores.csv"))
+    rows = []
+    for name in names:
+        table = read_scores(assets() / "runs" / name)
+        assert table is not None
+        found = table.set_index(["split", "metric"])[["value", "low", "high"]]
+        cells = []
+        for split, metric in BUNDLED:
+            value, low, high = found.loc[(split, metric)]
+            digits = 0 if abs(value) >= 100 else 3
+            shown = f"{value:.{digits}f}"
+            cells.append(shown if split == "train" else f"{shown} [{low:.{digits}f}, {high:.{digits}f}]")
+        rows.append([f"`{name}`", *cells])
+    return markdown(["run", *BUNDLED.values()], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "photograph-claims": claims, "photograph-scores": scores, "photograph-runs": bundled,
+}  # fmt: skip
