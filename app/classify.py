@@ -135,7 +135,7 @@ def draw_answers(view: ClassifyView) -> tuple[Any, Any, Any, str]:
         return None, None, gr.update(value=[]), ""
     runs, _ = answering(view.run, view.other)
     if missing := missing_data(get_run(view.run)):
-        return None, None, gr.update(value=[]), f"There are no test images: {missing}."
+        return None, None, gr.update(value=[]), f"Nothing to show: {missing}."
     reports = {name: report_of(run, METHODS[view.method]) for name, run in runs.items()}
     report, x = reports[view.run], test_images(get_run(view.run)).x
     rows = matching_rows(report, view.of, view.taken_for, view.mistakes)
@@ -194,7 +194,7 @@ def code(view: ClassifyView) -> Code:
 def fit(run: rl.Run, view: ClassifyView) -> dict[str, Any]:
     """The test images and the classes of another run."""
     last, choices = len(test_images(run).x) - 1, [ANY, *run.classes]
-    info = "of this run, since its test images are not on this machine" if missing_data(run) else NOT_TRAINED_ON
+    info = "of this run, whose test images are not at hand" if missing_data(run) else NOT_TRAINED_ON
     slider = gr.Slider(maximum=last, value=min(view.index, last), label=image_word(run).capitalize(), info=info)
     updates: dict[str, Any] = {"index": slider}
     for name in ("of", "taken_for"):

@@ -16,7 +16,7 @@ from shell import (
     picture_field,
     test_images,
     with_model_lock,
-)  # fmt: skip
+)
 from torch import Tensor
 
 from rrepa_lab.data.pixels import from_drawing

@@ -278,7 +278,7 @@ def _build_umap(default: FeatureMapView) -> dict[str, Any]:
 
 
 def fit(run: rl.Run, view: FeatureMapView) -> dict[str, Any]:
-    """Blocks, layers and images of another run; its samples where its test images are not on this machine."""
+    """Blocks, layers and images of another run; its samples where its test images are not at hand."""
     tap = tap_in(run, view.block, view.layer)
     last = max(image_count(run, images) for images in (REAL, CONDITIONAL)) - 1
     updates = {

@@ -27,7 +27,7 @@ DEFAULT_RUN, DEFAULT_OTHER = "digits-reverse", "digits-none"
 NO_RUN = ""  # in place of the second run, where one is shown alone
 LARGEST_SEED = 2**31 - 1
 N_TEST_IMAGES = 1000
-N_SAMPLES = 100  # that stand for test images where these are not on this machine
+N_SAMPLES = 100  # that stand for test images where these are not at hand
 # of events that belong to the page alone, and of those among them that compute
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 PRIVATE_MODEL: dict[str, Any] = {"concurrency_id": MODEL_QUEUE, **PRIVATE}
@@ -99,12 +99,12 @@ def answering(first: str, second: str) -> tuple[dict[str, rl.Run], str]:
 
 @lru_cache(maxsize=8)
 def missing_data(run: rl.Run) -> str:
-    """That the run's test images are not on this machine, in words; "" where they are."""
+    """That the run's test images are not at hand, in words; "" where they are."""
     try:
         run.images("test")
     except LabError:
-        published = ", nor in $RREPA_DATA" if run.config.data.path is None else ""
-        return f"{run.config.data.words} is not on this machine{published}"
+        advice = " (set $RREPA_DATA to a folder with them)" if run.config.data.path is None else ""
+        return f"the test images of {run.config.data.words} are not at hand{advice}"
     return ""
 
 
@@ -112,7 +112,7 @@ def missing_data(run: rl.Run) -> str:
 def test_images(run: rl.Run) -> Batch:
     """The images that can be picked by number, with their labels: N_TEST_IMAGES of the run's test split, class-balanced.
 
-    Where they are not on this machine, N_SAMPLES of the run's own samples, classes in turn.
+    Where they are not at hand, N_SAMPLES of the run's own samples, classes in turn.
     """
     if not missing_data(run):
         return run.data("test", N_TEST_IMAGES)

@@ -19,7 +19,7 @@ from shell import (
     run_names,
     scores_of,
     server_settings,
-)  # fmt: skip
+)
 from views import NO_OTHER
 
 from rrepa_lab.measurements.metrics import family_of, present_metric, title_of
@@ -59,7 +59,7 @@ def about_run(name: str) -> str:
     ]
     if missing_data(run):
         lines[-1] += "  "
-        lines.append(f"{missing_data(run)}: {N_SAMPLES} samples stand for test images  ")
+        lines.append(f"{missing_data(run)}: {N_SAMPLES} samples stand for them  ")
     scores = scores_of(name)
     if scores is not None:
         lines[-1] += "  "

@@ -72,9 +72,7 @@ FAMILIES = {
     "cifar10": Family(pixels, "CIFAR-10 in pixels, demo size, an hour on two cores: the bundled runs"),
     "cifar10-tiny": Family(tiny, "CIFAR-10 in pixels, demo size, minutes on two cores"),
     "cifar10-large": Family(large, "CIFAR-10 in pixels, for one GPU"),
-    "cifar10-latent": Family(
-        latent, "CIFAR-10 in latents of the bundled VAE, demo size, an hour on two cores: the bundled runs"
-    ),
+    "cifar10-latent": Family(latent, "CIFAR-10 in latents of the bundled VAE, demo size, an hour on two cores"),
     "cifar10-latent-tiny": Family(latent_tiny, "CIFAR-10 in latents of a small VAE, demo size, minutes on two cores"),
     "cifar10-latent-large": Family(latent_large, "CIFAR-10 in latents of a small VAE, for one GPU"),
 }
