@@ -1,17 +1,20 @@
-"""Make the README's pictures: `python app/screenshots.py` photographs tabs of the page and a figure in a headless Chromium.
+"""Make the README's pictures: `python app/screenshots.py` shows tabs of the page and figures in a headless Chromium.
 
 Needs the `dev` extra and a Chromium (its path in $CHROMIUM, /usr/bin/chromium by default).
 """
 
 import os
+from typing import Any
 
 from demo import build_demo
 from playwright.sync_api import sync_playwright
 from serving import launch
 
+import rrepa_lab as rl
 from rrepa_lab.paths import bundled
 from rrepa_lab.studies.reading import LAYERS, load_table
 from rrepa_lab.viz.layers import layer_curves
+from rrepa_lab.viz.spaces import tiles
 
 # picture -> link, tab, what must be there, and the part of the page to show, in pixels
 VIEWS = {
@@ -19,15 +22,35 @@ VIEWS = {
     "page-layers": ("", "Layers", "#pair-map .heatmaplayer image", 800),
 }
 
+PHOTOGRAPHS, GUIDANCE = ("cifar10-none", "cifar10-reverse"), 2.0
+
+
+def probed_layers() -> Any:
+    """The accuracy of probes by layer, from the shipped table over seeds."""
+    table = load_table(f"{LAYERS}-seeds")
+    return layer_curves(table[(table["direction"] == "forward") & (table["pool"] == "mean")])
+
+
+def photographs() -> Any:
+    """Samples of the bundled flows of CIFAR-10, the first ten seeds, a class each."""
+    rows = {}
+    for name in PHOTOGRAPHS:
+        run = rl.load(name)
+        images = rl.sample(run, range(10), range(10), guidance=GUIDANCE).images
+        rows[name] = dict(zip(run.classes, images, strict=True))
+    caption = f"seeds 0 to 9, one for each class, not selected; guidance {GUIDANCE:g}, denoised; demo size"
+    return tiles(rows, "Samples of two flows of CIFAR-10", caption)
+
+
+FIGURES = {"layers": probed_layers, "photographs": photographs}
+
 
 def main() -> None:
-    """Write assets/pictures: VIEWS of the page, and layers.png, from the shipped table over seeds."""
+    """Write assets/pictures: VIEWS of the page, and FIGURES."""
     out = bundled("assets") / "pictures"
     out.mkdir(exist_ok=True)
     page = build_demo()
     _, address, _ = launch(page, host="127.0.0.1", port=None, prevent_thread_lock=True, quiet=True)
-    table = load_table(f"{LAYERS}-seeds")
-    figure = layer_curves(table[(table["direction"] == "forward") & (table["pool"] == "mean")])
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=["--no-sandbox"])
         view = browser.new_page(viewport={"width": 1200, "height": 1000})
@@ -39,10 +62,13 @@ def main() -> None:
             view.wait_for_selector(wanted, state="attached")
             view.wait_for_timeout(3000)  # all of the tab is drawn, fonts and shadows settle
             view.screenshot(path=out / f"{name}.png")
-        view.set_viewport_size({"width": 900, "height": int(figure.layout.height) + 10})
-        view.set_content(figure.to_html(include_plotlyjs=True))
-        view.wait_for_selector(".scatterlayer .trace")
-        view.screenshot(path=out / "layers.png")
+        for name, make in FIGURES.items():
+            figure = make()
+            view.set_viewport_size({"width": 900, "height": int(figure.layout.height) + 10})
+            view.set_content(figure.to_html(include_plotlyjs=True))
+            view.wait_for_selector(".main-svg")
+            view.wait_for_timeout(1000)
+            view.screenshot(path=out / f"{name}.png")
         browser.close()
     page.close()
     print(out)

@@ -1,7 +1,7 @@
 """The bundled autoencoder and runs of photographs: how they were made.
 
     export RREPA_DATA=DIR    # cifar10/ in it, or torchvision's files
-    rrepa-lab vae train cifar10 --out assets/autoencoders/cifar10 --set data.holdout=0.1
+    rrepa-lab vae train cifar10 --out assets/autoencoders/cifar10 --set data.holdout=0.1 --set steps=6000
     rrepa-lab train cifar10-reverse --out runs/cifar10-reverse    # and the other presets: cifar10-none, cifar10-latent-...
     python -m rrepa_lab.studies.bundled runs/cifar10-reverse
 

@@ -31,7 +31,9 @@ from rrepa_lab.studies.digits import write_sums
 TABLES: dict[str, Callable[[], str]] = (
     report_digits.TABLES | report_layers.TABLES | report_bench.TABLES | report_evaluation.TABLES | report_photographs.TABLES
 )
-VALUES: dict[str, Callable[[], str]] = report_digits.VALUES | report_layers.VALUES | report_bench.VALUES
+VALUES: dict[str, Callable[[], str]] = (
+    report_digits.VALUES | report_layers.VALUES | report_bench.VALUES | report_photographs.VALUES
+)
 _START = re.compile(r"<!-- (table|value): *([^ ]*) *-->")
 _MARKED = re.compile(r"(<!-- (table|value): ([\w-]+) -->)(.*?)<!-- end -->", re.DOTALL)
 

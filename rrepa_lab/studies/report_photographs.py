@@ -9,18 +9,18 @@ from rrepa_lab.studies.photographs import PhotographStudy, claims_side_by_side, 
 from rrepa_lab.studies.report_digits import STUDY
 from rrepa_lab.studies.report_text import markdown, study_table
 
-FD = "FD[efficientnet-lite0]"
+FD, NATS = "FD[efficientnet-lite0]", "nats_per_dim"
 NOTHING = "No cell is measured yet."
 # column of `compare.wide` -> title; other metrics are in the CSV files
 SCORES = {
-    "nats_per_dim": "nats/dim", "gradient_accuracy": "one step", "gradient_accuracy[clean]": "one step, clean images",
+    NATS: "nats/dim", "gradient_accuracy": "one step", "gradient_accuracy[clean]": "one step, clean images",
     "iterated_accuracy": "twenty steps", "bayes_accuracy": "Bayes' rule", "linear_accuracy": "best layer, linear probe",
     FD: "Fréchet distance", "KD[efficientnet-lite0]": "kernel distance",
     "label_agreement": "labels agree",
 }  # fmt: skip
 # split and metric of the bundled runs' scores -> title
 BUNDLED = {
-    ("train", "nats_per_dim"): "nats/dim, train", ("test", "nats_per_dim"): "test",
+    ("train", NATS): "nats/dim, train", ("test", NATS): "test",
     ("train", "gradient_accuracy"): "one step, train", ("test", "gradient_accuracy"): "test",
     ("test", "bayes_accuracy"): "Bayes' rule, test", ("test", FD): "Fréchet distance",
 }  # fmt: skip
@@ -68,6 +68,21 @@ def bundled() -> str:
     return markdown(["run", *BUNDLED.values()], rows)
 
 
+def short() -> str:
+    """The bundled runs in a line: likelihood, accuracy and distance of samples without alignment and with reverse."""
+    parts = []
+    for metric, title, digits in ((NATS, "nats/dim", 3), ("gradient_accuracy", "one step", 3), (FD, "Fréchet distance", 0)):
+        values = []
+        for name in ("cifar10-none", "cifar10-reverse"):
+            table = read_scores(assets() / "runs" / name)
+            assert table is not None
+            (row,) = table[(table["split"] == "test") & (table["metric"] == metric)].to_dict("records")
+            values.append(f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]")
+        parts.append(f"{title} {values[0]} without alignment, {values[1]} with reverse alignment")
+    return "; ".join(parts)
+
+
+VALUES: dict[str, Callable[[], str]] = {"photographs-short": short}
 TABLES: dict[str, Callable[[], str]] = {
     "photograph-claims": claims, "photograph-scores": scores, "photograph-runs": bundled,
 }  # fmt: skip
