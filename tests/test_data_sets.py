@@ -107,7 +107,7 @@ def test_what_is_expected_is_said_where_nothing_is(tmp_path, name):
         load_split(config(name, tmp_path, 32), "train")
     assert "\n" not in str(caught.value)
     with pytest.raises(
-        rl.LabError, match=f"^{name}: data.path is not set, and .RREPA_DATA .*data describe {name} --set"
+        rl.LabError, match=f"^{name}: data.path is not set, and .*RREPA_DATA.*data describe {name} --set"
     ) as caught:
         class_names(DataConfig(name=name))
     assert "\n" not in str(caught.value)

@@ -268,6 +268,13 @@ def test_splits_stand_side_by_side_on_the_card(tmp_path):
     run.directory = tmp_path
     save_scores(run, pd.concat([scores("train", 0.1, 1437), scores("test", 0.2, 360)], ignore_index=True))
     assert lines[2] in (tmp_path / "card.md").read_text()
+    # which images of a split were scored is no difference of protocol; the noise that they were read under is one
+    part = ", 50 of 450, class-balanced, seed 0, train = 90% of train/, stratified"
+    half, whole = scores("train", 0.1, 50).assign(protocol=f"p{part}"), scores("test", 0.2, 360)
+    lines = score_lines(pd.concat([half, whole], ignore_index=True))
+    assert lines[2:] == [f"| m | 0.1000 | 0.2000 | u | 50 / 360 | p; train: {part[2:]} |"]
+    other = scores("test", 0.2, 360).assign(protocol="q")
+    assert len(score_lines(pd.concat([half, other], ignore_index=True))) == 4
 
 
 # --- the ratio of the gradients ---------------------------------------------------------------------------------------

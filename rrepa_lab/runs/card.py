@@ -1,5 +1,6 @@
 """card.md: what a run is, how it was trained and how it scores, for a reader who finds the folder."""
 
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ from rrepa_lab.runs.records import Records
 FLOORS = {"floors.label_position": "label and position", "floors.position": "position"}
 # columns that say how samples were read and compared
 READ_BY = ("network", "network_sha256", "reference", "reference_sha256", "resize", "bytes", "probe", "decoding")
+# before the images of a split, in a protocol
+_SCORED = re.compile(r", (?=\d+ of \d+, class-balanced|(?:train|val|test) = )")
 
 
 class Described(Protocol):
@@ -161,7 +164,8 @@ def protocol_words(row: dict[Any, Any]) -> str:
 def score_lines(scores: pd.DataFrame) -> list[str]:
     """A Markdown table of an evaluation, protocol included; the splits of a metric side by side where there are several.
 
-    A metric that one split alone has, or that was measured under another protocol there, has "-" in the other column.
+    A metric that one split alone has, or that was measured under another protocol there, has "-" in the other column; which
+    images of each split were scored is no difference of protocol.
     """
     scores = scores.assign(protocol=[protocol_words(row) for row in scores.to_dict("records")])
     splits = list(dict.fromkeys(scores["split"])) if "split" in scores else []
@@ -171,9 +175,12 @@ def score_lines(scores: pd.DataFrame) -> list[str]:
             lines.append(f"| {row.metric} | {row.value:.4f} | {row.unit} | {row.n} | {row.protocol} |")
         return lines
     lines = [f"| metric | {' | '.join(splits)} | unit | n | protocol |", f"|---|{'---|' * len(splits)}---|---|---|"]
+    parts = [_SCORED.split(protocol, maxsplit=1) for protocol in scores["protocol"]]
+    scores = scores.assign(protocol=[part[0] for part in parts], scored=["".join(part[1:]) for part in parts])
     for (metric, unit, protocol), rows in scores.groupby(["metric", "unit", "protocol"], sort=False, dropna=False):
         by_split = rows.drop_duplicates("split").set_index("split")
         values = [f"{by_split.loc[split, 'value']:.4f}" if split in by_split.index else "-" for split in splits]
         counts = " / ".join(str(by_split.loc[split, "n"]) if split in by_split.index else "-" for split in splits)
-        lines.append(f"| {metric} | {' | '.join(values)} | {unit} | {counts} | {protocol} |")
+        scored = "".join(f"; {split}: {which}" for split, which in by_split["scored"].items() if which)
+        lines.append(f"| {metric} | {' | '.join(values)} | {unit} | {counts} | {protocol}{scored} |")
     return lines

@@ -52,6 +52,9 @@ def describe_config(config: RunConfig) -> dict[str, Any]:
         facts["encoder"] = all_words(config.teachers) + seen_words(config.data)
         if any(licences := [teacher_facts(encoder).licence for encoder in config.teachers]):
             facts["encoder licence"] = " + ".join(licence or "not known" for licence in licences)
+    if config.read.n_noise_samples:
+        sigma = "the training noise" if config.read.noise_std is None else f"noise of sigma {config.read.noise_std:g}"
+        facts["instruments"] = f"read images under {config.read.n_noise_samples} x {sigma}"
     if config.init is not None:
         facts["began with"] = config.init.words
     if config.origin:

@@ -117,7 +117,7 @@ class PublishedSet(ABC):
         if config.path is None:
             expected = f"expected there: {files}, or {self.name}/ with {pictures}"
             raise LabError(
-                f"{self.name}: data.path is not set, and $RREPA_DATA ({given}) holds nothing of it; {expected}; "
+                f"{self.name}: data.path is not set, and {given} ($RREPA_DATA) holds nothing of it; {expected}; "
                 f"rrepa-lab data describe {self.name} --set data.download=true fetches it"
             )
         raise LabError(
