@@ -65,7 +65,7 @@ def main() -> None:
         for name, make in FIGURES.items():
             figure = make()
             view.set_viewport_size({"width": 900, "height": int(figure.layout.height) + 10})
-            view.set_content(figure.to_html(include_plotlyjs=True))
+            view.set_content(figure.to_html(include_plotlyjs=True, config={"displayModeBar": False}))
             view.wait_for_selector(".main-svg")
             view.wait_for_timeout(1000)
             view.screenshot(path=out / f"{name}.png")

@@ -69,7 +69,7 @@ def bundled() -> str:
 
 
 def short() -> str:
-    """The bundled runs in a line: likelihood, accuracy and distance of samples without alignment and with reverse."""
+    """The bundled runs in a line: likelihood, accuracy and distance of samples, without alignment and with reverse."""
     parts = []
     for metric, title, digits in ((NATS, "nats/dim", 3), ("gradient_accuracy", "one step", 3), (FD, "Fréchet distance", 0)):
         values = []
@@ -78,7 +78,7 @@ def short() -> str:
             assert table is not None
             (row,) = table[(table["split"] == "test") & (table["metric"] == metric)].to_dict("records")
             values.append(f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]")
-        parts.append(f"{title} {values[0]} without alignment, {values[1]} with reverse alignment")
+        parts.append(f"{title} {values[0]} and {values[1]}")
     return "; ".join(parts)
 
 
