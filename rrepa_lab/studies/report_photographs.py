@@ -1,6 +1,7 @@
 """Tables of the report about photographs, from the committed study files and what is measured of them; see `report`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from rrepa_lab.measurements.compare import wide
 from rrepa_lab.paths import assets
@@ -57,27 +58,28 @@ def bundled() -> str:
     for name in names:
         table = read_scores(assets() / "runs" / name)
         assert table is not None
-        found = table.set_index(["split", "metric"])[["value", "low", "high"]]
-        cells = []
-        for split, metric in BUNDLED:
-            value, low, high = found.loc[(split, metric)]
-            digits = 0 if abs(value) >= 100 else 3
-            shown = f"{value:.{digits}f}"
-            cells.append(shown if split == "train" else f"{shown} [{low:.{digits}f}, {high:.{digits}f}]")
-        rows.append([f"`{name}`", *cells])
+        found = {(row["split"], row["metric"]): row for row in table.to_dict("records")}
+        rows.append([f"`{name}`", *(_value(found[key], interval=key[0] == "test") for key in BUNDLED)])
     return markdown(["run", *BUNDLED.values()], rows)
+
+
+def _value(row: Mapping[Any, Any], interval: bool = True) -> str:
+    """A score, and its interval over images or samples."""
+    value, low, high = (float(row[name]) for name in ("value", "low", "high"))
+    digits = 0 if abs(value) >= 100 else 3
+    return f"{value:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if interval else "")
 
 
 def short() -> str:
     """The bundled runs in a line: likelihood, accuracy and distance of samples, without alignment and with reverse."""
     parts = []
-    for metric, title, digits in ((NATS, "nats/dim", 3), ("gradient_accuracy", "one step", 3), (FD, "Fréchet distance", 0)):
+    for metric, title in ((NATS, "nats/dim"), ("gradient_accuracy", "one step"), (FD, "Fréchet distance")):
         values = []
         for name in ("cifar10-none", "cifar10-reverse"):
             table = read_scores(assets() / "runs" / name)
             assert table is not None
             (row,) = table[(table["split"] == "test") & (table["metric"] == metric)].to_dict("records")
-            values.append(f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]")
+            values.append(_value(row))
         parts.append(f"{title} {values[0]} and {values[1]}")
     return "; ".join(parts)
 

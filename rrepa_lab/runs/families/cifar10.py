@@ -4,7 +4,6 @@ The paper has no CIFAR-10: sizes are ours. In latents the flow has the paper's f
 SwiGLU. The bundled runs have the settings of `cifar10` and `cifar10-latent`.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from rrepa_lab.data.config import DataConfig
@@ -21,7 +20,7 @@ LATENTS = {"image_size": 8, "channels": 4, "patch_size": 1, "noise_std": 0.2, "p
 READ_NOISE = {"read.n_noise_samples": 1}
 LARGE = {"width": 512, "blocks": 8, "layers": 6, "classes": 10}
 # the setting of the studies on photographs (assets/studies/cifar10-main.yaml), trained for longer
-STUDIED: Mapping[str, Any] = {
+STUDIED: dict[str, Any] = {
     "data.flip": False, "flow.layers": 4, "train.batch": 64, "train.steps": 5000, "train.warmup": 100, "train.keep": "last",
     "train.precision": "float32", "train.log_every": 50, "train.eval_every": 500, "train.save_every": 500,
     "encoder.model": "efficientnet-lite2", "encoder.image_size": 128, "encoder.layer": 4,
