@@ -22,7 +22,7 @@ LARGE = {"width": 512, "blocks": 8, "layers": 6, "classes": 10}
 # the setting of the studies on photographs (assets/studies/cifar10-main.yaml), trained for longer
 STUDIED: dict[str, Any] = {
     "data.flip": False, "flow.layers": 4, "train.batch": 64, "train.steps": 5000, "train.warmup": 100, "train.keep": "last",
-    "train.precision": "float32", "train.log_every": 50, "train.eval_every": 500, "train.save_every": 500,
+    "train.log_every": 50, "train.eval_every": 500, "train.save_every": 500,
     "encoder.model": "efficientnet-lite2", "encoder.image_size": 128, "encoder.layer": 4,
 }  # fmt: skip
 
