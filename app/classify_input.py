@@ -33,8 +33,6 @@ SELECT_BRUSH = """() => {
     };
     select();
 }"""
-
-
 NOT_TRAINED_ON = "none of them was trained on"  # of the test images
 
 

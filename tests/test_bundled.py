@@ -113,3 +113,7 @@ def test_what_is_not_to_be_bundled_is_refused(trained, tmp_path):
     run.save(tmp_path / "local")
     with pytest.raises(LabError, match="data.path is .*, a folder of this machine"):
         bundled.bundle(tmp_path / "local")
+    run.config = rl.load(trained).config.override({"encoder.weights": str(tmp_path / "weights.safetensors")})
+    run.save(tmp_path / "taught")
+    with pytest.raises(LabError, match="encoder 0 is .*weights.safetensors"):
+        bundled.bundle(tmp_path / "taught")

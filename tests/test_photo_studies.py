@@ -465,6 +465,10 @@ def test_shipped_studies(name):
     """Claims that can be judged, and what is measured of them: read, and judged again."""
     study, notebook = load_study(name)
     planned = cells(study, notebook)
+    main_settings = 21 if name == "cifar10-main" else len(planned)  # its other layers and lambda come after all seeds of these
+    for part in (planned[:main_settings], planned[main_settings:]):
+        order = [cell.parameters["seed"] for cell in part]
+        assert order == sorted(order), "the seed is the outer loop"
     seeds: dict[str, list[int]] = {}
     for cell in planned:
         setting = json.dumps({key: value for key, value in cell.parameters.items() if key != "seed"})

@@ -28,7 +28,7 @@ from rrepa_lab.flow.tarflow.config import FlowConfig
 from rrepa_lab.flow.tarflow.model import TarFlow
 from rrepa_lab.hardware import machine
 from rrepa_lab.runs.presets import preset
-from rrepa_lab.runs.store import load
+from rrepa_lab.runs.store import load, pick_device
 
 __all__ = ["BENCHES", "DECODERS", "bench", "decoding", "step_costs"]
 
@@ -73,7 +73,7 @@ def bench(
         raise unknown("benchmark", which, benches)
     with limited_threads(threads):
         return benches[which](repeats, device).assign(
-            bench=which, repeats=repeats, threads=threads, device=machine(device), torch=torch.__version__
+            bench=which, repeats=repeats, threads=threads, device=machine(pick_device(device)), torch=torch.__version__
         )
 
 

@@ -10,22 +10,22 @@ The last line writes the run's weights in bfloat16 to assets/runs with its recor
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from rrepa_lab.errors import LabError
 from rrepa_lab.evaluation.evaluate import evaluate
 from rrepa_lab.files import write_atomically
 from rrepa_lab.paths import assets
+from rrepa_lab.runs.attached import local_weights
 from rrepa_lab.runs.card import save_scores
 from rrepa_lab.runs.model_card import CARD_PICTURES
-from rrepa_lab.runs.names import METRICS, SAMPLES
+from rrepa_lab.runs.names import SAMPLES
 from rrepa_lab.runs.run import Run
 from rrepa_lab.runs.store import load
-from rrepa_lab.studies.digits import write_sums
+from rrepa_lab.space.autoencoder import is_bundled
+from rrepa_lab.studies.digits import store, write_sums
 
 PARTS = ("likelihood", "gradient", "iterated", "bayes", "samples")
 IMAGES = 1000  # of a split that are scored, as in the studies
@@ -35,19 +35,22 @@ SHOWN = 20  # samples of the picture in the card
 def bundle(source: Path) -> Path:
     """Write a trained run to assets/runs; returns its folder there.
 
-    Raises: LabError for a run that is not trained to its end, or whose data or space is a folder of this machine.
+    Raises: LabError for a run that is not trained to its end, or whose data, space or teacher is a place on this machine.
     """
     run = load(source)
     config = run.config
     if run.step < config.train.steps:
         raise LabError(f"{source} is at step {run.step} of {config.train.steps}: train it to its end")
-    for key, value in (("data.path", config.data.path), ("space.weights", config.space.weights)):
-        if value is not None and not value.startswith("bundled:"):
+    places: dict[str, object] = {
+        "data.path": config.data.path,
+        "space.weights": None if is_bundled(config.space) else config.space.weights,
+    }
+    places |= {f"encoder {number}": local_weights(one) for number, one in enumerate(config.teachers)}
+    for key, value in places.items():
+        if value is not None:
             raise LabError(f"{key} is {value}, a folder of this machine: bundle it, or leave it out ($RREPA_DATA has data)")
     target = assets() / "runs" / config.name
-    run.save(target, torch.bfloat16)
-    shutil.copyfile(source / METRICS, target / METRICS)
-    stored = load(target)
+    stored = store(source, target)
     picture = CARD_PICTURES["samples"](stored, SHOWN)
     write_atomically(target / SAMPLES, lambda temporary: temporary.write_bytes(picture.png))
     save_scores(stored, scores(stored))

@@ -33,8 +33,10 @@ from rrepa_lab.measurements.spread import mean_and_spread, spread_text
 from rrepa_lab.paths import assets
 from rrepa_lab.runs.card import save_scores
 from rrepa_lab.runs.config import RunConfig
+from rrepa_lab.runs.names import METRICS
 from rrepa_lab.runs.presets import ALIGNED, digits
 from rrepa_lab.runs.records import Records
+from rrepa_lab.runs.run import Run
 from rrepa_lab.runs.store import load
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -177,13 +179,18 @@ def bundle(out: Path) -> list[Path]:
     """Write seed 0 of each strategy to assets/runs in bfloat16, scored again as stored; returns the folders of the runs."""
     folders = []
     for strategy in ALIGNED:
-        source, target = out / f"digits-{strategy}-{SEEDS[0]}", assets() / "runs" / f"digits-{strategy}"
-        load(source).save(target, torch.bfloat16)
-        write_text(target / "metrics.jsonl", (source / "metrics.jsonl").read_text(encoding="utf-8"))
-        run = load(target)
+        target = assets() / "runs" / f"digits-{strategy}"
+        run = store(out / f"digits-{strategy}-{SEEDS[0]}", target)
         save_scores(run, evaluate(run, ["train", "test"], n_noise_samples=DRAWS))
         folders.append(target)
     return folders
+
+
+def store(source: Path, target: Path) -> Run:
+    """Write a trained run to another folder in bfloat16, with the records of its training; returns it as stored."""
+    load(source).save(target, torch.bfloat16)
+    write_text(target / METRICS, (source / METRICS).read_text(encoding="utf-8"))
+    return load(target)
 
 
 def keep_table(name: str, table: pd.DataFrame) -> None:

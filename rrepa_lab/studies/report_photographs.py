@@ -56,11 +56,16 @@ def bundled() -> str:
     names = sorted(path.parent.name for path in (assets() / "runs").glob("cifar10-*/scores.csv"))
     rows = []
     for name in names:
-        table = read_scores(assets() / "runs" / name)
-        assert table is not None
-        found = {(row["split"], row["metric"]): row for row in table.to_dict("records")}
+        found = _scores_of(name)
         rows.append([f"`{name}`", *(_value(found[key], interval=key[0] == "test") for key in BUNDLED)])
     return markdown(["run", *BUNDLED.values()], rows)
+
+
+def _scores_of(name: str) -> dict[tuple[str, str], Mapping[Any, Any]]:
+    """The rows of a bundled run's scores by split and metric."""
+    table = read_scores(assets() / "runs" / name)
+    assert table is not None
+    return {(row["split"], row["metric"]): row for row in table.to_dict("records")}
 
 
 def _value(row: Mapping[Any, Any], interval: bool = True) -> str:
@@ -72,15 +77,10 @@ def _value(row: Mapping[Any, Any], interval: bool = True) -> str:
 
 def short() -> str:
     """The bundled runs in a line: likelihood, accuracy and distance of samples, without alignment and with reverse."""
+    pair = [_scores_of(name) for name in ("cifar10-none", "cifar10-reverse")]
     parts = []
     for metric, title in ((NATS, "nats/dim"), ("gradient_accuracy", "one step"), (FD, "Fréchet distance")):
-        values = []
-        for name in ("cifar10-none", "cifar10-reverse"):
-            table = read_scores(assets() / "runs" / name)
-            assert table is not None
-            (row,) = table[(table["split"] == "test") & (table["metric"] == metric)].to_dict("records")
-            values.append(_value(row))
-        parts.append(f"{title} {values[0]} and {values[1]}")
+        parts.append(f"{title} {' and '.join(_value(found['test', metric]) for found in pair)}")
     return "; ".join(parts)
 
 

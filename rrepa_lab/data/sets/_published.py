@@ -97,31 +97,27 @@ class PublishedSet(ABC):
     def _source(self, config: DataConfig) -> tuple[Path, bool]:
         """Where the pictures are, and whether it is an image folder; they are downloaded first where that is asked for."""
         given = data_root() if config.path is None else config.root
+        pictures = given / self.name if config.path is None else given
         own = given / self.folder
-        if config.path is None and not own.is_dir() and _has_folders(given / self.name):
-            return given / self.name, True
         root = given.parent if given.name == Path(self.folder).parts[0] and not own.is_dir() else given
         own = root / self.folder
         lacking = [name for name in self.files if not (own / name).is_file()]
         if not lacking:
             return root, False
-        if config.path is not None and not own.is_dir() and _has_folders(given):
-            return given, True
+        if not own.is_dir() and _has_folders(pictures):
+            return pictures, True
         if config.download:
             self._read(root, True, True)
             return root, False
         if own.is_dir():
             raise LabError(f"{own} lacks {lacking[0]}: set data.download=true, or copy it there")
-        files = f"{self.folder}/ with {self.files[0]} and {len(self.files) - 1} more files"
-        pictures = "train/<class>/<picture> and test/<class>/<picture>"
+        where, below, fetch = f"there is nothing of it at {given}", "", "data.download=true"
         if config.path is None:
-            expected = f"expected there: {files}, or {self.name}/ with {pictures}"
-            raise LabError(
-                f"{self.name}: data.path is not set, and {given} ($RREPA_DATA) holds nothing of it; {expected}; "
-                f"rrepa-lab data describe {self.name} --set data.download=true fetches it"
-            )
+            where, below = f"data.path is not set, and {given} ($RREPA_DATA) holds nothing of it", f"{self.name}/ with "
+            fetch = f"rrepa-lab data describe {self.name} --set {fetch}"
         raise LabError(
-            f"{self.name}: there is nothing of it at {given}; expected {files}, or {pictures}; data.download=true fetches it"
+            f"{self.name}: {where}; expected {self.folder}/ with {self.files[0]} and {len(self.files) - 1} more files, or "
+            f"{below}train/<class>/<picture> and test/<class>/<picture>; {fetch} fetches it"
         )
 
     def _read(self, root: Path, train: bool, download: bool) -> Pictures:
