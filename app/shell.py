@@ -4,7 +4,7 @@ import inspect
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache, wraps
 from pathlib import Path
 from threading import RLock
@@ -18,7 +18,7 @@ import rrepa_lab as rl
 from rrepa_lab.analysis.features import cycled_labels
 from rrepa_lab.data.images import Batch
 from rrepa_lab.data.pictures import check_size, read_picture
-from rrepa_lab.data.splits import splits
+from rrepa_lab.data.splits import is_available, splits
 from rrepa_lab.errors import LabError
 from rrepa_lab.paths import assets, runs_root
 from rrepa_lab.runs.card import read_scores
@@ -102,9 +102,8 @@ def answering(first: str, second: str) -> tuple[dict[str, rl.Run], str]:
 def missing_data(run: rl.Run) -> str:
     """That the run's test images are not at hand, in words; "" where they are. No image is read for it."""
     data = run.config.data
-    with suppress(LabError):
-        if "test" in splits(data):
-            return ""
+    if is_available(data) and "test" in splits(data):
+        return ""
     advice = " (set $RREPA_DATA to a folder with them)" if data.path is None else ""
     return f"the test images of {data.words} are not at hand{advice}"
 

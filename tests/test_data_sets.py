@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 import rrepa_lab as rl
+from rrepa_lab.cli import main
 from rrepa_lab.data import splits as data_splits
 from rrepa_lab.data.config import DATA_SETS, DataConfig
 from rrepa_lab.data.pixels import to_uint8
@@ -126,6 +127,22 @@ def test_sets_without_a_path_are_looked_for_in_one_folder(tmp_path, monkeypatch,
     stored = WRITERS[name][0](tmp_path)
     assert len(load_split(data, "train")) == len(stored)  # torchvision's files come first
     assert load_split(config(name, tmp_path, size, channels), "train").fingerprint == load_split(data, "train").fingerprint
+
+
+def test_a_dry_run_counts_the_images_where_they_are_found_and_downloads_none(tmp_path, monkeypatch, capsys):
+    def fetched(*_: object) -> None:
+        raise AssertionError("a dry run has downloaded pictures")
+
+    monkeypatch.setenv("RREPA_DATA", str(tmp_path))
+    monkeypatch.setattr(Cifar10, "read", fetched)
+    words = ["train", "cifar10-tiny-none", "--dry-run", "--no-time", "--set", "data.download=true"]
+    assert main(words) == 0
+    assert "images (" not in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setenv("RREPA_DATA", str(tmp_path))
+    cifar10(tmp_path)
+    assert main(words) == 0
+    assert "images (train = the published training pictures but for 10%" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", WRITERS)

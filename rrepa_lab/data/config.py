@@ -101,7 +101,7 @@ class DataConfig(Config):
 class DataSet(Protocol):
     """A named collection of images with its splits; `DATA_SETS.register(name)` adds one, `DATA_SETS.family` many.
 
-    A set that cannot be read without data.path may say so in an attribute `needs_path`, and one of grey pictures in `grey`.
+    A set of grey pictures says so in an attribute `grey`.
     """
 
     levels: int  # integer values that a number of an image can take

@@ -1,6 +1,7 @@
 """The splits of a run's data: which there are, by which rule, and their images."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rrepa_lab.data.config import DataConfig
 from rrepa_lab.data.decoded import with_cache
@@ -45,6 +46,13 @@ def splits(config: DataConfig) -> tuple[str, ...]:
     """The splits that a data set has: `val` is missing where nothing is set aside for it."""
     found = config.set.splits(config)
     return tuple(split for split in SPLITS if split in found)
+
+
+def is_available(config: DataConfig) -> bool:
+    """Whether the data set can be found here; no image is read and nothing downloaded."""
+    with suppress(LabError):
+        return bool(splits(config.model_copy(update={"download": False})))
+    return False
 
 
 def validation_split(config: DataConfig) -> str:

@@ -33,7 +33,7 @@ class PublishedSet(ABC):
     files, or an image folder with the name of the set. It is downloaded only with data.download=true.
     """
 
-    levels, needs_path = 256, True
+    levels = 256
     name: ClassVar[str]  # in data.name
     folder: ClassVar[str]  # of torchvision's files, below its root
     files: ClassVar[tuple[str, ...]]  # that it needs there

@@ -68,7 +68,7 @@ class FolderImages(SplitImages):
 class Folder:
     """The image folder that `data.path` names."""
 
-    levels, needs_path = 256, True
+    levels = 256
 
     def classes(self, config: DataConfig) -> list[str]:
         """The class folders of train/, alphabetically."""

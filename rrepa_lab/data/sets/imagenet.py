@@ -23,7 +23,7 @@ class ImageNet:
     not public) are not read.
     """
 
-    levels, needs_path = 256, True
+    levels = 256
 
     def classes(self, config: DataConfig) -> list[str]:
         """The class folders of train/, or of val/ where there is no train/."""
