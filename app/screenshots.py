@@ -11,10 +11,12 @@ from playwright.sync_api import sync_playwright
 from serving import launch
 
 import rrepa_lab as rl
-from rrepa_lab.paths import bundled
+from rrepa_lab.paths import assets, bundled
+from rrepa_lab.studies.photographs import read_study
 from rrepa_lab.studies.reading import LAYERS, load_table
 from rrepa_lab.viz.layers import layer_curves
 from rrepa_lab.viz.spaces import tiles
+from rrepa_lab.viz.training import setting_curves
 
 # picture -> link, tab, what must be there, and the part of the page to show, in pixels
 VIEWS = {
@@ -42,7 +44,15 @@ def photographs() -> Any:
     return tiles(rows, "Samples of two flows of CIFAR-10", caption)
 
 
-FIGURES = {"layers": probed_layers, "photographs": photographs}
+def photograph_curves() -> list[Any]:
+    """Distance of the samples and accuracy against steps, of the settings of the study on CIFAR-10 with the most seeds."""
+    table = read_study(assets() / "studies" / "cifar10-main.yaml").curves()
+    table = table[table["train_seeds"] == table["train_seeds"].max()]
+    return [setting_curves(table, metric) for metric in ("FD[efficientnet-lite0]", "held_out_accuracy")]
+
+
+# picture -> what is drawn in it, from the top
+FIGURES = {"layers": lambda: [probed_layers()], "photographs": lambda: [photographs()], "photograph-curves": photograph_curves}
 
 
 def main() -> None:
@@ -63,9 +73,9 @@ def main() -> None:
             view.wait_for_timeout(3000)  # all of the tab is drawn, fonts and shadows settle
             view.screenshot(path=out / f"{name}.png")
         for name, make in FIGURES.items():
-            figure = make()
-            view.set_viewport_size({"width": 900, "height": int(figure.layout.height) + 10})
-            view.set_content(figure.to_html(include_plotlyjs=True, config={"displayModeBar": False}))
+            figures = make()
+            view.set_viewport_size({"width": 900, "height": sum(int(one.layout.height) for one in figures) + 10})
+            view.set_content("".join(one.to_html(config={"displayModeBar": False}) for one in figures))
             view.wait_for_selector(".main-svg")
             view.wait_for_timeout(1000)
             view.screenshot(path=out / f"{name}.png")

@@ -29,6 +29,7 @@ from rrepa_lab.paths import assets
 from rrepa_lab.runs.records import Records
 from rrepa_lab.studies import photographs, report_photographs
 from rrepa_lab.studies.photographs import read_study
+from rrepa_lab.viz.training import setting_curves
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # jupyter's own
 
@@ -453,6 +454,12 @@ def test_the_report_of_a_part_of_a_study(folder, monkeypatch):
     assert lines[2].split(" | ")[-1] == "accuracy |"
     assert [line.split(" | ")[-1] for line in lines[4:]] == ["0.1000 ± 0.0000 |", "0.3000 ± 0.0000 |"]
     assert "**Tiny**, 4 of 4 cells:" in report_photographs.scores()
+    curves_table = one.curves()
+    aligned = "reverse, blocks 3,4, layer 2"
+    assert curves_table["run"].unique().tolist() == ["none", aligned]
+    assert set(curves_table["train_seeds"]) == {2}
+    assert curves_table[curves_table["run"] == aligned]["value"].tolist() == [4.0, 5.0, 6.0]
+    assert [trace.name for trace in setting_curves(curves_table, "c").data if trace.name] == ["none", aligned]
     monkeypatch.setattr(report_photographs, "read_studies", list)
     assert report_photographs.scores() == report_photographs.NOTHING
 
@@ -465,10 +472,6 @@ def test_shipped_studies(name):
     """Claims that can be judged, and what is measured of them: read, and judged again."""
     study, notebook = load_study(name)
     planned = cells(study, notebook)
-    main_settings = 21 if name == "cifar10-main" else len(planned)  # its other layers and lambda come after all seeds of these
-    for part in (planned[:main_settings], planned[main_settings:]):
-        order = [cell.parameters["seed"] for cell in part]
-        assert order == sorted(order), "the seed is the outer loop"
     seeds: dict[str, list[int]] = {}
     for cell in planned:
         setting = json.dumps({key: value for key, value in cell.parameters.items() if key != "seed"})

@@ -10,7 +10,7 @@ scored on the test split, or on 1,000 generated images; similarities are taken o
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
 from rrepa_lab.measurements.compare import as_text, settings_of
 from rrepa_lab.paths import assets
-from rrepa_lab.runs.config import RunConfig
 from rrepa_lab.runs.presets import config_file
 from rrepa_lab.runs.records import Records
 from rrepa_lab.runs.store import load
@@ -61,12 +60,14 @@ def run_folders(folder: Path) -> list[Path]:
     return found
 
 
-def name_settings(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
-    """For each configuration its strategy, aligned blocks and layers, whatever else differs among them, and a name as `run`.
+def name_settings(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each run its strategy, aligned blocks and layers, whatever else differs among them, and a name as `run`.
 
     Lists read "3,4"; what does not apply is "-".
+
+    Args:
+        settings: of each run, by their dotted names.
     """
-    settings = [settings_of(config) for config in configs]
     keys = [*ALIGNED, *dict.fromkeys(key for row in settings for key in row if key not in ALIGNED)]
     rows = [{key: _text(row.get(key, "-")) for key in keys} for row in settings]
     kept = [key for key in keys if key in ALIGNED or len({row[key] for row in rows if row[key] != "-"}) > 1]
@@ -91,7 +92,7 @@ def _text(value: Any) -> str:
 def study_settings(folder: Path) -> pd.DataFrame:
     """One row a setting of the runs in a batch's folder: `run`, its name, and the columns of `name_settings`."""
     configs = [config_file(path / "config.json") for path in run_folders(folder)]
-    return pd.DataFrame(name_settings(configs)).drop_duplicates(ignore_index=True)
+    return pd.DataFrame(name_settings(list(map(settings_of, configs)))).drop_duplicates(ignore_index=True)
 
 
 def measure_layers(folder: Path, setting: dict[str, Any]) -> pd.DataFrame:
@@ -108,7 +109,7 @@ def layers_of(folder: Path, workers: int = 1) -> Iterator[pd.DataFrame]:
     from joblib import Parallel, delayed
 
     folders = run_folders(folder)
-    settings = name_settings([config_file(path / "config.json") for path in folders])
+    settings = name_settings([settings_of(config_file(path / "config.json")) for path in folders])
     calls = (delayed(measure_layers)(path, setting) for path, setting in zip(folders, settings, strict=True))
     yield from Parallel(n_jobs=workers, return_as="generator")(calls)
 
@@ -118,7 +119,7 @@ def curves_of(folder: Path) -> pd.DataFrame:
     folders = run_folders(folder)
     configs = [config_file(path / "config.json") for path in folders]
     rows = []
-    for path, config, setting in zip(folders, configs, name_settings(configs), strict=True):
+    for path, config, setting in zip(folders, configs, name_settings(list(map(settings_of, configs))), strict=True):
         table = Records(path).table()
         if table.empty:
             continue

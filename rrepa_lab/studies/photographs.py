@@ -18,6 +18,8 @@ from rrepa_lab.measurements.claims import NOT_MEASURED, RATIO, verdicts
 from rrepa_lab.measurements.compare import tabulate
 from rrepa_lab.paths import assets
 from rrepa_lab.readers import read_yaml
+from rrepa_lab.studies.alignment import name_settings
+from rrepa_lab.studies.reading import over_seeds
 
 FIRST = ("cifar10-main", "cifar10-latents", "cifar10-teachers", "cifar10-recipe")  # the order of a report; others follow
 
@@ -40,6 +42,20 @@ class PhotographStudy(NamedTuple):
         found, curves = with_also(self.study)
         own, own_curves = self.measured.findings(), self.measured.training_curves()
         return verdicts(own + found, self.study.claims, own_curves + curves, partial=True)
+
+    def curves(self) -> pd.DataFrame:
+        """Training curves as `viz.training.setting_curves` draws them: run, metric, step, value, sd, train_seeds.
+
+        A setting is named by what differs among those that are measured, "reverse, blocks 3,4, layer 3".
+        """
+        curves = self.measured.training_curves()
+        names = [one["run"] for one in name_settings([curve.settings for curve in curves])]
+        points = [
+            {"run": name, "metric": curve.metric, "step": step, "train_seed": curve.seed, "value": value}
+            for name, curve in zip(names, curves, strict=True)
+            for step, value in zip(curve.steps, curve.values, strict=True)
+        ]
+        return over_seeds(pd.DataFrame(points))
 
     def scores(self) -> pd.DataFrame | None:
         """Mean and spread over training seeds, as `rl.compare`; None where nothing is measured."""

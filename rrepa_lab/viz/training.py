@@ -128,6 +128,7 @@ _CURVES = {
     "held_out_nats_per_dim": ("How likely are held-out images?", "nats/dim under the training noise"),
     "held_out_accuracy": ("One-step accuracy while training", "one-step accuracy on held-out images"),
     "similarity": ("How near to the encoder?", "cosine with the encoder, aligned taps"),
+    "FD": ("How far are samples from real images?", "Fréchet distance"),
 }
 
 
@@ -154,7 +155,7 @@ def setting_curves(table: pd.DataFrame, metric: str) -> go.Figure:
             line={"color": colour, "width": 2}, marker=marks, customdata=part["sd"],
             hovertemplate=f"{run}, step %{{x}}: %{{y:.4f}} ± %{{customdata:.4f}}<extra></extra>",
         )  # fmt: skip
-    title, what = _CURVES.get(metric, (metric, metric))
+    title, what = _CURVES.get(metric.partition("[")[0], (metric, metric))
     figure.update_xaxes(title="step")
     figure.update_yaxes(title=what)
     seeds = one_of(rows["train_seeds"])
