@@ -1,7 +1,7 @@
 """The view of the tab "Layers" as code."""
 
 from layer_studies import SHIPPED_STUDY, chosen, read_study
-from layer_tables import KINDS, MEASURED, SEEDS, TABLES, known_rows, limit_for
+from layer_tables import KINDS, OVER_SEEDS, known_rows, limit_for, shipped_name
 from layer_view import LayersView
 from panels import Code
 from shell import get_run, pair
@@ -20,16 +20,17 @@ def code(view: LayersView) -> Code:
     imports = ["import rrepa_lab as rl", "from rrepa_lab.studies.alignment import load_study_tables, unguided"]
     lines: list[str] = []
     shell = ""
-    if view.source == MEASURED:
+    table = shipped_name(get_run(view.run), view.source)
+    if table is None:
         imports.insert(0, "import pandas as pd")
         lines += ["table = pd.concat(["]
         lines += [f"    {_measuring(name, short, direction)}," for name in pair(view.run, view.other)] + ["])"]
         names = names or list(pair(view.run, view.other))
     else:
         imports.append("from rrepa_lab.studies.reading import load_table")
-        lines += [f'table = load_table("{TABLES[view.source]}")']
+        lines += [f'table = load_table("{table}")']
         lines += [f'table = table[table["strategy"].isin({list(view.strategies)})]']
-    if view.source != SEEDS and names:
+    if table not in OVER_SEEDS and names:
         limits = {limit_for(get_run(name)) for name in names} - {None}
         limit = f" --limit {limits.pop()}" if limits else ""
         shell = f"rrepa-lab probe {' '.join(names)} --metrics {short} --direction {direction}{limit}"

@@ -8,23 +8,23 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 from layer_studies import Choice, aligned_taps, chosen, rows_of, study_in
-from layer_tables import known_rows, table_stamp
+from layer_tables import shipped_rows, table_stamp
 
 from rrepa_lab.studies.alignment import unguided
 from rrepa_lab.viz.layers import layer_curves, layer_map
 from rrepa_lab.viz.training import setting_curves
 
 
-def shipped_figures(source: str, metric: str, direction: str, strategies: tuple[str, ...]) -> list[Any]:
+def shipped_figures(name: str, metric: str, direction: str, strategies: tuple[str, ...]) -> list[Any]:
     """Heat maps and curves of a shipped table; none where no layer was measured."""
-    return _shipped_figures(source, metric, direction, strategies, table_stamp(source))
+    return _shipped_figures(name, metric, direction, strategies, table_stamp(name))
 
 
 @lru_cache(maxsize=48)
 def _shipped_figures(
-    source: str, metric: str, direction: str, strategies: tuple[str, ...], _written: tuple[int, ...]
+    name: str, metric: str, direction: str, strategies: tuple[str, ...], _written: tuple[int, ...]
 ) -> list[Any]:
-    rows, _ = known_rows({}, metric, direction, source, strategies)
+    rows, _ = shipped_rows(name, metric, direction, strategies)
     return known_figures(rows, metric)
 
 

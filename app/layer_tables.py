@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import pandas as pd
-from shell import stamp
+from shell import missing_data, stamp
 
 import rrepa_lab as rl
 from rrepa_lab.analysis.spatial import SPATIAL_METRICS
 from rrepa_lab.measurements.metrics import metric_of
 from rrepa_lab.paths import assets
 from rrepa_lab.studies.alignment import unguided
-from rrepa_lab.studies.reading import LAYERS, load_table
+from rrepa_lab.studies.reading import LAYERS, PHOTOGRAPHS, load_table
 
 METRICS = (
     {name: metric_of(name).label for name in ("linear_accuracy", "knn_accuracy")}
@@ -21,7 +21,9 @@ METRICS = (
 )
 DIRECTIONS = {"forward": "real images", "reverse": "the generating pass"}
 SEEDS, SHIPPED_RUNS, MEASURED = "seeds", "bundled", "measured"
-TABLES = {SEEDS: f"{LAYERS}-seeds", SHIPPED_RUNS: LAYERS}
+# data set -> source -> the shipped table of its runs
+TABLES = {"digits": {SEEDS: f"{LAYERS}-seeds", SHIPPED_RUNS: LAYERS}, "cifar10": {SHIPPED_RUNS: PHOTOGRAPHS}}
+OVER_SEEDS = {tables[SEEDS] for tables in TABLES.values() if SEEDS in tables}
 KINDS = {
     "linear": "linear probes",
     "knn": "k-NN probes",
@@ -33,19 +35,28 @@ MAX_ALL_IMAGES, N_SUBSET = 5000, 2000  # of more training images than the first,
 MAX_MEASURED = 60  # tables that are kept
 
 
-def shipped(source: str) -> pd.DataFrame:
-    """The shipped table of a source."""
-    return _shipped(source, table_stamp(source))
+def shipped_name(run: rl.Run, source: str) -> str | None:
+    """The shipped table for a run's data: of the source, or that of the bundled runs where there is no other.
+
+    None: what is measured here is shown, as there is no table of these data or none was chosen.
+    """
+    tables = TABLES.get(run.config.data.name, {})
+    return None if source == MEASURED else tables.get(source, tables.get(SHIPPED_RUNS))
 
 
-def table_stamp(source: str) -> tuple[int, ...]:
-    """When the shipped table of a source was written."""
-    return stamp(assets() / "studies" / f"{TABLES[source]}.csv")
+def shipped(name: str) -> pd.DataFrame:
+    """A shipped table by its name."""
+    return _shipped(name, table_stamp(name))
+
+
+def table_stamp(name: str) -> tuple[int, ...]:
+    """When a shipped table was written."""
+    return stamp(assets() / "studies" / f"{name}.csv")
 
 
 @lru_cache(maxsize=4)
-def _shipped(source: str, _written: tuple[int, ...]) -> pd.DataFrame:
-    return load_table(TABLES[source])
+def _shipped(name: str, _written: tuple[int, ...]) -> pd.DataFrame:
+    return load_table(name)
 
 
 _measured: dict[tuple[rl.Run, str, str], pd.DataFrame] = {}  # by run, direction and kind; a run that changed is another run
@@ -57,12 +68,12 @@ def measured_rows(runs: dict[str, rl.Run], direction: str) -> pd.DataFrame:
         _measured[run, direction, kind].assign(run=name)
         for name, run in runs.items() for kind in KINDS if (run, direction, kind) in _measured
     ]  # fmt: skip
-    return pd.concat(found, ignore_index=True) if found else shipped(SHIPPED_RUNS).iloc[:0]
+    return pd.concat(found, ignore_index=True) if found else shipped(LAYERS).iloc[:0]
 
 
 def limit_for(run: rl.Run) -> int | None:
-    """How many images of each split are read: all of a small set, N_SUBSET of a large one, class-balanced."""
-    return N_SUBSET if len(run.images("train")) > MAX_ALL_IMAGES else None
+    """How many images of each split are read: all of a small set, N_SUBSET of one that is large or not here, class-balanced."""
+    return N_SUBSET if missing_data(run) or len(run.images("train")) > MAX_ALL_IMAGES else None
 
 
 def measure_kind(run: rl.Run, kind: str, direction: str) -> pd.DataFrame:
@@ -97,23 +108,43 @@ def measure_and_keep(run: rl.Run, direction: str, kind: str) -> None:
 def known_rows(
     runs: dict[str, rl.Run], metric: str, direction: str, source: str, strategies: Sequence[str]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The rows to show, in the order of the strategies or of the sidebar, and sentences about what is missing."""
-    if source == MEASURED:
-        table, wanted = measured_rows(runs, direction), list(runs)
-    else:
-        table = shipped(source)
-        wanted = list(dict.fromkeys(table.loc[table["strategy"].isin(list(strategies)), "run"]))
-        if not wanted:
-            return table.iloc[:0], ["Choose at least one strategy."]
+    """The rows to show, in the order of the table or of the sidebar, and sentences about what is missing."""
+    name = shipped_name(next(iter(runs.values())), source)
+    if name is not None:
+        return shipped_rows(name, metric, direction, strategies)
+    table = measured_rows(runs, direction)
+    rows, missing = _rows_of(table, list(runs), metric, direction)
+    if missing and not set(missing) <= set(table["run"]):
+        names = _bold(missing)
+        return rows, [f"{names}: not measured on {DIRECTIONS[direction]} yet. Press “Measure the two runs of the sidebar”."]
+    return _with_remark(rows, missing, metric, direction)
+
+
+def shipped_rows(name: str, metric: str, direction: str, strategies: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of a shipped table with these strategies, and sentences about what is missing."""
+    table = shipped(name)
+    wanted = list(dict.fromkeys(table.loc[table["strategy"].isin(list(strategies)), "run"]))
+    if not wanted:
+        return table.iloc[:0], ["Choose at least one strategy."]
+    return _with_remark(*_rows_of(table, wanted, metric, direction), metric, direction)
+
+
+def _rows_of(table: pd.DataFrame, wanted: list[str], metric: str, direction: str) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of these runs, and the runs of which no layer is among them."""
     rows = unguided(table, metric, direction)
     rows = rows[rows["run"].isin(wanted)]
     present = set(rows.loc[rows["layer"] > 0, "run"])
-    missing = [run for run in wanted if run not in present]
+    return rows, [run for run in wanted if run not in present]
+
+
+def _with_remark(rows: pd.DataFrame, missing: list[str], metric: str, direction: str) -> tuple[pd.DataFrame, list[str]]:
     if not missing:
         return rows, []
-    names = " and ".join(f"**{run}**" for run in missing)
-    if source == MEASURED and not set(missing) <= set(table["run"]):
-        return rows, [f"{names}: not measured on {DIRECTIONS[direction]} yet. Press “Measure the two runs of the sidebar”."]
     if metric == "teacher_cosine":
-        return rows, [f"{names}: no {METRICS[metric]}, because no layer was aligned. Other metrics need no projector."]
-    return rows[rows["layer"] > 0], [f"{names}: {METRICS[metric]} was not measured on {DIRECTIONS[direction]}."]
+        reason = f"no {METRICS[metric]}, because no layer was aligned. Other metrics need no projector."
+        return rows, [f"{_bold(missing)}: {reason}"]
+    return rows[rows["layer"] > 0], [f"{_bold(missing)}: {METRICS[metric]} was not measured on {DIRECTIONS[direction]}."]
+
+
+def _bold(names: Sequence[str]) -> str:
+    return " and ".join(f"**{name}**" for name in names)

@@ -29,9 +29,11 @@ from layer_tables import (
     METRICS,
     SEEDS,
     SHIPPED_RUNS,
+    TABLES,
     known_rows,
     measure_and_keep,
     shipped,
+    shipped_name,
     unmeasured,
 )
 from layer_view import CHOICES, PART_NAMES, TABLE, LayersView
@@ -51,8 +53,7 @@ SOURCES = {SEEDS: "several training seeds", SHIPPED_RUNS: "the bundled runs", ME
 def draw_notes(view: LayersView) -> tuple[str, Any, str, str, Any]:
     """(note, its rows as CSV) of the table, and (note, scores, rows as CSV) of the settings A and B."""
     rows, remarks = known_rows(pair(view.run, view.other), view.metric, view.direction, view.source, view.strategies)
-    if view.source != MEASURED and get_run(view.run).name not in {*shipped(SHIPPED_RUNS)["run"]}:
-        remarks = [f"**{view.run}** is not in these tables, which are of digits: choose “{SOURCES[MEASURED]}”.", *remarks]
+    remarks = [*_about_table(view), *remarks]
     note = known_note(rows, remarks, view.metric)
     download = _download(rows, f"layers-{view.metric}-{view.direction}-{view.source}.csv")
     try:
@@ -69,6 +70,19 @@ def draw_notes(view: LayersView) -> tuple[str, Any, str, str, Any]:
     )  # fmt: skip
 
 
+def _about_table(view: LayersView) -> list[str]:
+    """That another table is shown than the one that was chosen, or one without the run; nothing where both are right."""
+    run = get_run(view.run)
+    data, name = run.config.data.name, shipped_name(run, view.source)
+    remarks = []
+    if view.source != MEASURED and view.source not in TABLES.get(data, {}):
+        shown = SHIPPED_RUNS if name else MEASURED
+        remarks.append(f"There is no table of {SOURCES[view.source]} on {data}: this is “{SOURCES[shown]}”.")
+    if name and run.name not in {*shipped(TABLES[data][SHIPPED_RUNS])["run"]}:
+        remarks.append(f"**{view.run}** is not in this table: choose “{SOURCES[MEASURED]}”.")
+    return remarks
+
+
 def _download(rows: pd.DataFrame, name: str) -> Any:
     if rows.empty:
         return gr.DownloadButton(visible=False)
@@ -77,8 +91,8 @@ def _download(rows: pd.DataFrame, name: str) -> Any:
 
 def draw_known(view: LayersView) -> list[Any]:
     """Heat maps and curves of the table."""
-    if view.source != MEASURED:
-        return plots(shipped_figures(view.source, view.metric, view.direction, view.strategies), 2)
+    if (name := shipped_name(get_run(view.run), view.source)) is not None:
+        return plots(shipped_figures(name, view.metric, view.direction, view.strategies), 2)
     rows, _ = known_rows(pair(view.run, view.other), view.metric, view.direction, view.source, view.strategies)
     return plots(known_figures(rows, view.metric), 2)
 

@@ -24,7 +24,8 @@ VIEWS = {
     "page-layers": ("", "Layers", "#pair-map .heatmaplayer image", 800),
 }
 
-PHOTOGRAPHS, GUIDANCE = ("cifar10-none", "cifar10-reverse"), 2.0
+PHOTOGRAPHS = ("cifar10-none", "cifar10-reverse", "cifar10-latent-none", "cifar10-latent-reverse")
+GUIDANCE = 2.0
 
 
 def probed_layers() -> Any:
@@ -41,7 +42,7 @@ def photographs() -> Any:
         images = rl.sample(run, range(10), range(10), guidance=GUIDANCE).images
         rows[name] = dict(zip(run.classes, images, strict=True))
     caption = f"seeds 0 to 9, one for each class, not selected; guidance {GUIDANCE:g}, denoised; demo size"
-    return tiles(rows, "Samples of two flows of CIFAR-10", caption)
+    return tiles(rows, "Samples of four flows of CIFAR-10", caption)
 
 
 def photograph_curves() -> list[Any]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import pandas as pd
 import torch
 from shell import image_word, label_of, test_images
 from torch import Tensor
@@ -15,7 +16,7 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.sampling.denoise import Finished, finish
 from rrepa_lab.sampling.sample import noise
-from rrepa_lab.studies.reading import LAYERS, load_table
+from rrepa_lab.studies.reading import LAYERS, PHOTOGRAPHS, load_table
 
 NOISE, IMAGE = "fresh noise", "test image"
 N_IMAGES = 6  # images that share the colours of features: a basis fitted to one image alone says little
@@ -157,21 +158,19 @@ def facts(name: str, run: rl.Run, trajectory: Trajectory, tap: Tap) -> str:
     missing = aligner_of(run)[1]
     if missing:
         parts.append(missing)
-    cka = shipped_cka(name, tap.name)
-    if cka is not None:
-        parts.append(f"linear CKA with the teacher {cka:.2f} over the 360 test images")
+    parts += shipped_cka(name, tap.name)
     return f"**{name}**, `{tap.module_path}`: {'; '.join(parts)}."
 
 
-def shipped_cka(name: str, tap: str) -> float | None:
-    """Linear CKA of a bundled run's layer with the encoder, from the shipped table."""
+def shipped_cka(name: str, tap: str) -> list[str]:
+    """Linear CKA of a bundled run's layer with the encoder, from the shipped tables, in words; nothing for other runs."""
     table = layers_table()
     rows = table[(table["run"] == name) & (table["tap"] == tap)]
-    return float(rows["value"].iloc[0]) if len(rows) else None
+    return [f"linear CKA with the teacher {row.value:.2f} over {row.n:,} test images" for row in rows.head(1).itertuples()]
 
 
 @lru_cache(maxsize=1)
 def layers_table() -> Any:
     """CKA of real images without label, from assets/studies."""
-    table = load_table(LAYERS)
+    table = pd.concat([load_table(name) for name in (LAYERS, PHOTOGRAPHS)], ignore_index=True)
     return table[(table["metric"] == "cka") & (table["direction"] == "forward") & (table["label_fed"] == "none")]

@@ -59,7 +59,9 @@ def test_every_tab_draws(view, name):
     quiet(view)
 
 
-@pytest.mark.parametrize("run", [*(f"digits-{strategy}" for strategy in ALIGNED), "cifar10-none", "cifar10-reverse", "small"])
+@pytest.mark.parametrize(
+    "run", [*(f"digits-{strategy}" for strategy in ALIGNED), "cifar10-none", "cifar10-latent-reverse", "small"]
+)
 def test_every_tab_draws_with_every_run(view, run):
     pick_run(view, run)
     view.wait_for_function(f"document.querySelector('#way').innerText.includes('{run}, seed 0')")

@@ -24,13 +24,14 @@ from rrepa_lab.studies import bundled
 
 RUNS = sorted(path.parent.name for path in (assets() / "runs").glob(f"*/{CONFIG}"))
 PHOTOGRAPHS = [name for name in RUNS if name.startswith("cifar10")]
+PAIRS = ("cifar10-none", "cifar10-reverse", "cifar10-latent-none", "cifar10-latent-reverse")
 LARGEST = 40 * 2**20  # bytes of all assets
 # how far a number may be from the shipped one on another processor, by the width of the interval that is shipped with it
 SPREAD = {"nats_per_dim": 0.1, "gradient_accuracy": 0.5, "iterated_accuracy": 0.5, "bayes_accuracy": 0.5, "FD": 1.0}
 
 
 def test_assets_are_small_and_name_no_folder_of_a_machine():
-    assert {"digits-none", "digits-forward", "digits-detach", "digits-reverse", "cifar10-none", "cifar10-reverse"} <= {*RUNS}
+    assert {"digits-none", "digits-forward", "digits-detach", "digits-reverse", *PAIRS} <= {*RUNS}
     files = [path for path in assets().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < LARGEST
     for path in files:

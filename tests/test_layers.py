@@ -1,5 +1,6 @@
 """Probes, similarities and embeddings: against their definitions, by hand, and on the bundled runs."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,18 @@ from rrepa_lab.data.images import Batch
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.perturb import perturb
 from rrepa_lab.sampling.sample import noise
+from rrepa_lab.studies.reading import (
+    ALIGNED_LAYER,
+    CLASSES,
+    LAYERS,
+    PHOTOGRAPHS,
+    READINGS,
+    evidence,
+    levels,
+    load_table,
+    photographs,
+    reading_verdicts,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -554,8 +567,6 @@ def test_tables_of_both_instruments_stand_together(run, some):
 
 @pytest.mark.parametrize("name", ["digits-none", "digits-reverse"])
 def test_shipped_tables_are_what_the_bundled_weights_give(name):
-    from rrepa_lab.studies.reading import CLASSES, load_table
-
     one = rl.load(name)
     stored = load_table()
     stored = stored[(stored.run == name) & (stored.tap == "block.3.layer.2") & (stored.guidance == 0)]
@@ -578,8 +589,6 @@ def test_shipped_tables_are_what_the_bundled_weights_give(name):
 
 
 def test_shipped_tables_are_whole():
-    from rrepa_lab.studies.reading import CLASSES, LAYERS, evidence, levels, load_table
-
     names = ["digits-none", "digits-forward", "digits-detach", "digits-reverse"]
     for suffix in ("", "-seeds"):
         table = load_table(LAYERS + suffix)
@@ -596,9 +605,38 @@ def test_shipped_tables_are_whole():
         load_table("nothing")
 
 
-def test_shipped_verdicts_are_differences_of_the_shipped_means():
-    from rrepa_lab.studies.reading import ALIGNED_LAYER, LAYERS, READINGS, load_table
+def test_the_shipped_table_of_photographs_is_whole():
+    """Every bundled run of CIFAR-10, every layer once for each metric; an unaligned run has no projector to compare through."""
+    table = load_table(PHOTOGRAPHS)
+    names = photographs()
+    assert list(dict.fromkeys(table.run)) == names
+    for direction in ("forward", "reverse"):
+        for metric in ("linear_accuracy", "knn_accuracy", "cknna", "cka", "mutual_knn", "lds", "cds", "rmsc"):
+            cells = table[(table.direction == direction) & (table.metric == metric) & (table.layer > 0)]
+            assert len(cells) == len(cells[["run", "tap"]].drop_duplicates()) == len(names) * 16, (direction, metric)
+    aligned = table[table.metric == "teacher_cosine"]
+    assert set(aligned.run) == {name for name in names if name.endswith("reverse")}
+    assert set(aligned.tap) == {"block.3.layer.3", "block.4.layer.3"}
+    assert set(table[table.direction == "forward"].n) == {2000}
 
+
+@pytest.mark.slow
+@pytest.mark.skipif("RREPA_DATA" not in os.environ, reason="CIFAR-10 is in no repository: set RREPA_DATA to its folder")
+def test_the_table_of_photographs_is_what_the_bundled_weights_give():
+    run, tap = rl.load("cifar10-reverse"), "block.3.layer.3"
+    stored = load_table(PHOTOGRAPHS)
+    stored = stored[(stored.run == run.name) & (stored.tap == tap) & (stored.direction == "forward")].set_index("metric").value
+    images = rl.Images(limit=2000)
+    fresh = pd.concat([
+        rl.probe(run, tap, baselines=False, limit=2000), rl.similarity(run, taps=tap, images=images),
+        rl.spatial_structure(run, tap, baselines=False, images=images),
+    ])  # fmt: skip
+    assert len(fresh) == len(stored)
+    for row in fresh.itertuples():
+        assert stored[row.metric] == pytest.approx(row.value, abs=0.02), row.metric
+
+
+def test_shipped_verdicts_are_differences_of_the_shipped_means():
     table, judged = load_table(f"{LAYERS}-seeds"), load_table(f"{LAYERS}-verdicts")
     table = table[(table.direction == "forward") & (table.label_fed == "none")].set_index("strategy")
     mean, layers = table[table.pool == "mean"], table[(table.metric == "linear_accuracy") & (table.layer > 0)]
@@ -622,8 +660,6 @@ def test_shipped_verdicts_are_differences_of_the_shipped_means():
 
 
 def test_a_reading_that_is_always_ahead_holds_and_one_that_is_behind_is_contradicted():
-    from rrepa_lab.studies.reading import load_table, reading_verdicts
-
     one = load_table()
     noise = torch.randn(5, len(one), generator=torch.Generator().manual_seed(0)).numpy() / 1000
     tables = [one.assign(train_seed=seed, value=one.value + noise[seed]) for seed in range(5)]

@@ -77,7 +77,7 @@ def grid(rows):
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("metric", ["linear_accuracy", "knn_accuracy", "cknna", "cka", "mutual_knn"])
 def test_heat_maps_show_the_rows_of_the_table(metric, direction, source):
-    table = load_table(layer_tables.TABLES[source])
+    table = load_table(layer_tables.TABLES["digits"][source])
     table = table[
         (table.metric == metric) & (table.direction == direction) & (table.guidance == 0) & (table.label_fed == "none")
     ]
@@ -94,12 +94,30 @@ def test_heat_maps_show_the_rows_of_the_table(metric, direction, source):
     assert ("± " in note) == (source == "seeds")
 
 
+@pytest.mark.parametrize("metric", ["linear_accuracy", "cka", "lds"])
+def test_photographs_have_a_table_of_their_own(metric):
+    """No table of digits is shown beside a run of photographs, whichever source is chosen."""
+    table = load_table("cifar10-layers")
+    rows = table[(table.metric == metric) & (table.direction == "forward") & (table.layer > 0)]
+    for source in ("seeds", "bundled"):
+        figure, _ = known(metric, source=source, run="cifar10-reverse")
+        assert list(maps(figure)) == list(dict.fromkeys(rows.run))
+        assert all(np.allclose(shown, grid(rows[rows.run == run])) for run, shown in maps(figure).items())
+        told = "There is no table of several training seeds on cifar10: this is “the bundled runs”."
+        assert (told in words(metric, source=source, run="cifar10-reverse")[0]) == (source == "seeds")
+    code = layers.code(view_of(metric=metric, run="cifar10-reverse"))
+    got: dict = {}
+    exec(code.python, got)
+    assert set(got["rows"].run) == set(rows.run)
+    assert "--limit 2000" in code.shell
+
+
 def test_only_the_strategies_chosen_are_shown_and_taken_away():
     figure, _ = known("cka", strategies=("reverse", "none"))
     assert list(maps(figure)) == ["digits-none", "digits-reverse"]
     file = words("cka", strategies=("reverse", "none"))[1].value["path"]
     kept = pd.read_csv(file)
-    table = load_table(layer_tables.TABLES["seeds"])
+    table = load_table(layer_tables.TABLES["digits"]["seeds"])
     table = table[(table.metric == "cka") & (table.direction == "forward") & table.strategy.isin(["reverse", "none"])]
     assert np.allclose(kept["value"], table["value"])
     assert set(kept["run"]) == {"digits-none", "digits-reverse"}
@@ -336,6 +354,17 @@ def test_runs_of_the_sidebar_are_measured(local):
     again = list(layers.measure(replace(view, measurements=4)))
     assert len(again) == 1
     assert again[0][0].startswith("Already measured")
+
+
+def test_data_without_a_table_have_what_is_measured_here(local, monkeypatch):
+    for module in (layer_tables, layers):
+        monkeypatch.setattr(module, "TABLES", {})
+    view = LayersView(run=local, other="")
+    note = layers.draw_notes(view)[0]
+    assert "There is no table of several training seeds on digits: this is “measured here”." in note
+    assert "**small**: not measured on real images yet" in note
+    assert [figure_of(plot) for plot in layers.draw_known(view)] == [None, None]
+    assert "rl.probe(" in layers.code(view).python
 
 
 def test_a_stopped_measurement_keeps_what_was_done(local):

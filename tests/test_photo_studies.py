@@ -406,6 +406,7 @@ def test_verdicts_of_a_part_of_the_measurements():
     judged = verdicts(measured, [both], partial=True)
     assert judged["outcome"].tolist() == ["holds", NOT_MEASURED]
     assert set(judged["verdict"]) == set(judged["verdict_holm"]) == {NOT_MEASURED}
+    assert judged["p_holm"][0] == pytest.approx(2 * judged["p"][0]), "corrected for the contrast that is still to come"
     assert claim_lines(judged)[2] == "  - not measured yet: s b against s none: m"
     assert verdict_table(judged)["difference"].tolist()[1] == ""
     assert verdicts([*measured, *found("b", [-1, -1.1, -1.2])], [both], partial=True)["verdict"][0] == "not reproduced"

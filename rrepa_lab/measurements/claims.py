@@ -97,7 +97,8 @@ def verdicts(
     contradicted, and undecided otherwise.
 
     Of many intervals one in twenty misses by chance; Holm's correction over all contrasts of the study (each pair of
-    settings and metric counted once) stands beside them: a difference counts there if `p_holm` < 0.05.
+    settings and metric counted once, those not measured yet too) stands beside them: a difference counts there if
+    `p_holm` < 0.05.
 
     Differences that are equal for all seeds give an interval of width zero. That can be chance where a metric counts few
     images: use more seeds.
@@ -281,16 +282,21 @@ def _named_sides(contrast: Contrast) -> dict[str, Any]:
 
 
 def _correct(rows: list[dict[str, Any]]) -> None:
-    """Add p_holm and holds_holm to the rows that have a p: Holm 1979, one hypothesis for each pair of settings and metric."""
-    tested = [row for row in rows if not math.isnan(row.get("p", math.nan))]
-    family = {_hypothesis(row): row["p"] for row in tested}
+    """Add p_holm and holds_holm to the rows of contrasts: Holm 1979, one hypothesis for each pair of settings and metric.
+
+    One without a p, for example because it is not measured yet, counts in the size of the family all the same: a study that
+    is measured in part is corrected as it will be when it is whole, or a verdict could be lost by measuring more.
+    """
+    contrasts = [row for row in rows if "outcome" in row]
+    family = {_hypothesis(row): row["p"] for row in contrasts}
     adjusted, largest = dict[Any, float](), 0.0
-    for rank, (key, p) in enumerate(sorted(family.items(), key=lambda item: item[1])):
+    for rank, (key, p) in enumerate(sorted(family.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])):
+        if math.isnan(p):
+            break
         largest = adjusted[key] = max(largest, min(1.0, (len(family) - rank) * p))
-    for row in rows:
-        if "outcome" in row:
-            row["p_holm"] = adjusted.get(_hypothesis(row), math.nan)
-            row["holds_holm"] = _outcome_holm(row) == HOLDS
+    for row in contrasts:
+        row["p_holm"] = adjusted.get(_hypothesis(row), math.nan)
+        row["holds_holm"] = _outcome_holm(row) == HOLDS
 
 
 def _hypothesis(row: Mapping[str, Any]) -> tuple[str, frozenset[str]]:

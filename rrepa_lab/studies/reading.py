@@ -1,16 +1,19 @@
-"""Measurements of the digits runs: every block and layer in both directions, and classification without a classifier.
+"""Measurements of the bundled runs: every block and layer in both directions, and classification without a classifier.
 
-    python -m rrepa_lab.studies.reading bundled                      the four bundled runs
+    python -m rrepa_lab.studies.reading bundled                      the four bundled runs of digits
     python -m rrepa_lab.studies.reading seeds --runs runs/digits     the runs of `studies.digits study`: mean and standard
                                                                      deviation over their seeds
     python -m rrepa_lab.studies.reading gap                          why one step is worse than Bayes' rule on new images
+    python -m rrepa_lab.studies.reading photographs                  the layers of the bundled runs of CIFAR-10 ($RREPA_DATA)
     python -m rrepa_lab.studies.reading show                         what the shipped tables say
 
 The tables go to assets/studies: digits-layers.csv and digits-classification.csv, and the same with -seeds; `seeds` also writes
 digits-layers-verdicts.csv, what they say of the paper's claims, paired by seed; `gap` writes digits-step-gap.csv and
-digits-step-gap-effects.csv, of the bundled runs or of those in --runs. Every row carries its protocol.
+digits-step-gap-effects.csv, of the bundled runs or of those in --runs; `photographs` writes cifar10-layers.csv. Every row
+carries its protocol.
 Probes are fitted on the training split and scored on the test split (360 images) or on 1,000 generated images; similarities
-are taken over the test split, or over 1,000 generated images; classifications are of the test split.
+are taken over the test split, or over 1,000 generated images; classifications are of the test split. Of CIFAR-10 2,000 images
+of each split are read, class-balanced.
 """
 
 import argparse
@@ -22,11 +25,13 @@ from typing import TypeVar
 import pandas as pd
 import torch
 
-from rrepa_lab.analysis.features import POOLS, FeatureProtocol
+from rrepa_lab.analysis.features import POOLS, FeatureProtocol, Images
 from rrepa_lab.analysis.probe import best_layer, probe
 from rrepa_lab.analysis.report import classification_report
 from rrepa_lab.analysis.similarity import similarity
+from rrepa_lab.analysis.spatial import spatial_structure
 from rrepa_lab.analysis.step_gap import StepGap, step_gap
+from rrepa_lab.analysis.trace import DIRECTIONS
 from rrepa_lab.errors import LabError
 from rrepa_lab.files import write_text
 from rrepa_lab.measurements.claims import Claim, Contrast, verdict_table, verdicts
@@ -39,6 +44,7 @@ from rrepa_lab.runs.store import load
 from rrepa_lab.studies.digits import SEEDS, write_sums
 
 LAYERS, CLASSES, GAP = "digits-layers", "digits-classification", "digits-step-gap"
+PHOTOGRAPHS, PHOTOGRAPHS_LIMIT = "cifar10-layers", 2000  # its table, and how many images of a split are read
 Found = TypeVar("Found")
 CLASSIFIERS = ("gradient", "iterated", "bayes")
 READINGS = {"gradient": "one step", "iterated": "twenty steps", "bayes": "Bayes' rule"}
@@ -76,6 +82,22 @@ def read_layers(source: str | Path) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).drop(columns="device").assign(run=run.config.name)  # the same for all seeds
 
 
+def read_photographs(source: str | Path) -> pd.DataFrame:
+    """Probes, similarities and spatial structure of one run of photographs in both directions, with one thread."""
+    torch.set_num_threads(1)
+    run, images = load(source), Images(limit=PHOTOGRAPHS_LIMIT)
+    tables = []
+    for protocol in map(FeatureProtocol, DIRECTIONS):
+        classifiers = ("gradient",) if protocol.direction == "forward" else ()
+        tables += [
+            probe(run, protocol=protocol, limit=PHOTOGRAPHS_LIMIT, classifiers=classifiers),
+            similarity(run, protocol=protocol, images=images),
+            spatial_structure(run, protocol=protocol, images=images),
+        ]
+    print(f"layers of {source}", file=sys.stderr, flush=True)
+    return pd.concat(tables, ignore_index=True).drop(columns="device").assign(run=run.config.name)
+
+
 def read_classes(source: str | Path) -> pd.DataFrame:
     """Accuracy and calibration of one run by every method, by block, and averaged over noise samples; one thread."""
     torch.set_num_threads(1)
@@ -95,6 +117,12 @@ def read_gap(source: str | Path) -> StepGap:
     found = step_gap(run)
     print(f"step and Bayes' rule of {source}", file=sys.stderr, flush=True)
     return StepGap(*(part.assign(run=run.config.name) for part in found))
+
+
+def photographs() -> list[str]:
+    """The bundled runs of CIFAR-10, those of pixels first."""
+    names = [path.parent.name for path in (assets() / "runs").glob("cifar10-*/config.json")]
+    return sorted(names, key=lambda name: ("latent" in name, name))
 
 
 def read_runs(read: Callable[[str | Path], Found], sources: Sequence[str | Path], workers: int) -> list[Found]:
@@ -226,7 +254,7 @@ def evidence(classes: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     """Command line of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("bundled", "seeds", "gap", "show"))
+    parser.add_argument("what", choices=("bundled", "seeds", "gap", "photographs", "show"))
     parser.add_argument("--runs", type=Path, help="folder of `studies.digits study` (seeds: runs/digits)")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     given = parser.parse_args()
@@ -240,6 +268,12 @@ def main() -> None:
             table = pd.concat([getattr(gap, part) for gap in gaps], ignore_index=True)
             write_text(assets() / "studies" / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
             print(f"\n{name}.csv\n\n{table.to_markdown(index=False, floatfmt='.4f')}")
+        write_sums()
+        return
+    if given.what == "photographs":
+        table = pd.concat(read_runs(read_photographs, photographs(), given.workers), ignore_index=True)
+        write_text(assets() / "studies" / f"{PHOTOGRAPHS}.csv", table.to_csv(index=False, float_format="%.5g"))
+        print(f"\n{PHOTOGRAPHS}.csv\n\n{levels(table).to_markdown(index=False, disable_numparse=True)}")
         write_sums()
         return
     for name, read in ((LAYERS, read_layers), (CLASSES, read_classes)) if given.what != "show" else ():

@@ -1,16 +1,20 @@
 """Tables of the report about photographs, from the committed study files and what is measured of them; see `report`."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from rrepa_lab.analysis.probe import best_layer
 from rrepa_lab.measurements.compare import wide
 from rrepa_lab.paths import assets
 from rrepa_lab.runs.card import read_scores
-from rrepa_lab.studies.photographs import PhotographStudy, claims_side_by_side, read_studies
+from rrepa_lab.studies.photographs import PhotographStudy, claim_cell, claims_side_by_side, read_studies, read_study
+from rrepa_lab.studies.reading import PHOTOGRAPHS, load_table, photographs
 from rrepa_lab.studies.report_digits import STUDY
 from rrepa_lab.studies.report_text import markdown, study_table
 
 FD, NATS = "FD[efficientnet-lite0]", "nats_per_dim"
+ALIGNED_TAPS = ("block.3.layer.3", "block.4.layer.3")
 NOTHING = "No cell is measured yet."
 # column of `compare.wide` -> title; other metrics are in the CSV files
 SCORES = {
@@ -53,12 +57,26 @@ def _of_study(one: PhotographStudy) -> str:
 
 def bundled() -> str:
     """The scores of the bundled runs of photographs, on the training and the test split; one training seed each."""
-    names = sorted(path.parent.name for path in (assets() / "runs").glob("cifar10-*/scores.csv"))
     rows = []
-    for name in names:
+    for name in photographs():
         found = _scores_of(name)
         rows.append([f"`{name}`", *(_value(found[key], interval=key[0] == "test") for key in BUNDLED)])
     return markdown(["run", *BUNDLED.values()], rows)
+
+
+def layers() -> str:
+    """What the layers of the bundled runs know: the best linear probe, and CKA and LDS at the layers that are aligned."""
+    table = load_table(PHOTOGRAPHS)
+    table = table[table["direction"] == "forward"]
+    best, values = best_layer(table).set_index("run"), table.set_index(["run", "metric", "tap"])["value"]
+    rows = []
+    for run in dict.fromkeys(table["run"]):
+        probe = f"{best['value'][run]:.3f} ({best['tap'][run]})"
+        probes = [f"{values[run, 'linear_accuracy', tap]:.3f}" for tap in ("pixels", "encoder")]
+        near = [f"{values[run, metric, tap]:.2f}" for metric in ("cka", "lds") for tap in ALIGNED_TAPS]
+        rows.append([f"`{run}`", probe, *probes, *near, f"{values[run, 'lds', 'encoder']:.2f}"])
+    taps = [f"{title}, {tap}" for title in ("CKA", "LDS") for tap in ALIGNED_TAPS]
+    return markdown(["run", "best linear probe", "of pixels", "of the teacher", *taps, "LDS, teacher"], rows)
 
 
 def _scores_of(name: str) -> dict[tuple[str, str], Mapping[Any, Any]]:
@@ -75,16 +93,42 @@ def _value(row: Mapping[Any, Any], interval: bool = True) -> str:
     return f"{value:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if interval else "")
 
 
-def short() -> str:
-    """The bundled runs in a line: likelihood, accuracy and distance of samples, without alignment and with reverse."""
-    pair = [_scores_of(name) for name in ("cifar10-none", "cifar10-reverse")]
+def short(space: str = "") -> str:
+    """A pair of bundled runs in a line: likelihood, accuracy and distance of samples, without alignment and with reverse.
+
+    Args:
+        space: "" for pixels, "latent-".
+    """
+    pair = [_scores_of(f"cifar10-{space}{strategy}") for strategy in ("none", "reverse")]
     parts = []
     for metric, title in ((NATS, "nats/dim"), ("gradient_accuracy", "one step"), (FD, "Fréchet distance")):
         parts.append(f"{title} {' and '.join(_value(found['test', metric]) for found in pair)}")
     return "; ".join(parts)
 
 
-VALUES: dict[str, Callable[[], str]] = {"photographs-short": short}
+def difference(claim: str) -> str:
+    """A claim's difference in `cifar10-main` with interval, seeds and verdicts: "90.5 [55.9, 125] (3 seeds), reproduced"."""
+    table = read_study(assets() / "studies" / "cifar10-main.yaml").verdicts()
+    rows = table[table["claim"] == claim]
+    seeds = int(rows["seeds"].iloc[0])
+    verdict, _, effect = claim_cell(rows).partition("; ")
+    return f"{effect.partition(', d_z')[0]} ({seeds} seeds), {verdict.replace(' (', ', ').rstrip(')')}"
+
+
+VALUES: dict[str, Callable[[], str]] = {
+    "photographs-short": short,
+    "photographs-short-latents": partial(short, "latent-"),
+    "photographs-samples": partial(
+        difference, "Reverse alignment of the last blocks makes the samples better than no alignment"
+    ),
+    "photographs-accuracy": partial(difference, "Reverse alignment of the last blocks classifies better than no alignment"),
+    "photographs-clean": partial(
+        difference, "Reverse alignment of the last blocks classifies clean images better than no alignment"
+    ),
+    "photographs-steps": partial(
+        difference, "Reverse alignment needs fewer steps to the final Fréchet distance of no alignment"
+    ),
+}
 TABLES: dict[str, Callable[[], str]] = {
-    "photograph-claims": claims, "photograph-scores": scores, "photograph-runs": bundled,
+    "photograph-claims": claims, "photograph-scores": scores, "photograph-runs": bundled, "photograph-layers": layers,
 }  # fmt: skip
