@@ -11,7 +11,7 @@ from rrepa_lab.analysis.spatial import SPATIAL_METRICS
 from rrepa_lab.measurements.metrics import metric_of
 from rrepa_lab.paths import assets
 from rrepa_lab.studies.alignment import unguided
-from rrepa_lab.studies.reading import LAYERS, PHOTOGRAPHS, load_table
+from rrepa_lab.studies.reading import LATENTS, LAYERS, PIXELS, load_table
 
 METRICS = (
     {name: metric_of(name).label for name in ("linear_accuracy", "knn_accuracy")}
@@ -21,8 +21,12 @@ METRICS = (
 )
 DIRECTIONS = {"forward": "real images", "reverse": "the generating pass"}
 SEEDS, SHIPPED_RUNS, MEASURED = "seeds", "bundled", "measured"
-# data set -> source -> the shipped table of its runs
-TABLES = {"digits": {SEEDS: f"{LAYERS}-seeds", SHIPPED_RUNS: LAYERS}, "cifar10": {SHIPPED_RUNS: PHOTOGRAPHS}}
+# what flows model -> source -> the shipped table of such flows
+TABLES = {
+    "digits": {SEEDS: f"{LAYERS}-seeds", SHIPPED_RUNS: LAYERS},
+    "cifar10": {SHIPPED_RUNS: PIXELS},
+    "latents of cifar10": {SHIPPED_RUNS: LATENTS},
+}
 OVER_SEEDS = {tables[SEEDS] for tables in TABLES.values() if SEEDS in tables}
 KINDS = {
     "linear": "linear probes",
@@ -35,12 +39,17 @@ MAX_ALL_IMAGES, N_SUBSET = 5000, 2000  # of more training images than the first,
 MAX_MEASURED = 60  # tables that are kept
 
 
-def shipped_name(run: rl.Run, source: str) -> str | None:
-    """The shipped table for a run's data: of the source, or that of the bundled runs where there is no other.
+def modelled(run: rl.Run) -> str:
+    """What a flow models, as TABLES has it: two flows are in one table if it is the same."""
+    return ("" if run.config.space.is_pixels else "latents of ") + run.config.data.name
 
-    None: what is measured here is shown, as there is no table of these data or none was chosen.
+
+def shipped_name(run: rl.Run, source: str) -> str | None:
+    """The shipped table for a run like this: of the source, or that of the bundled runs where there is no other.
+
+    None: what is measured here is shown, as there is no table of such runs or none was chosen.
     """
-    tables = TABLES.get(run.config.data.name, {})
+    tables = TABLES.get(modelled(run), {})
     return None if source == MEASURED else tables.get(source, tables.get(SHIPPED_RUNS))
 
 

@@ -32,6 +32,7 @@ from layer_tables import (
     TABLES,
     known_rows,
     measure_and_keep,
+    modelled,
     shipped,
     shipped_name,
     unmeasured,
@@ -73,7 +74,7 @@ def draw_notes(view: LayersView) -> tuple[str, Any, str, str, Any]:
 def _about_table(view: LayersView) -> list[str]:
     """That another table is shown than the one that was chosen, or one without the run; nothing where both are right."""
     run = get_run(view.run)
-    data, name = run.config.data.name, shipped_name(run, view.source)
+    data, name = modelled(run), shipped_name(run, view.source)
     remarks = []
     if view.source != MEASURED and view.source not in TABLES.get(data, {}):
         shown = SHIPPED_RUNS if name else MEASURED

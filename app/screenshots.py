@@ -40,7 +40,7 @@ def photographs() -> Any:
     for name in PHOTOGRAPHS:
         run = rl.load(name)
         images = rl.sample(run, range(10), range(10), guidance=GUIDANCE).images
-        rows[name] = dict(zip(run.classes, images, strict=True))
+        rows[name.removeprefix("cifar10-")] = dict(zip(run.classes, images, strict=True))
     caption = f"seeds 0 to 9, one for each class, not selected; guidance {GUIDANCE:g}, denoised; demo size"
     return tiles(rows, "Samples of four flows of CIFAR-10", caption)
 

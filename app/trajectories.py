@@ -172,5 +172,5 @@ def shipped_cka(name: str, tap: str) -> list[str]:
 @lru_cache(maxsize=1)
 def layers_table() -> Any:
     """CKA of real images without label, from assets/studies."""
-    table = pd.concat([load_table(name) for name in (LAYERS, PHOTOGRAPHS)], ignore_index=True)
+    table = pd.concat([load_table(name) for name in (LAYERS, *PHOTOGRAPHS)], ignore_index=True)
     return table[(table["metric"] == "cka") & (table["direction"] == "forward") & (table["label_fed"] == "none")]

@@ -95,17 +95,21 @@ def test_heat_maps_show_the_rows_of_the_table(metric, direction, source):
 
 
 @pytest.mark.parametrize("metric", ["linear_accuracy", "cka", "lds"])
-def test_photographs_have_a_table_of_their_own(metric):
-    """No table of digits is shown beside a run of photographs, whichever source is chosen."""
-    table = load_table("cifar10-layers")
+@pytest.mark.parametrize(
+    ("run", "name", "words_of"),
+    [("cifar10-reverse", "cifar10-layers", "cifar10"), ("cifar10-latent-none", "cifar10-latent-layers", "latents of cifar10")],
+)
+def test_photographs_have_tables_of_their_own(run, name, words_of, metric):
+    """No table of digits is shown beside a run of photographs, whichever source is chosen, nor pixels beside latents."""
+    table = load_table(name)
     rows = table[(table.metric == metric) & (table.direction == "forward") & (table.layer > 0)]
     for source in ("seeds", "bundled"):
-        figure, _ = known(metric, source=source, run="cifar10-reverse")
+        figure, _ = known(metric, source=source, run=run)
         assert list(maps(figure)) == list(dict.fromkeys(rows.run))
-        assert all(np.allclose(shown, grid(rows[rows.run == run])) for run, shown in maps(figure).items())
-        told = "There is no table of several training seeds on cifar10: this is “the bundled runs”."
-        assert (told in words(metric, source=source, run="cifar10-reverse")[0]) == (source == "seeds")
-    code = layers.code(view_of(metric=metric, run="cifar10-reverse"))
+        assert all(np.allclose(shown, grid(rows[rows.run == one])) for one, shown in maps(figure).items())
+        told = f"There is no table of several training seeds on {words_of}: this is “the bundled runs”."
+        assert (told in words(metric, source=source, run=run)[0]) == (source == "seeds")
+    code = layers.code(view_of(metric=metric, run=run))
     got: dict = {}
     exec(code.python, got)
     assert set(got["rows"].run) == set(rows.run)

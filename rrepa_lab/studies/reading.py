@@ -9,8 +9,8 @@
 
 The tables go to assets/studies: digits-layers.csv and digits-classification.csv, and the same with -seeds; `seeds` also writes
 digits-layers-verdicts.csv, what they say of the paper's claims, paired by seed; `gap` writes digits-step-gap.csv and
-digits-step-gap-effects.csv, of the bundled runs or of those in --runs; `photographs` writes cifar10-layers.csv. Every row
-carries its protocol.
+digits-step-gap-effects.csv, of the bundled runs or of those in --runs; `photographs` writes cifar10-layers.csv
+and cifar10-latent-layers.csv. Every row carries its protocol.
 Probes are fitted on the training split and scored on the test split (360 images) or on 1,000 generated images; similarities
 are taken over the test split, or over 1,000 generated images; classifications are of the test split. Of CIFAR-10 2,000 images
 of each split are read, class-balanced.
@@ -44,7 +44,8 @@ from rrepa_lab.runs.store import load
 from rrepa_lab.studies.digits import SEEDS, write_sums
 
 LAYERS, CLASSES, GAP = "digits-layers", "digits-classification", "digits-step-gap"
-PHOTOGRAPHS, PHOTOGRAPHS_LIMIT = "cifar10-layers", 2000  # its table, and how many images of a split are read
+PIXELS, LATENTS = PHOTOGRAPHS = "cifar10-layers", "cifar10-latent-layers"  # tables of the bundled runs of CIFAR-10, by space
+PHOTOGRAPHS_LIMIT = 2000  # images of a split that are read of these
 Found = TypeVar("Found")
 CLASSIFIERS = ("gradient", "iterated", "bayes")
 READINGS = {"gradient": "one step", "iterated": "twenty steps", "bayes": "Bayes' rule"}
@@ -56,6 +57,7 @@ _TEXTS = dict.fromkeys(
         "other",
         "other_tap",
         "floor_of",
+        "pool",
         "probe",
         "blocks",
         "align.strategy",
@@ -119,10 +121,10 @@ def read_gap(source: str | Path) -> StepGap:
     return StepGap(*(part.assign(run=run.config.name) for part in found))
 
 
-def photographs() -> list[str]:
-    """The bundled runs of CIFAR-10, those of pixels first."""
-    names = [path.parent.name for path in (assets() / "runs").glob("cifar10-*/config.json")]
-    return sorted(names, key=lambda name: ("latent" in name, name))
+def photographs(table: str) -> list[str]:
+    """The bundled runs of PIXELS or of LATENTS."""
+    names = sorted(path.parent.name for path in (assets() / "runs").glob("cifar10-*/config.json"))
+    return [name for name in names if ("latent" in name) == (table == LATENTS)]
 
 
 def read_runs(read: Callable[[str | Path], Found], sources: Sequence[str | Path], workers: int) -> list[Found]:
@@ -271,9 +273,10 @@ def main() -> None:
         write_sums()
         return
     if given.what == "photographs":
-        table = pd.concat(read_runs(read_photographs, photographs(), given.workers), ignore_index=True)
-        write_text(assets() / "studies" / f"{PHOTOGRAPHS}.csv", table.to_csv(index=False, float_format="%.5g"))
-        print(f"\n{PHOTOGRAPHS}.csv\n\n{levels(table).to_markdown(index=False, disable_numparse=True)}")
+        for name in PHOTOGRAPHS:
+            table = pd.concat(read_runs(read_photographs, photographs(name), given.workers), ignore_index=True)
+            write_text(assets() / "studies" / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
+            print(f"\n{name}.csv\n\n{levels(table).to_markdown(index=False, disable_numparse=True)}")
         write_sums()
         return
     for name, read in ((LAYERS, read_layers), (CLASSES, read_classes)) if given.what != "show" else ():

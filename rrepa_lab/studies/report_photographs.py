@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import pandas as pd
+
 from rrepa_lab.analysis.probe import best_layer
 from rrepa_lab.measurements.compare import wide
 from rrepa_lab.paths import assets
@@ -58,7 +60,7 @@ def _of_study(one: PhotographStudy) -> str:
 def bundled() -> str:
     """The scores of the bundled runs of photographs, on the training and the test split; one training seed each."""
     rows = []
-    for name in photographs():
+    for name in (name for table in PHOTOGRAPHS for name in photographs(table)):
         found = _scores_of(name)
         rows.append([f"`{name}`", *(_value(found[key], interval=key[0] == "test") for key in BUNDLED)])
     return markdown(["run", *BUNDLED.values()], rows)
@@ -66,7 +68,7 @@ def bundled() -> str:
 
 def layers() -> str:
     """What the layers of the bundled runs know: the best linear probe, and CKA and LDS at the layers that are aligned."""
-    table = load_table(PHOTOGRAPHS)
+    table = pd.concat(map(load_table, PHOTOGRAPHS), ignore_index=True)
     table = table[table["direction"] == "forward"]
     best, values = best_layer(table).set_index("run"), table.set_index(["run", "metric", "tap"])["value"]
     rows = []
