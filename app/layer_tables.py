@@ -11,7 +11,7 @@ from rrepa_lab.analysis.spatial import SPATIAL_METRICS
 from rrepa_lab.measurements.metrics import metric_of
 from rrepa_lab.paths import assets
 from rrepa_lab.studies.alignment import unguided
-from rrepa_lab.studies.reading import LATENTS, LAYERS, PIXELS, load_table
+from rrepa_lab.studies.reading import LATENTS, LAYERS, PHOTOGRAPHS_LIMIT, PIXELS, load_table
 
 METRICS = (
     {name: metric_of(name).label for name in ("linear_accuracy", "knn_accuracy")}
@@ -35,7 +35,10 @@ KINDS = {
     "spatial": "spatial structure",
 }
 SMALLEST_GRID = 4  # tokens along an edge, for the spatial structure
-MAX_ALL_IMAGES, N_SUBSET = 5000, 2000  # of more training images than the first, only a subset of the second size is read
+MAX_ALL_IMAGES, N_SUBSET = (
+    5000,
+    PHOTOGRAPHS_LIMIT,
+)  # of more training images than the first, only a subset of the second size is read
 MAX_MEASURED = 60  # tables that are kept
 
 

@@ -18,7 +18,7 @@ import rrepa_lab as rl
 from rrepa_lab.analysis.features import cycled_labels
 from rrepa_lab.data.images import Batch
 from rrepa_lab.data.pictures import check_size, read_picture
-from rrepa_lab.data.splits import is_available, splits
+from rrepa_lab.data.splits import available_splits
 from rrepa_lab.errors import LabError
 from rrepa_lab.paths import assets, runs_root
 from rrepa_lab.runs.card import read_scores
@@ -102,7 +102,7 @@ def answering(first: str, second: str) -> tuple[dict[str, rl.Run], str]:
 def missing_data(run: rl.Run) -> str:
     """That the run's test images are not at hand, in words; "" where they are. No image is read for it."""
     data = run.config.data
-    if is_available(data) and "test" in splits(data):
+    if "test" in available_splits(data):
         return ""
     advice = " (set $RREPA_DATA to a folder with them)" if data.path is None else ""
     return f"the test images of {data.words} are not at hand{advice}"

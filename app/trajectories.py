@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
-import pandas as pd
 import torch
+from layer_tables import SHIPPED_RUNS, shipped, shipped_name
 from shell import image_word, label_of, test_images
 from torch import Tensor
 from views import View, linked_as
@@ -16,7 +15,7 @@ from rrepa_lab.errors import LabError
 from rrepa_lab.flow.taps import Tap
 from rrepa_lab.sampling.denoise import Finished, finish
 from rrepa_lab.sampling.sample import noise
-from rrepa_lab.studies.reading import LAYERS, PHOTOGRAPHS, load_table
+from rrepa_lab.studies.alignment import unguided
 
 NOISE, IMAGE = "fresh noise", "test image"
 N_IMAGES = 6  # images that share the colours of features: a basis fitted to one image alone says little
@@ -158,19 +157,15 @@ def facts(name: str, run: rl.Run, trajectory: Trajectory, tap: Tap) -> str:
     missing = aligner_of(run)[1]
     if missing:
         parts.append(missing)
-    parts += shipped_cka(name, tap.name)
+    parts += shipped_cka(name, run, tap.name)
     return f"**{name}**, `{tap.module_path}`: {'; '.join(parts)}."
 
 
-def shipped_cka(name: str, tap: str) -> list[str]:
+def shipped_cka(name: str, run: rl.Run, tap: str) -> list[str]:
     """Linear CKA of a bundled run's layer with the encoder, from the shipped tables, in words; nothing for other runs."""
-    table = layers_table()
-    rows = table[(table["run"] == name) & (table["tap"] == tap)]
+    table = shipped_name(run, SHIPPED_RUNS)
+    if table is None:
+        return []
+    rows = unguided(shipped(table), "cka")
+    rows = rows[(rows["run"] == name) & (rows["tap"] == tap)]
     return [f"linear CKA with the teacher {row.value:.2f} over {row.n:,} test images" for row in rows.head(1).itertuples()]
-
-
-@lru_cache(maxsize=1)
-def layers_table() -> Any:
-    """CKA of real images without label, from assets/studies."""
-    table = pd.concat([load_table(name) for name in (LAYERS, *PHOTOGRAPHS)], ignore_index=True)
-    return table[(table["metric"] == "cka") & (table["direction"] == "forward") & (table["label_fed"] == "none")]

@@ -21,13 +21,13 @@ def print_plan(args: argparse.Namespace, config: "RunConfig") -> None:
     from rrepa_lab.bench.gpus import gpus
     from rrepa_lab.checks import real_number
     from rrepa_lab.data.facts import describe_data
-    from rrepa_lab.data.splits import is_available
+    from rrepa_lab.data.splits import available_splits
     from rrepa_lab.runs.config import complete
     from rrepa_lab.runs.describe import describe_config
 
     gpu = gpus(args.gpu) if args.gpu else None
     utilization = real_number("--utilization", args.utilization, 0.01, 1)
-    known = config.data.path is not None or is_available(config.data)
+    known = config.data.path is not None or bool(available_splits(config.data))
     counted = config.align.counted(config.flow.blocks, config.flow.layers)
     config = complete(config) if known else config.model_copy(update={"align": counted})
     _check_space(config.space)

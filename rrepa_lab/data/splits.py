@@ -48,11 +48,11 @@ def splits(config: DataConfig) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if split in found)
 
 
-def is_available(config: DataConfig) -> bool:
-    """Whether the data set can be found here; no image is read and nothing downloaded."""
+def available_splits(config: DataConfig) -> tuple[str, ...]:
+    """The splits that can be found here, none where the data set is missing; no image is read and nothing downloaded."""
     with suppress(LabError):
-        return bool(splits(config.model_copy(update={"download": False})))
-    return False
+        return splits(config.model_copy(update={"download": False}))
+    return ()
 
 
 def validation_split(config: DataConfig) -> str:

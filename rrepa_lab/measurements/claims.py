@@ -288,12 +288,11 @@ def _correct(rows: list[dict[str, Any]]) -> None:
     is measured in part is corrected as it will be when it is whole, or a verdict could be lost by measuring more.
     """
     contrasts = [row for row in rows if "outcome" in row]
-    family = {_hypothesis(row): row["p"] for row in contrasts}
+    size = len(set(map(_hypothesis, contrasts)))
+    tested = {_hypothesis(row): row["p"] for row in contrasts if not math.isnan(row["p"])}
     adjusted, largest = dict[Any, float](), 0.0
-    for rank, (key, p) in enumerate(sorted(family.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])):
-        if math.isnan(p):
-            break
-        largest = adjusted[key] = max(largest, min(1.0, (len(family) - rank) * p))
+    for rank, (key, p) in enumerate(sorted(tested.items(), key=lambda item: item[1])):
+        largest = adjusted[key] = max(largest, min(1.0, (size - rank) * p))
     for row in contrasts:
         row["p_holm"] = adjusted.get(_hypothesis(row), math.nan)
         row["holds_holm"] = _outcome_holm(row) == HOLDS

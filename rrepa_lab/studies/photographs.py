@@ -92,11 +92,15 @@ def claim_cell(rows: pd.DataFrame | None) -> str:
     """
     if rows is None or rows.empty:
         return "-"
+    verdict, *corrected = verdict_words(rows)
+    parts = [effect(row) for row in rows.to_dict("records") if isinstance(row["better"], str)]
+    return "; ".join([verdict + "".join(f" ({words})" for words in corrected), *filter(None, parts)])
+
+
+def verdict_words(rows: pd.DataFrame) -> list[str]:
+    """The verdict of a claim, and where Holm's correction changes it "with Holm's correction undecided"."""
     verdict, holm = (_without_reason(str(rows[name].iloc[0])) for name in ("verdict", "verdict_holm"))
-    if holm != verdict:
-        verdict += f" (with Holm's correction {holm})"
-    parts = [_effect(row) for row in rows.to_dict("records") if isinstance(row["better"], str)]
-    return "; ".join([verdict, *filter(None, parts)])
+    return [verdict] if holm == verdict else [verdict, f"with Holm's correction {holm}"]
 
 
 def _without_reason(verdict: str) -> str:
@@ -104,7 +108,7 @@ def _without_reason(verdict: str) -> str:
     return verdict.split(":", maxsplit=1)[0] if verdict.startswith("not testable") else verdict
 
 
-def _effect(row: Mapping[Any, Any]) -> str:
+def effect(row: Mapping[Any, Any], with_size: bool = True) -> str:
     """One contrast: "0.0123 [0.0045, 0.0201], d_z 1.2", "2.40x [1.80x, 3.00x]"; nothing where it is not measured."""
     value, low, high, d_z = (float(row[name]) for name in ("difference", "low", "high", "d_z"))
     unit = "" if pd.isna(row["unit"]) else str(row["unit"])
@@ -117,7 +121,7 @@ def _effect(row: Mapping[Any, Any]) -> str:
         shown = f"{value + 1:.2f}x" + ("" if pd.isna(low) else f" [{low + 1:.2f}x, {high + 1:.2f}x]")
         return f"{shown} ({missed})" if missed else shown
     shown = f"{value:.3g}" + ("" if pd.isna(low) else f" [{low:.3g}, {high:.3g}]")
-    return shown if pd.isna(d_z) else f"{shown}, d_z {d_z:.2f}"
+    return f"{shown}, d_z {d_z:.2f}" if with_size and not pd.isna(d_z) else shown
 
 
 def claims_side_by_side(digits: pd.DataFrame, studies: Sequence[PhotographStudy]) -> tuple[list[str], list[list[str]]]:

@@ -10,7 +10,7 @@ from rrepa_lab.analysis.probe import best_layer
 from rrepa_lab.measurements.compare import wide
 from rrepa_lab.paths import assets
 from rrepa_lab.runs.card import read_scores
-from rrepa_lab.studies.photographs import PhotographStudy, claim_cell, claims_side_by_side, read_studies, read_study
+from rrepa_lab.studies.photographs import PhotographStudy, claims_side_by_side, effect, read_studies, verdict_words
 from rrepa_lab.studies.reading import PHOTOGRAPHS, load_table, photographs
 from rrepa_lab.studies.report_digits import STUDY
 from rrepa_lab.studies.report_text import markdown, study_table
@@ -110,11 +110,11 @@ def short(space: str = "") -> str:
 
 def difference(claim: str) -> str:
     """A claim's difference in `cifar10-main` with interval, seeds and verdicts: "90.5 [55.9, 125] (3 seeds), reproduced"."""
-    table = read_study(assets() / "studies" / "cifar10-main.yaml").verdicts()
+    study = next(one for one in read_studies() if one.name == "cifar10-main")
+    table = study.verdicts()
     rows = table[table["claim"] == claim]
-    seeds = int(rows["seeds"].iloc[0])
-    verdict, _, effect = claim_cell(rows).partition("; ")
-    return f"{effect.partition(', d_z')[0]} ({seeds} seeds), {verdict.replace(' (', ', ').rstrip(')')}"
+    (row,) = rows.to_dict("records")
+    return ", ".join([f"{effect(row, with_size=False)} ({row['seeds']:.0f} seeds)", *verdict_words(rows)])
 
 
 VALUES: dict[str, Callable[[], str]] = {
