@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rrepa_lab.analysis.features import FeatureProtocol, Images
     from rrepa_lab.analysis.floors import teacher_floors
     from rrepa_lab.analysis.gradient_ratio import gradient_ratio
+    from rrepa_lab.analysis.intervene import Intervention, ablate, patch, steer
+    from rrepa_lab.analysis.jacobian import jacobian
     from rrepa_lab.analysis.noise import NoiseSamples
     from rrepa_lab.analysis.noise_choice import choose_read_noise
     from rrepa_lab.analysis.probe import best_layer, probe
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from rrepa_lab.analysis.routing import refinement_errors, routing
     from rrepa_lab.analysis.similarity import similarity
     from rrepa_lab.analysis.spatial import spatial_structure
+    from rrepa_lab.analysis.steering import SteeringVector, steering_vector
     from rrepa_lab.analysis.trace import Trace, agreement, trace
     from rrepa_lab.data.config import DataConfig
     from rrepa_lab.data.images import Batch
@@ -97,6 +100,13 @@ _HOMES = {
     "ClassificationReport": "analysis.report",
     "classification_report": "analysis.report",
     "similarity": "analysis.similarity",
+    "Intervention": "analysis.intervene",
+    "ablate": "analysis.intervene",
+    "patch": "analysis.intervene",
+    "steer": "analysis.intervene",
+    "SteeringVector": "analysis.steering",
+    "steering_vector": "analysis.steering",
+    "jacobian": "analysis.jacobian",
     "spatial_structure": "analysis.spatial",
     "Trace": "analysis.trace",
     "agreement": "analysis.trace",
@@ -135,6 +145,7 @@ __all__ = [
     "FlowOutput",
     "Guidance",
     "Images",
+    "Intervention",
     "InverseOutput",
     "LabError",
     "Nearest",
@@ -145,10 +156,12 @@ __all__ = [
     "RunInfo",
     "Samples",
     "Sampling",
+    "SteeringVector",
     "StepReport",
     "TarFlow",
     "Trace",
     "Umap",
+    "ablate",
     "agreement",
     "alignment",
     "available",
@@ -166,9 +179,11 @@ __all__ = [
     "evidence",
     "gradient_ratio",
     "import_tarflow",
+    "jacobian",
     "load",
     "nearest_training",
     "neighbours",
+    "patch",
     "patch_colours",
     "position_floor",
     "preset",
@@ -181,6 +196,8 @@ __all__ = [
     "score",
     "similarity",
     "spatial_structure",
+    "steer",
+    "steering_vector",
     "teacher_floors",
     "trace",
     "train",

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,13 +66,17 @@ def check_classes(y: Tensor) -> None:
 
 
 def fit_linear(features: Tensor, y: Tensor, scored: Tensor) -> Tensor:
-    """Labels (m,) that a logistic regression on standardised features (n, d), (n,) gives to (m, d); scikit-learn."""
+    """Labels (m,) that a `logistic_regression` of (n, d), (n,) gives to (m, d)."""
+    return torch.from_numpy(logistic_regression(features, y).predict(scored.numpy()))
+
+
+def logistic_regression(features: Tensor, y: Tensor) -> Any:
+    """Standardised features (n, d) and labels (n,), fitted to convergence: a scikit-learn pipeline."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(features.numpy(), y.numpy())
-    return torch.from_numpy(model.predict(scored.numpy()))
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(features.numpy(), y.numpy())
 
 
 def fit_knn(features: Tensor, y: Tensor, scored: Tensor, neighbours: int) -> Tensor:

@@ -60,6 +60,9 @@ COLUMNS: dict[str, Column] = (
         ratio=("number", "of times in one round, median"), error=("number", "largest difference of a pixel"),
         seconds_per_image=("number", "median"), interval=("text", "of low and high: over what, and how"),
         chosen=("flag", "by the rule of the function"),
+        sigma_max=("number", "largest singular value of dz/dx"), sigma_min=("number", "smallest singular value of dz/dx"),
+        condition=("number", "sigma_max / sigma_min"), logdet=("number", "log |det dz/dx|, nats"),
+        dims=("integer", "numbers of an image, the rows of dz/dx"),
     )
     | _columns(
         "protocol",

@@ -19,6 +19,7 @@ GROUPS = {
     "Gradients and alignment": "alignment Alignment routing refinement_errors gradient_ratio position_floor teacher_floors",
     "Features": "trace Trace agreement FeatureProtocol Images probe ProbeFit best_layer similarity spatial_structure embed "
     "Umap neighbours patch_colours",
+    "Interventions": "patch steer ablate Intervention steering_vector SteeringVector jacobian",
     "Classification": "classify Classification classify_steps Ascent evidence NoiseSamples choose_read_noise "
     "classification_report ClassificationReport",
     "Evaluation": "evaluate evaluate_samples Sampling samples_by_class score save_reference choose_sampling nearest_training "

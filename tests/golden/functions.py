@@ -123,6 +123,25 @@ def sample(name: str) -> dict[str, Any]:
     return values
 
 
+def interventions(name: str) -> dict[str, Any]:
+    """States exchanged, moved and removed, in both directions, and singular values."""
+    flow = flow_named(name)
+    x, _ = inputs(flow.config)
+    y = labels(flow.config).get("ids")
+    tap = "block.2.layer.1"
+    moved = torch.linspace(-1, 1, flow.config.width, dtype=torch.float64)
+    found = {}
+    for direction in ("reverse", "forward"):
+        found[f"patch, {direction}"] = rl.patch(flow, x.flip(0), x, tap, y=y, tokens=[0, 2], direction=direction)
+        found[f"steer, {direction}"] = rl.steer(flow, x, f"{tap}.attention", moved, 0.5, y=y, direction=direction)
+        found[f"ablate, {direction}"] = rl.ablate(flow, x, f"{tap}.head.1", mean=True, y=y, direction=direction)
+    found["patch, tokens"] = rl.patch(flow, x[:1], x, "block.2.in", y=y, source_y=None if y is None else y[:1], tokens=[1])
+    values: dict[str, Any] = {
+        what: {"images": one.images, "by block": one.delta_by_block, "prior": one.delta_prior} for what, one in found.items()
+    }
+    return values | {"jacobian": rl.jacobian(flow, x[:1], tolerance=1e-9)}
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +264,17 @@ def probes() -> dict[str, Any]:
     return {"table": table, "best_layer": rl.best_layer(known[known["pool"] == "mean"], "knn_accuracy")}
 
 
+def steering() -> dict[str, Any]:
+    """One vector of each kind."""
+    run, images = small_run(), rl.Images(limit=60)
+    vectors = {
+        "class": rl.steering_vector(run, "block.2.layer.1", "class", label=3, versus=8, images=images),
+        "component": rl.steering_vector(run, "block.2.layer.1", "component", component=2, images=images),
+        "probe": rl.steering_vector(run, "block.2.in", "probe", label=3, images=images),
+    }
+    return {kind: {"vector": found.vector, "words": found.words} for kind, found in vectors.items()}
+
+
 def classified() -> dict[str, Any]:
     """Reports about the classification of a split, and the choice of its noise."""
     run = small_run("none")
@@ -332,6 +362,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], Tolerance]] = {
     **{f"classify {name}": (partial(classify, name), EXACT) for name in FLOWS if FLOWS[name].classes},
     **{f"trace {name}": (partial(trace, name), EXACT) for name in FLOWS},
     **{f"sample {name}": (partial(sample, name), MIXED) for name in FLOWS},
+    **{f"interventions {name}": (partial(interventions, name), MIXED) for name in FLOWS},
     **{f"alignment {strategy}": (partial(alignment, strategy), MIXED) for strategy in STRATEGIES},
     "gradients": (gradients, MIXED),
     "floors": (floors, MIXED),
@@ -340,6 +371,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], Tolerance]] = {
     "features": (features, MIXED),
     "agreement": (agreement, MIXED),
     "probes": (probes, MIXED),
+    "steering": (steering, MIXED),
     "classified": (classified, MIXED),
     "scored": (scored, SINGLE),
     "imported": (imported, MIXED),
