@@ -1,32 +1,22 @@
-"""The page: `python app/demo.py` opens it on this machine only, filled with a real picture.
+"""The page: `python app/demo.py` opens it on this machine only, filled with a real picture."""
 
-Each tab is a file of this folder that can also be launched alone, `python app/samples.py`.
-"""
+from collections.abc import Sequence
 
-from types import ModuleType
-
-import classify
-import endpoints
-import feature_map
-import frame
 import gradio as gr
-import layers
-import reverse_path
-import samples
-import serving
-import training
-
-TABS: list[ModuleType] = [reverse_path, layers, classify, samples, feature_map, training]
+import tabs
+from page import compose
+from page.serve import serve
+from server import endpoints
 
 
-def build_demo() -> gr.Blocks:
-    """The whole page, not launched."""
-    return frame.build_demo(TABS, endpoints.build)
+def build_demo(names: Sequence[str] = ()) -> gr.Blocks:
+    """The page with the tabs of these names, all by default; not launched."""
+    return compose.build_demo(tabs.load(names), endpoints.build)
 
 
 def main() -> None:
     """Command line of the page."""
-    serving.serve(TABS, endpoints.build)
+    serve(build_demo, list(tabs.MODULES))
 
 
 if __name__ == "__main__":

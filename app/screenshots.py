@@ -7,8 +7,8 @@ import os
 from typing import Any
 
 from demo import build_demo
+from page.serve import launch
 from playwright.sync_api import sync_playwright
-from serving import launch
 
 import rrepa_lab as rl
 from rrepa_lab.paths import assets, bundled

@@ -10,7 +10,6 @@ import sys
 import urllib.request
 import warnings
 import zipfile
-from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -47,7 +46,7 @@ START = {"choice": "3", "guidance": 1.5, "temperature": 0.8, "block": 3}
 
 
 def test_the_way_is_the_trace_of_the_library():
-    import reverse_path
+    from tabs import reverse_path
 
     run = rl.load("digits-reverse")
     trajectory = reverse_path.trajectory_of(run, reverse_path.ReversePathView(seed=17, **START), "block.3.layer.2")
@@ -64,7 +63,7 @@ def test_the_way_is_the_trace_of_the_library():
 
 
 def test_the_strip_shows_both_runs_and_marks_the_block():
-    import reverse_path
+    from tabs import reverse_path
 
     view = reverse_path.ReversePathView(**BOTH, **START, layer=2)
     strips = reverse_path.draw_trajectory(view)
@@ -83,7 +82,7 @@ def test_the_strip_shows_both_runs_and_marks_the_block():
 
 def test_the_cosine_of_the_way_is_that_of_the_alignment():
     """On test images the reverse features are the forward ones, so `rl.alignment` must say the same."""
-    import reverse_path
+    from tabs import reverse_path
 
     run = rl.load("digits-reverse")
     tap = "block.3.layer.2"
@@ -96,7 +95,7 @@ def test_the_cosine_of_the_way_is_that_of_the_alignment():
 
 
 def test_other_blocks_and_classes_than_the_sliders_know_are_brought_into_range(trained):
-    import reverse_path
+    from tabs import reverse_path
 
     run = rl.load(trained)  # 2 blocks x 2 layers
     assert reverse_path.tap_in(run, 4, 4).name == "block.2.layer.2"
@@ -108,7 +107,7 @@ def test_other_blocks_and_classes_than_the_sliders_know_are_brought_into_range(t
 
 
 def test_the_film_goes_from_the_noise_to_the_image(monkeypatch):
-    import reverse_path
+    from tabs import reverse_path
 
     monkeypatch.setattr(reverse_path, "SECONDS_PER_BLOCK", 0)
     assert list(reverse_path.play_blocks("digits-none")) == [4, 3, 2, 1]
@@ -118,7 +117,7 @@ def test_the_film_goes_from_the_noise_to_the_image(monkeypatch):
 
 @pytest.mark.parametrize("start", ["fresh noise", "test image"])
 def test_code_of_the_way_gives_its_numbers(start, tmp_path, monkeypatch):
-    import reverse_path
+    from tabs import reverse_path
 
     view = reverse_path.ReversePathView(
         **BOTH, seed=5, start=start, choice="3", image=2, guidance=1.0, temperature=0.9, block=4, layer=1
@@ -139,7 +138,7 @@ def test_code_of_the_way_gives_its_numbers(start, tmp_path, monkeypatch):
 
 
 def test_sheets_show_the_samples_of_the_library():
-    import samples
+    from tabs import samples
 
     *_, last = samples.draw(samples.SamplesView(**BOTH, seed=7, choice="3", count=4, guidance=2.0))
     made = rl.sample(rl.load("digits-reverse"), range(7, 11), 3, 2.0)
@@ -155,7 +154,7 @@ def test_sheets_show_the_samples_of_the_library():
 
 
 def test_sheets_fill_row_by_row(monkeypatch):
-    import samples
+    from tabs import samples
 
     monkeypatch.setattr(samples, "POLL_SECONDS", 0)
     views = list(samples.draw(samples.SamplesView(**BOTH, seed=3, count=2, method="cached")))
@@ -168,7 +167,7 @@ def test_sheets_fill_row_by_row(monkeypatch):
 
 
 def test_the_rows_of_a_run_of_other_classes_are_named():
-    import samples
+    from tabs import samples
 
     def run(*classes):
         return SimpleNamespace(classes=list(classes), flow=SimpleNamespace(config=SimpleNamespace(classes=len(classes))))
@@ -178,7 +177,7 @@ def test_the_rows_of_a_run_of_other_classes_are_named():
 
 
 def test_the_decoding_error_is_measured():
-    import samples
+    from tabs import samples
 
     run = rl.load("digits-none")
     for method in ("cached", "sequential"):
@@ -188,7 +187,7 @@ def test_the_decoding_error_is_measured():
 
 
 def test_code_of_the_samples_gives_their_images(tmp_path, monkeypatch):
-    import samples
+    from tabs import samples
 
     view = samples.SamplesView(**BOTH, seed=3, count=2, guidance=1.0, temperature=0.9)
     code = samples.code(view)
@@ -205,7 +204,7 @@ def test_code_of_the_samples_gives_their_images(tmp_path, monkeypatch):
 
 
 def test_the_zip_holds_every_image_and_says_how_it_was_made():
-    import samples
+    from tabs import samples
 
     path = samples.pack(samples.SamplesView(**BOTH, seed=5, choice="7", count=3, denoise=False))
     with zipfile.ZipFile(path) as archive:
@@ -224,7 +223,7 @@ def test_the_zip_holds_every_image_and_says_how_it_was_made():
 
 
 def test_verdicts_and_charts_are_those_of_the_library():
-    import classify
+    from tabs.classify import tab as classify
 
     runs = {name: rl.load(name) for name in PAIR}
     x, y = runs["digits-none"].data("test")
@@ -246,7 +245,7 @@ def test_verdicts_and_charts_are_those_of_the_library():
 
 
 def test_the_ascent_stops_at_the_step_on_the_axes_of_the_whole():
-    import classify
+    from tabs.classify import tab as classify
 
     x = rl.load("digits-none").data("test").x[8:9]
     path = rl.classify(rl.load("digits-none"), x, "iterated").path
@@ -259,7 +258,7 @@ def test_the_ascent_stops_at_the_step_on_the_axes_of_the_whole():
 
 
 def test_mistakes_are_those_of_the_report():
-    import classify
+    from tabs.classify import tab as classify
 
     run = rl.load("digits-none")
     report = rl.classification_report(run)
@@ -276,8 +275,8 @@ def test_mistakes_are_those_of_the_report():
 
 
 def test_code_of_the_classification_gives_its_scores(capsys):
-    import classify
-    from classify_input import OwnPicture
+    from tabs.classify import tab as classify
+    from tabs.classify.input import OwnPicture
 
     code = classify.code(classify.ClassifyView(**BOTH, index=11))
     left = run_code(code)
@@ -289,7 +288,7 @@ def test_code_of_the_classification_gives_its_scores(capsys):
 
 
 def test_uploads_are_turned_to_light_on_dark():
-    from classify_input import from_upload
+    from tabs.classify.input import from_upload
 
     x = rl.load("digits-none").data("test").x[0]
     light_on_dark = from_upload("digits-none", 0, picture(x, scale=10))
@@ -299,7 +298,7 @@ def test_uploads_are_turned_to_light_on_dark():
 
 
 def test_own_pictures_are_checked_against_those_of_the_run(monkeypatch):
-    import classify_input
+    from tabs.classify import input as classify_input
 
     photos = rl.load("digits-none").config.override({
         "data.name": "folder", "data.image_size": 16, "data.channels": 3, "flow.image_size": 4, "flow.channels": 5,
@@ -333,10 +332,10 @@ def few_classes(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["one", "no-classes"])
 def test_runs_of_one_class_and_of_none_are_drawn(few_classes, monkeypatch, name):
-    import classify
-    import reverse_path
-    from classify_input import subject_of
-    from shell import class_choices, get_run
+    from server.runs import class_choices, get_run
+    from tabs import reverse_path
+    from tabs.classify import tab as classify
+    from tabs.classify.input import subject_of
 
     monkeypatch.setenv("RREPA_RUNS", str(few_classes))
     run = get_run(name)
@@ -363,8 +362,9 @@ def test_runs_of_one_class_and_of_none_are_drawn(few_classes, monkeypatch, name)
 
 
 def test_mistakes_become_notices(page_runs, monkeypatch):
-    from classify_input import from_pad, from_upload
-    from shell import get_run, show_errors, with_model_lock
+    from server.handlers import show_errors, with_model_lock
+    from server.runs import get_run
+    from tabs.classify.input import from_pad, from_upload
 
     monkeypatch.setenv("RREPA_RUNS", str(page_runs))
     assert show_errors(from_pad)("digits-none", 0, {"layers": [np.zeros((280, 280, 4), np.uint8)]}) is None
@@ -388,12 +388,12 @@ def test_mistakes_become_notices(page_runs, monkeypatch):
 
 
 def test_samples_stand_for_images_that_are_not_at_hand(trained, tmp_path, monkeypatch):
-    import classify
-    import feature_map
-    import reverse_path
-    import sidebar
-    from classify_input import subject_of
-    from shell import get_run, test_code, test_images
+    from page import sidebar
+    from server.runs import get_run, test_code, test_images
+    from tabs import reverse_path
+    from tabs.classify import tab as classify
+    from tabs.classify.input import subject_of
+    from tabs.map import tab as feature_map
 
     monkeypatch.setenv("RREPA_RUNS", str(tmp_path))
     shutil.copytree(trained, tmp_path / "moved")
@@ -422,7 +422,7 @@ def test_samples_stand_for_images_that_are_not_at_hand(trained, tmp_path, monkey
 def test_a_run_is_kept_until_its_weights_change(trained, tmp_path, monkeypatch):
     import os
 
-    from shell import get_run
+    from server.runs import get_run
 
     monkeypatch.setenv("RREPA_RUNS", str(tmp_path))
     shutil.copytree(trained, tmp_path / "mine")
@@ -436,7 +436,7 @@ def test_a_run_is_kept_until_its_weights_change(trained, tmp_path, monkeypatch):
 def test_the_lock_is_free_while_a_value_is_shown():
     import threading
 
-    from shell import model_lock, with_model_lock
+    from server.handlers import model_lock, with_model_lock
 
     @with_model_lock
     def values():
@@ -459,7 +459,7 @@ def test_the_lock_is_free_while_a_value_is_shown():
 
 
 def test_controls_are_read_back_from_a_link():
-    from views import check, from_text, to_text
+    from page.views import check, from_text, to_text
 
     slider, box = gr.Slider(0, 5, 1, step=0.1), gr.Checkbox()
     choice, several = gr.Dropdown(["a b", "c"]), gr.CheckboxGroup(["x", "y"])
@@ -474,7 +474,6 @@ def test_controls_are_read_back_from_a_link():
             check(control, from_text(control, text))
 
 
-TAB_FILES = ["reverse_path", "layers", "classify", "samples", "feature_map", "training"]
 # the parameters of links since the first version: links that visitors have kept must go on working
 PARAMETERS = {
     "reverse-path": "start class image guidance temperature block layer",
@@ -489,22 +488,23 @@ PARAMETERS = {
 @pytest.fixture(scope="module")
 def built():
     """The tabs of the page by name, as `build` returns them."""
-    from sidebar import build_sidebar
+    import tabs
+    from page.sidebar import build_sidebar
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # gradio leaves event loops unclosed
         with gr.Blocks(analytics_enabled=False):
             sidebar, _ = build_sidebar()
-            tabs = {module.NAME: module.build(sidebar) for module in map(import_module, TAB_FILES)}
+            made = {module.NAME: module.build(sidebar) for module in tabs.load()}
         gc.collect()
-    return tabs
+    return made
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_fields_of_a_view_are_its_controls_and_its_link(built, name):
     from urllib.parse import parse_qs
 
-    from views import from_text, make_view, query_of
+    from page.views import from_text, make_view, query_of
 
     tab = built[name]
     assert list(tab.linked) == PARAMETERS[name].split()
@@ -523,7 +523,7 @@ def test_the_fields_of_a_view_are_its_controls_and_its_link(built, name):
 def test_a_tab_names_its_controls_by_the_fields_of_its_view(built):
     from dataclasses import replace
 
-    from panels import Panel
+    from page.panels import Panel
 
     tab = built["samples"]
     with pytest.raises(ValueError, match="SamplesView"):
@@ -533,8 +533,8 @@ def test_a_tab_names_its_controls_by_the_fields_of_its_view(built):
 
 
 def test_emptied_controls_have_their_default():
-    from samples import SamplesView
-    from views import make_view
+    from page.views import make_view
+    from tabs.samples import SamplesView
 
     view = make_view(SamplesView, {"count": None, "guidance": 2, "other": None, "seed": 4})
     assert view == SamplesView(other="", seed=4, guidance=2.0)
@@ -543,8 +543,8 @@ def test_emptied_controls_have_their_default():
 
 @pytest.mark.parametrize("seed", [None, -5, 2**31])
 def test_a_seed_out_of_range_is_reported(seed):
-    from samples import SamplesView
-    from views import SeedError, checked_seed, make_view
+    from page.views import SeedError, checked_seed, make_view
+    from tabs.samples import SamplesView
 
     assert checked_seed(2**31 - 1) == 2**31 - 1
     with pytest.raises(SeedError, match="the seed"):
@@ -553,7 +553,7 @@ def test_a_seed_out_of_range_is_reported(seed):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_seed_out_of_range_is_reported_once_for_a_tab(built, name, monkeypatch):
-    from panels import describing, drawing
+    from page.panels import describing, drawing
 
     reported, tab = [], built[name]
     monkeypatch.setattr(gr, "Warning", lambda message, **more: reported.append(message))
@@ -579,14 +579,14 @@ class Request:
 @pytest.fixture
 def restored(built, monkeypatch):
     """Restore a link: (updates by tab and name of the control, updates of the page, warnings)."""
-    import links
-    from panels import Page
+    from page import links
+    from page.panels import Page
 
     warnings = []
     monkeypatch.setattr(gr, "Warning", lambda message, **more: warnings.append(message))
     sidebar = next(iter(built.values())).sidebar
     redraw = {name: f"redraw {name}" for name in built}
-    page = Page(built, sidebar, "about", "status", "tab bar", "active", redraw, "fitted run")
+    page = Page(built, sidebar, "about", "status", "tab bar", "active", redraw, "fitted")
 
     def restore(**query):
         warnings.clear()
@@ -598,7 +598,7 @@ def restored(built, monkeypatch):
     return restore
 
 
-def test_a_link_fits_each_tab_once_and_restores_its_controls(built, restored, monkeypatch):
+def test_a_link_fits_the_tabs_it_concerns_once_and_restores_their_controls(built, restored, monkeypatch):
     calls = []
     for name, tab in built.items():
         if tab.fit:
@@ -606,7 +606,8 @@ def test_a_link_fits_each_tab_once_and_restores_its_controls(built, restored, mo
             monkeypatch.setitem(tab.__dict__, "fit", lambda *args, fit=fit, name=name: calls.append(name) or fit(*args))
     query = {"tab": "samples", "run": "digits-none", "compare": "nothing", "seed": "7", "class": "3", "guidance": "1.5"}
     own, page, warnings = restored(**query, denoise="no")
-    assert sorted(calls) == sorted(name for name, tab in built.items() if tab.fit)
+    assert calls == ["reverse-path", "samples"], "the others are fitted when they open"
+    assert page["fitted"] == {"reverse-path": "digits-none", "samples": "digits-none"}
     assert warnings == []
     assert (own["samples", "guidance"], own["samples", "denoise"]) == (1.5, False)
     assert own["samples", "choice"].value == "3"
@@ -649,17 +650,16 @@ def test_long_names_under_pictures_have_room_and_break_at_underscores():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tab", TAB_FILES)
+@pytest.mark.parametrize("tab", PARAMETERS)
 def test_every_tab_launches_alone(tab, tmp_path):
     port = free_port()
-    command = [sys.executable, str(bundled("app") / f"{tab}.py"), "--port", str(port)]
+    command = [sys.executable, str(bundled("app") / "demo.py"), "--tab", tab, "--port", str(port)]
     with (
         served(command, f"http://127.0.0.1:{port}", tmp_path),
         urllib.request.urlopen(f"http://127.0.0.1:{port}/config") as page,
     ):
         tabs = [part["props"].get("id") for part in json.load(page)["components"] if part["type"] == "tabitem"]
-    assert import_module(tab).NAME in tabs
-    assert len([name for name in tabs if name]) == 1
+    assert [name for name in tabs if name] == [tab]
 
 
 @pytest.mark.parametrize(
@@ -669,16 +669,16 @@ def test_every_tab_launches_alone(tab, tmp_path):
         (["--device", "tpu"], "unknown device"),
         (["--auth", "me"], "USER:PASSWORD"),
         (["--mcp"], "gradio\\[mcp\\]"),
+        (["--tab", "sample"], "invalid choice: 'sample' \\(choose from '?reverse-path"),
     ],
 )
 def test_flags_that_cannot_be_are_refused(flags, message, monkeypatch, capsys):
-    import samples
-    import serving
+    import demo
 
-    monkeypatch.setattr(sys, "argv", ["samples.py", *flags])
+    monkeypatch.setattr(sys, "argv", ["demo.py", *flags])
     monkeypatch.setitem(sys.modules, "mcp", None)  # as where it is not installed
     with pytest.raises(SystemExit) as ended:
-        serving.serve([samples])
+        demo.main()
     assert ended.value.code == 2
     assert re.search(message, capsys.readouterr().err)
 
@@ -754,11 +754,11 @@ def test_a_broken_off_picture_and_a_bomb_are_told(tmp_path, monkeypatch):
 
 
 def test_classify_leaves_out_a_run_of_other_classes_and_says_so(monkeypatch):
-    from classify import ClassifyView, draw_bayes, draw_verdict
+    from tabs.classify.tab import ClassifyView, draw_bayes, draw_verdict
 
     photos = rl.load("digits-none")
     photos.classes = [f"class {number}" for number in range(10)]
-    monkeypatch.setattr("shell.get_run", lambda name: photos if name == "photos" else rl.load(name))
+    monkeypatch.setattr("server.runs.get_run", lambda name: photos if name == "photos" else rl.load(name))
     _, both = draw_verdict(ClassifyView("digits-reverse", "digits-none"))
     _, one = draw_verdict(ClassifyView("digits-reverse", "photos"))
     assert "**digits-none** says" in both

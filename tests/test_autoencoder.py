@@ -315,9 +315,8 @@ def test_the_next_training_that_is_proposed_is_one_of_the_same_pictures(data, tm
 
 
 def test_the_page_says_that_a_run_models_latents(trained, monkeypatch):
-    import reverse_path
-    import samples
-    import sidebar
+    from page import sidebar
+    from tabs import reverse_path, samples
 
     monkeypatch.setenv("RREPA_RUNS", str(trained.parent))
     assert "latents (small-vae 2x4x4) of digits" in sidebar.about_run(trained.name)
@@ -332,7 +331,7 @@ def test_the_page_says_that_a_run_models_latents(trained, monkeypatch):
 
 
 def test_likelihoods_of_two_spaces_do_not_share_a_chart(trained, monkeypatch):
-    import training
+    from tabs.training import tab as training
 
     monkeypatch.setenv("RREPA_RUNS", str(trained.parent))
     view = training.TrainingView(run="digits-none", other=trained.name)

@@ -141,6 +141,18 @@ def test_a_change_makes_requests_for_the_open_tab_alone(view):
     quiet(view)
 
 
+def test_opening_the_page_makes_requests_for_the_open_tab_alone(view, page):
+    made = []
+    view.on("request", lambda r: made.append(r.post_data_json["fn_index"]) if "/queue/join" in r.url else None)
+    for address, most in ((page, 4), (f"{page}?tab=samples&run=digits-none", 6)):
+        reopen(view, address)
+        view.wait_for_selector("#sheet img" if "samples" in address else "#features img")
+        view.wait_for_timeout(2000)
+        assert len(made) == len(set(made)) <= most, made  # the tab, the link and what opened, of another run that as well
+        made.clear()
+    quiet(view)
+
+
 def test_a_seed_out_of_range_is_reported_once(view):
     open_tab(view, "Classify")
     view.wait_for_selector("#confusion-2 .heatmaplayer image, #confusion-2 .heatmaplayer path", state="attached")

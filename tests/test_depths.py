@@ -124,8 +124,8 @@ def test_a_number_stays_a_number():
 
 
 def test_pickers_of_the_page_stay_within_a_block(tmp_path):
-    from training import tap_choices
-    from trajectories import tap_in
+    from tabs.training.tab import tap_choices
+    from tabs.trajectories import tap_in
 
     config = rl.preset("digits-reverse").override(SETTINGS | {"align.strategy": "none", "train.steps": 1})
     list(rl.train(config, tmp_path / "run", device="cpu"))

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import rrepa_lab
+from rrepa_lab.paths import bundled
 
 PACKAGE = Path(rrepa_lab.__file__).parent
 # the order of rrepa_lab/README.md; a file of the package itself is a room of its own
@@ -19,6 +20,9 @@ def module_of(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
+
+PAGE_ORDER = ("server", "page", "tabs", "demo", "screenshots")  # of app/README.md
+APP = bundled("app")
 
 MODULES = {module_of(path): path for path in PACKAGE.rglob("*.py") if not {"assets", "app"} & {*path.parts}}
 
@@ -71,6 +75,44 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 
     for module in graph:
         visit(module, ())
+
+
+def page_imports() -> dict[str, set[str]]:
+    """File of the page -> the modules of the page that it imports."""
+    files = {
+        ".".join(path.relative_to(APP).with_suffix("").parts).removesuffix(".__init__"): path for path in APP.rglob("*.py")
+    }
+    found = {}
+    for module, path in files.items():
+        nodes = [*ast.walk(ast.parse(path.read_text("utf-8")))]
+        names = {f"{node.module}.{alias.name}" for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+        names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        found[module] = {other for other in files if any(f"{name}.".startswith(f"{other}.") for name in names)}
+    return found
+
+
+def test_no_import_of_the_page_climbs() -> None:
+    graph = page_imports()
+    assert {room(module) for module in graph} == {*PAGE_ORDER}
+    climbing = [
+        f"{module} imports {other}"
+        for module, others in graph.items()
+        for other in others
+        if PAGE_ORDER.index(room(other)) > PAGE_ORDER.index(room(module))
+    ]
+    assert climbing == []
+    assert "server.runs" in graph["tabs.samples"], "the imports of a tab are found"
+    assert "tabs" in graph["demo"]
+
+
+def test_no_tab_imports_another() -> None:
+    for module, others in page_imports().items():
+        folder = ".".join(module.split(".")[:2])
+        shared = {"tabs", "tabs.trajectories"}
+        if module.startswith("tabs."):
+            assert {one for one in others if one.startswith("tabs")} - shared <= {
+                one for one in others if one.startswith(folder)
+            }
 
 
 def test_the_test_finds_a_climbing_import(tmp_path: Path) -> None:

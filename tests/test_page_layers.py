@@ -23,9 +23,10 @@ from rrepa_lab.viz.layers import layer_curves, layer_map
 from rrepa_lab.viz.training import setting_curves
 
 gr = pytest.importorskip("gradio")
-import layer_tables  # noqa: E402
-import layers  # noqa: E402
-from layer_view import CHOICES, LayersView  # noqa: E402
+from server import shipped  # noqa: E402
+from tabs.layers import tab as layers  # noqa: E402
+from tabs.layers import tables as layer_tables  # noqa: E402
+from tabs.layers.view import CHOICES, LayersView  # noqa: E402
 
 A, B = LayersView().choices
 PINS = (*A, *B)
@@ -77,7 +78,7 @@ def grid(rows):
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("metric", ["linear_accuracy", "knn_accuracy", "cknna", "cka", "mutual_knn"])
 def test_heat_maps_show_the_rows_of_the_table(metric, direction, source):
-    table = load_table(layer_tables.TABLES["digits"][source])
+    table = load_table(shipped.TABLES["digits"][source])
     table = table[
         (table.metric == metric) & (table.direction == direction) & (table.guidance == 0) & (table.label_fed == "none")
     ]
@@ -121,7 +122,7 @@ def test_only_the_strategies_chosen_are_shown_and_taken_away():
     assert list(maps(figure)) == ["digits-none", "digits-reverse"]
     file = words("cka", strategies=("reverse", "none"))[1].value["path"]
     kept = pd.read_csv(file)
-    table = load_table(layer_tables.TABLES["digits"]["seeds"])
+    table = load_table(shipped.TABLES["digits"]["seeds"])
     table = table[(table.metric == "cka") & (table.direction == "forward") & table.strategy.isin(["reverse", "none"])]
     assert np.allclose(kept["value"], table["value"])
     assert set(kept["run"]) == {"digits-none", "digits-reverse"}
@@ -309,7 +310,7 @@ def test_settings_that_differ_elsewhere_can_be_told_apart(own):
 def local(trained: Path, tmp_path, monkeypatch):
     """A small local run, read in part, with nothing measured yet."""
     monkeypatch.setenv("RREPA_RUNS", str(tmp_path))
-    import layer_code
+    from tabs.layers import code as layer_code
 
     for module in (layer_tables, layer_code):
         monkeypatch.setattr(module, "limit_for", lambda _run: 60)
@@ -361,7 +362,7 @@ def test_runs_of_the_sidebar_are_measured(local):
 
 
 def test_data_without_a_table_have_what_is_measured_here(local, monkeypatch):
-    for module in (layer_tables, layers):
+    for module in (shipped, layers):
         monkeypatch.setattr(module, "TABLES", {})
     view = LayersView(run=local, other="")
     note = layers.draw_notes(view)[0]

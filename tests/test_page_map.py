@@ -15,9 +15,9 @@ from rrepa_lab.viz.html import data_uri
 
 gr = pytest.importorskip("gradio")
 
-import feature_map  # noqa: E402
-import map_data  # noqa: E402
-from feature_map import FeatureMapView  # noqa: E402
+from tabs.map import data as map_data  # noqa: E402
+from tabs.map import tab as feature_map  # noqa: E402
+from tabs.map.tab import FeatureMapView  # noqa: E402
 
 REVERSE, NONE = "digits-reverse", "digits-none"
 TAP = "block.3.layer.2"

@@ -7,9 +7,9 @@ import gradio as gr
 import pytest
 from gradio.data_classes import FileData, ImageData
 from gradio.utils import get_upload_folder
-from guard import trusted_hosts
 from PIL import Image
-from shell import only_uploads, picture_field
+from server.guard import trusted_hosts
+from server.uploads import only_uploads, picture_field
 
 MESSAGE = "The picture must be uploaded to this page."
 

@@ -36,7 +36,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def trainer(runs: Path) -> Iterator[object]:
-    from trainer import Trainer
+    from tabs.training.trainer import Trainer
 
     made = Trainer()
     yield made
@@ -47,7 +47,7 @@ def trainer(runs: Path) -> Iterator[object]:
 @pytest.fixture
 def page_trainer(trainer, monkeypatch):
     """The trainer of the page, fresh."""
-    import training_form
+    from tabs.training import form as training_form
 
     monkeypatch.setattr(training_form, "trainer", trainer)
     return trainer
@@ -57,7 +57,7 @@ def page_trainer(trainer, monkeypatch):
 
 
 def test_curves_are_the_metrics_of_the_runs():
-    import training
+    from tabs.training import tab as training
 
     figure, note, table = training.draw_curves(
         training.TrainingView(run="digits-reverse", other="digits-none", more=("digits-detach",))
@@ -77,7 +77,7 @@ def test_curves_are_the_metrics_of_the_runs():
 
 @pytest.mark.parametrize(("along", "factor"), [("steps", 1), ("images", 64)])
 def test_curves_in_other_units(along, factor):
-    import training
+    from tabs.training import tab as training
 
     nats, _, _ = training.draw_curves(training.TrainingView(run="digits-none", other="", axis=along))
     bits, _, table = training.draw_curves(training.TrainingView(run="digits-none", other="", show="bits/dim", axis=along))
@@ -88,7 +88,7 @@ def test_curves_in_other_units(along, factor):
 
 
 def test_parts_of_the_loss_add_up():
-    import training
+    from tabs.training import tab as training
 
     figure, note, _ = training.draw_curves(
         training.TrainingView(run="digits-reverse", other="digits-none", show="loss parts", axis="seconds")
@@ -106,7 +106,7 @@ def test_parts_of_the_loss_add_up():
 def test_a_run_without_the_column_is_told(runs, trained):
     import shutil
 
-    import training
+    from tabs.training import tab as training
 
     for name in ("with", "without", "empty"):
         shutil.copytree(trained, runs / name)
@@ -127,7 +127,7 @@ def test_a_run_without_the_column_is_told(runs, trained):
 def test_the_seconds_of_a_resumed_run_go_on(runs, trained):
     import shutil
 
-    import training_curves
+    from tabs.training import curves as training_curves
 
     shutil.copytree(trained, runs / "resumed")
     row = json.loads(Records(runs / "resumed").path.read_text().splitlines()[-1])
@@ -139,7 +139,7 @@ def test_the_seconds_of_a_resumed_run_go_on(runs, trained):
 def test_settings_in_which_runs_differ(runs, trained, tiny):
     import shutil
 
-    import training
+    from tabs.training import tab as training
 
     shutil.copytree(trained, runs / "small")
     table = training.differences(["small", "digits-none"]).set_index("setting")
@@ -160,8 +160,8 @@ def test_settings_in_which_runs_differ(runs, trained, tiny):
 def test_the_atlas_is_that_of_the_library(runs, trained, monkeypatch):
     import shutil
 
-    import training
-    from shell import get_run
+    from server.runs import get_run
+    from tabs.training import tab as training
 
     shutil.copytree(trained, runs / "small")
     run = get_run("small")
@@ -185,8 +185,8 @@ def test_the_atlas_is_that_of_the_library(runs, trained, monkeypatch):
 
 @pytest.mark.parametrize("name", ["../x", "a b", "", ".x", "-x", "a/b", "x" * 61, "<b>", "ä", "a\n", "$(x)"])
 def test_names_that_no_run_can_have(runs, page_trainer, name):
-    import training_form
-    from training_view import TrainingView
+    from tabs.training import form as training_form
+    from tabs.training.view import TrainingView
 
     with pytest.raises(LabError, match="made of letters"):
         training_form.begin(TrainingView(**FORM | {"name": name}))
@@ -195,8 +195,8 @@ def test_names_that_no_run_can_have(runs, page_trainer, name):
 
 
 def test_a_name_that_is_taken(runs, page_trainer):
-    import training_form
-    from training_view import TrainingView
+    from tabs.training import form as training_form
+    from tabs.training.view import TrainingView
 
     (runs / "mine").mkdir(parents=True)
     for name in ("mine", "digits-none"):
@@ -205,9 +205,9 @@ def test_a_name_that_is_taken(runs, page_trainer):
 
 
 def test_mistakes_in_the_form_are_told(runs, page_trainer, monkeypatch):
-    import training_form
-    from shell import show_errors
-    from training_view import TrainingView
+    from server.handlers import show_errors
+    from tabs.training import form as training_form
+    from tabs.training.view import TrainingView
 
     with pytest.raises(gr.Error, match="align.blocks is empty"):
         show_errors(training_form.press_start)(TrainingView(name="x", blocks=()))
@@ -224,8 +224,8 @@ def test_mistakes_in_the_form_are_told(runs, page_trainer, monkeypatch):
     {"name": "123", "preset": "digits-detach", "blocks": ("1",), "layer": 1, "weight": 2.0, "steps": 2000},
 ])  # fmt: skip
 def test_the_code_trains_what_the_page_trains(runs, page_trainer, monkeypatch, capsys, form):
-    import training_form
-    from training_view import TrainingView
+    from tabs.training import form as training_form
+    from tabs.training.view import TrainingView
 
     begun = {}
     monkeypatch.setattr(page_trainer, "start", lambda config, folder, device: begun.update(config=config, folder=folder))
@@ -253,7 +253,7 @@ def learned(folder: Path) -> pd.DataFrame:
 
 
 def test_it_trains_as_the_library_does(trainer, runs, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.SAMPLE_EVERY_SECONDS", 0)
+    monkeypatch.setattr("tabs.training.trainer.SAMPLE_EVERY_SECONDS", 0)
     training = trainer.start(tiny, runs / "tiny", "cpu")
     trainer.wait(120)
     assert (training.state, training.message, training.step) == ("done", "", 12)
@@ -286,7 +286,7 @@ def test_one_at_a_time_and_stop_saves(trainer, runs, tiny):
 
 
 def test_others_may_compute_while_it_trains(trainer, runs, tiny):
-    from shell import model_lock
+    from server.handlers import model_lock
 
     training = trainer.start(tiny.override({"train.steps": 100_000}), runs / "tiny", "cpu")
     while training.step < 2:
@@ -310,7 +310,7 @@ def test_others_may_compute_while_it_trains(trainer, runs, tiny):
     ],
 )
 def test_errors_are_told(page_trainer, runs, tiny, monkeypatch, settings, message):
-    import training_form
+    from tabs.training import form as training_form
 
     reported = []
     monkeypatch.setattr(gr, "Warning", lambda text, title: reported.append((text, title)))
@@ -325,8 +325,8 @@ def test_errors_are_told(page_trainer, runs, tiny, monkeypatch, settings, messag
 
 
 def test_what_the_page_shows_of_it(page_trainer, runs, tiny):
-    import training_form
-    from training_view import TrainingView
+    from tabs.training import form as training_form
+    from tabs.training.view import TrainingView
 
     assert training_form.refresh(False)[:2] == (False, "")
     page_trainer.start(tiny.override({"train.steps": 100_000}), runs / "tiny", "cpu")
@@ -376,7 +376,7 @@ def test_a_run_is_trained_from_the_page(view, page_runs):
 
 
 def test_accuracy_of_bundled_runs_is_that_of_their_records():
-    import training
+    from tabs.training import tab as training
 
     figure, words, _ = training.draw_curves(training.TrainingView(run="digits-reverse", other="digits-none", show="accuracy"))
     drawn = {trace.name: trace for trace in figure.data}

@@ -190,8 +190,8 @@ def test_a_training_warns_of_a_coarse_grid_of_patches(tiny, tmp_path):
 
 
 def test_the_page_draws_a_run_whose_teacher_is_not_there_and_says_so(unaligned, no_network, monkeypatch):
-    import reverse_path
-    from trajectories import ReversePathView
+    from tabs import reverse_path
+    from tabs.trajectories import ReversePathView
 
     for strategy in ("none", "reverse"):
         config = unaligned.config.override({"align.strategy": strategy, "align.blocks": [2], "align.layers": [1]})
@@ -210,8 +210,8 @@ def test_the_page_draws_a_run_whose_teacher_is_not_there_and_says_so(unaligned, 
 def test_an_error_leaves_nothing_of_the_view_before(monkeypatch):
     from dataclasses import dataclass
 
-    from panels import Code, Panel, Sidebar, Tab, drawing
-    from views import View
+    from page.panels import Code, Panel, Sidebar, Tab, drawing
+    from page.views import View
 
     @dataclass(frozen=True)
     class NumberView(View):

@@ -1,0 +1,2 @@
+// A browser saves what a click requests.
+() => document.querySelector('#samples-file').click()
