@@ -124,11 +124,28 @@ def test_patching_a_layer_while_generating_equals_hooks_in_the_loop_over_tokens(
         return state[:, position : position + 1] if tokens is None or position in tokens else out
 
     expected = by_hand(flow, z, block, put)
-    found = rl.patch(flow, source, x, tap, y=Y, source_y=SOURCE_Y, tokens=tokens)
+    found = rl.patch(flow, Batch(source, SOURCE_Y), x, tap, y=Y, tokens=tokens)
     close(found.images, expected, 1e-8)
     assert float((found.images - x).abs().max()) > 0.01
     close(found.delta_log_prob, flow.log_prob(expected, Y) - flow.log_prob(x, Y), 1e-6)
     close(found.before.x["block.1.in"], x, 1e-8)
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+@pytest.mark.parametrize("place", [LAYER, BORDER])
+def test_the_strength_of_a_patch_mixes_the_states(flow, x, source, place, direction):
+    given = {"y": Y, "direction": direction, "record": "*"}
+    none, all_, half = (rl.patch(flow, source, x, place, strength, **given) for strength in (0, 1, 0.5))
+    close(none.delta_log_prob, torch.zeros(3, dtype=torch.float64))
+    close(all_.images, rl.patch(flow, source, x, place, **given).images)
+    if place == BORDER:
+        close(half.states[place], (none.states[place] + all_.states[place]) / 2, 1e-8)
+    assert float((half.images - none.images).abs().max()) > 1e-3
+    assert float((half.images - all_.images).abs().max()) > 1e-3
+    weaker = rl.ablate(flow, x, LAYER, 0.5, y=Y, record=(LAYER, "block.2.in"))
+    added = weaker.states[LAYER] - inputs_of(flow, weaker.states["block.2.in"])
+    before = weaker.before.states[LAYER] - inputs_of(flow, weaker.before.states["block.2.in"])
+    close(added, before / 2)
 
 
 def test_steering_a_layer_while_generating_equals_hooks_in_the_loop_over_tokens(flow, x):
@@ -197,10 +214,10 @@ def test_tokens_between_blocks_have_one_answer_in_both_directions(flow, x, sourc
     below = tokens
     for number in (2, 1):
         below, _ = flow.block(number).invert(below, condition)
-    found = rl.patch(flow, source, x, "block.3.in", y=Y, source_y=SOURCE_Y, tokens=[2, 5], direction=direction)
+    found = rl.patch(flow, Batch(source, SOURCE_Y), x, "block.3.in", y=Y, tokens=[2, 5], direction=direction)
     close(found.images, flow.untokenize(below), 1e-8)
     close(found.delta_log_prob, flow.log_prob(flow.untokenize(below), Y) - flow.log_prob(x, Y), 1e-6)
-    again = rl.patch(flow, source, x, "block.2.out", y=Y, source_y=SOURCE_Y, tokens=[2, 5], direction=direction)
+    again = rl.patch(flow, Batch(source, SOURCE_Y), x, "block.2.out", y=Y, tokens=[2, 5], direction=direction)
     close(again.images, found.images)
 
 
@@ -210,7 +227,7 @@ def test_tokens_between_blocks_have_one_answer_in_both_directions(flow, x, sourc
 @pytest.mark.parametrize("place", [LAYER, HEAD, BLOCK, [LAYER, "block.3.layer.2.mlp"]])
 def test_the_density_of_the_changed_flow_is_exact(flow, x, source, place):
     """log p' is that of its own Jacobian, by autograd, and its inverse leads back."""
-    found = rl.patch(flow, source, x, place, y=Y, source_y=SOURCE_Y, direction="forward")
+    found = rl.patch(flow, Batch(source, SOURCE_Y), x, place, y=Y, direction="forward")
     changed = found.run
     out = changed(x, Y)
     jacobian = torch.autograd.functional.jacobian(lambda images: changed(images, Y).z.flatten(1), x)

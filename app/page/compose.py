@@ -3,8 +3,7 @@
 A tab is a module with NAME, TITLE and `build(sidebar) -> Tab`. Three rules connect the tabs (`panels`) with the page:
 
 - A change of the sidebar, or opening a tab, gives the redraw trigger of the open tab a new value. Its panels are drawn
-  when this trigger changes, so that only the open tab makes requests. Its controls are brought into the range of the run
-  first; those of the others when they open.
+  when this trigger changes, so that only the open tab makes requests.
 - A change of a control draws the panels that name it in `redraw_on`.
 - Each of these also describes the view once, as a link and, if the accordion is open, as code.
 """
@@ -23,7 +22,7 @@ from page.links import restoring
 from page.panels import Page, Sidebar, Tab, Values, describing, drawing
 from page.scripts import script, when_mounted
 from page.sidebar import about_run, build_sidebar, status_line
-from server.handlers import model_lock, show_errors, with_model_lock
+from server.handlers import with_model_lock
 from server.runs import get_run
 from server.settings import PRIVATE, PRIVATE_MODEL
 
@@ -49,7 +48,7 @@ class Description(NamedTuple):
 def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = None) -> gr.Blocks:
     """A page of these tabs, not launched; `more` may add hidden components."""
     with gr.Blocks(title="R-REPA lab", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
-        active, fitted = gr.State(tabs[0].NAME), gr.State({})
+        active, fitted_run = gr.State(tabs[0].NAME), gr.State("")
         redraw = {tab.NAME: gr.State(0) for tab in tabs}
         query = gr.Textbox(label="Query", elem_classes="unseen")
         opened = gr.Textbox(label="What opened", elem_classes="unseen")
@@ -61,11 +60,10 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
             as_code = gr.Button("Show as code", size="sm")
         gr.Markdown(INTRODUCTION)
         tab_bar, built, selects = _build_tabs(tabs, sidebar)
-        page = Page(built, sidebar, about, status, tab_bar, active, redraw, fitted)
-        inputs = [opened, active, fitted, sidebar.run, *page.controls]
+        page = Page(built, sidebar, about, status, tab_bar, active, redraw, fitted_run)
         gr.on(
-            selects, _opening(page, inputs), inputs, [active, fitted, *redraw.values(), *page.controls],
-            js=_when_tab_mounted(built), trigger_mode="always_last", **PRIVATE,
+            selects, _opening(page), [opened, active], [active, *redraw.values()], js=_when_tab_mounted(built),
+            trigger_mode="always_last", **PRIVATE,
         )  # fmt: skip
         description = Description(copy, link, as_code, query, *_build_code())
         if more:
@@ -75,7 +73,7 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
             _connect_tab(page, name, description)
         _connect_sidebar(page)
         demo.load(None, js=script("close_sidebar"))
-        outputs = [*sidebar.components.values(), tab_bar, *redraw.values(), fitted, about, *page.controls]
+        outputs = [*sidebar.components.values(), tab_bar, *redraw.values(), fitted_run, about, *page.controls]
         demo.load(restoring(page, _new_redraw), active, outputs, js=script("when_painted"), **PRIVATE_MODEL)
     return demo
 
@@ -149,16 +147,17 @@ def _connect_tab(page: Page, name: str, description: Description) -> None:
 
 
 def _connect_sidebar(page: Page) -> None:
-    """Draw the open tab when the sidebar changes; for another run, first bring its controls into the range of the run."""
+    """Draw the open tab when the sidebar changes; for another run, first bring the controls of all tabs into its range."""
     redraws = list(page.redraw.values())
     gr.on(
         [page.sidebar.other.change, page.sidebar.seed.change],
         lambda open_tab: {page.redraw[open_tab]: _new_redraw()}, page.active, redraws,
         trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
+    fitted = [control for tab in page.tabs.values() if tab.fit for control in page.controls_of(tab)]
     page.sidebar.run.change(
-        _fitting(page), {page.active, page.fitted, page.sidebar.run, *page.controls},
-        [*redraws, page.fitted, page.about, *page.controls], **PRIVATE_MODEL,
+        _fitting(page), {page.active, page.fitted_run, page.sidebar.run, *fitted},
+        [*redraws, page.fitted_run, page.about, *fitted], **PRIVATE_MODEL,
     )  # fmt: skip
 
 
@@ -171,16 +170,14 @@ def _changed(component: Component) -> Any:
     return cast(Any, component).change
 
 
-def _opening(page: Page, inputs: Sequence[Component]) -> Callable[..., Any]:
-    """Draw the tab that has been opened, unless it was the open one already; the first of the inputs is its selector."""
+def _opening(page: Page) -> Callable[[str, str], Any]:
+    """Draw the tab that has been opened, unless it was the open one already."""
 
-    @show_errors
-    def open_tab(*given: Any) -> Any:
-        values = dict(zip(inputs, given, strict=True))
-        name = given[0].removeprefix("#tab-")
-        if name not in page.tabs or name == values[page.active]:
+    def open_tab(opened: str, active: str) -> Any:
+        name = opened.removeprefix("#tab-")
+        if name not in page.tabs or name == active:
             return gr.skip()
-        return {page.active: name, page.redraw[name]: _new_redraw(), **_fits(page, name, values)}
+        return {page.active: name, page.redraw[name]: _new_redraw()}
 
     return open_tab
 
@@ -194,23 +191,19 @@ def _when_tab_mounted(tabs: dict[str, Tab]) -> str:
 
 
 def _fitting(page: Page) -> Callable[[Values], dict[Any, Any]]:
-    """Describe a new run, bring the controls of the open tab into its range, and then draw it."""
+    """Describe a new run, bring controls into its range, and then draw the open tab."""
 
     @with_model_lock
     def fit(values: Values) -> dict[Any, Any]:
-        name = values[page.active]
-        fits = _fits(page, name, values)  # none for the run of a link, which has been drawn already
-        redraw = {page.redraw[name]: _new_redraw()} if fits else {}
-        return {page.about: about_run(values[page.sidebar.run]), **redraw, **fits}
+        name = values[page.sidebar.run]
+        run = get_run(name)
+        updates: dict[Any, Any] = {page.fitted_run: name, page.about: about_run(name)}
+        if name != values[page.fitted_run]:  # the run of a link has been drawn already
+            updates[page.redraw[values[page.active]]] = _new_redraw()
+        for tab in page.tabs.values():
+            if tab.fit:
+                fitted = tab.fit(run, tab.view_of(values))
+                updates |= {tab.controls[key]: update for key, update in fitted.items()}
+        return updates
 
     return fit
-
-
-def _fits(page: Page, name: str, values: Values) -> dict[Any, Any]:
-    """Updates that bring the controls of a tab into the range of the run; none where they are."""
-    tab, run = page.tabs[name], values[page.sidebar.run]
-    if values[page.fitted].get(name) == run:
-        return {}
-    with model_lock:
-        fitted = tab.fit(get_run(run), tab.view_of(values)) if tab.fit else {}
-    return {page.fitted: {**values[page.fitted], name: run}, **{tab.controls[key]: update for key, update in fitted.items()}}

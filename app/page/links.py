@@ -22,7 +22,7 @@ def restoring(page: Page, new_redraw: Callable[[], Any]) -> Callable[..., Update
     @with_model_lock
     def restore(open_tab: str, request: gr.Request) -> Updates:
         query, problems = dict(request.query_params), list[str]()
-        run_name, updates = _restored_sidebar(page, query, problems)
+        run, updates = _restored_sidebar(page, query, problems)
         name = query.get("tab", "")
         if name and name not in page.tabs:
             problems.append(f"no tab {name!r}")
@@ -35,10 +35,8 @@ def restoring(page: Page, new_redraw: Callable[[], Any]) -> Callable[..., Update
                 updates[page.sidebar.seed] = checked_seed(from_text(page.sidebar.seed, query["seed"]))
             except (ValueError, LabError):
                 problems.append(f"seed cannot be {query['seed']!r}")
-        touched = dict.fromkeys(key for key in (open_tab, name) if key in page.tabs)
-        for key in touched:
-            updates |= _restored_controls(page.tabs[key], query if key == name else {}, get_run(run_name), problems)
-        updates[page.fitted] = dict.fromkeys(touched, run_name)
+        for key, tab in page.tabs.items():
+            updates |= _restored_controls(tab, query if key == name else {}, run, problems)
         if problems:
             gr.Warning(f"Not in this page: {'; '.join(problems)}.", title="Part of the link was ignored")
         return updates
@@ -46,27 +44,28 @@ def restoring(page: Page, new_redraw: Callable[[], Any]) -> Callable[..., Update
     return restore
 
 
-def _restored_sidebar(page: Page, query: Mapping[str, str], problems: list[str]) -> tuple[str, Updates]:
-    """The name of the run, and updates of the pickers and of the lines about the run; appends to `problems`.
+def _restored_sidebar(page: Page, query: Mapping[str, str], problems: list[str]) -> tuple[rl.Run, Updates]:
+    """The run, and updates of the pickers and of the lines about the run; appends to `problems`.
 
     Without a link the values are those of the page, or what a quick visitor has chosen meanwhile.
     """
     name, other = query.get("run", DEFAULT_RUN), query.get("compare", DEFAULT_OTHER)
     try:
-        get_run(name)
+        run = get_run(name)
     except LabError as error:
         problems.append(without_folders(error))
-        name = DEFAULT_RUN
+        name, run = DEFAULT_RUN, get_run(DEFAULT_RUN)
     other = NO_RUN if other == NO_OTHER else other
     names, choices = run_names(), other_choices()
     known = other in (NO_RUN, *names)
     if not known:
         problems.append(f"no run {other!r}")
     linked = bool({"run", "compare"} & set(query))
-    return name, {
+    return run, {
         page.sidebar.run: gr.Dropdown(choices=names, value=name) if linked else gr.Dropdown(choices=names),
         page.sidebar.other: gr.Dropdown(choices=choices, value=other) if linked and known else gr.Dropdown(choices=choices),
         page.about: about_run(name) if linked else gr.skip(),
+        page.fitted_run: name,
     }
 
 

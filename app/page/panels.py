@@ -128,16 +128,17 @@ class Page:
     tab_bar: gr.Tabs
     active: gr.State  # name of the open tab
     redraw: Mapping[str, gr.State]  # by tab: a new value draws the tab and describes its view
-    fitted: gr.State  # by tab that was opened, the run whose ranges its controls have
+    fitted_run: gr.State  # the run whose ranges the controls have, "" before the first
 
     @property
     def controls(self) -> list[Component]:
-        """The controls of all tabs that links and runs change; states alone are for handlers of their tab.
+        """The controls of all tabs that links and runs change."""
+        return [control for tab in self.tabs.values() for control in self.controls_of(tab)]
 
-        A state among the outputs of an event counts as changed by it, even when the event leaves it as it is.
-        """
-        controls = [control for tab in self.tabs.values() for control in tab.controls.values()]
-        return [control for control in controls if not isinstance(control, gr.State)]
+    @staticmethod
+    def controls_of(tab: Tab) -> list[Component]:
+        """Those of a tab without its states: a state that is an output of an event counts as changed by it in any case."""
+        return [control for control in tab.controls.values() if not isinstance(control, gr.State)]
 
 
 # --- handlers ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from types import ModuleType
 MODULES = {
     "reverse-path": "tabs.reverse_path",
     "layers": "tabs.layers.tab",
+    "intervene": "tabs.intervene.tab",
     "classify": "tabs.classify.tab",
     "samples": "tabs.samples",
     "map": "tabs.map.tab",

@@ -26,6 +26,7 @@ from rrepa_lab.analysis.noise import NoiseSamples, image_noise
 from rrepa_lab.analysis.steering import SteeringVector
 from rrepa_lab.analysis.trace import DIRECTIONS, Trace, trace
 from rrepa_lab.checks import real_number, whole_number
+from rrepa_lab.data.images import Batch
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.condition import Condition
 from rrepa_lab.flow.contract import FlowModel
@@ -151,12 +152,12 @@ def log_prob_terms(flow: FlowModel, x: Tensor, condition: Condition) -> Tensor:
 @torch.no_grad()
 def patch(
     run: Run | FlowModel,
-    source: Tensor,
+    source: Tensor | Batch,
     target: Tensor,
     taps: str | Sequence[str],
+    strength: float = 1.0,
     *,
     y: Any = None,
-    source_y: Any = None,
     tokens: Collection[int] | None = None,
     direction: str = "reverse",
     noise: int | NoiseSamples | None = None,
@@ -166,12 +167,13 @@ def patch(
 
     Args:
         run: a run or its flow.
-        source: images (B, C, H, W) in [-1, 1] that states are taken from, one for all or one for each target.
+        source: images (B, C, H, W) in [-1, 1] that states are taken from, one for all or one for each target; as a `Batch`
+            with labels of their own, -1 for none, else with those of the targets.
         target: images whose pass is changed; x of the flow's own shape is taken as it is.
         taps: names or glob patterns of parts of blocks (`flow.tarflow.components`), or the tokens between two blocks,
             "block.<t>.in" or "block.<t>.out": these alone, since they determine all that follows.
+        strength: s of (1 - s) target + s source: 1 exchanges the states, 0 changes nothing; any finite number.
         y: labels of the targets, as in `trace`; None is no label.
-        source_y: of the sources, None for those of the targets, -1 for no label.
         tokens: numbers of the tokens whose states are exchanged, from 0, row by row; all by default.
         direction: "reverse" (the noise is kept) or "forward" (the image is kept), see `analysis.intervene`.
         noise: on the images, of which the first sample is taken, as in `classify`; 0 for none, as for generated x.
@@ -190,16 +192,17 @@ def patch(
     """
     subject, giver = (
         _Subject.of(run, x, label, direction, noise, record)
-        for x, label in ((target, y), (source, y if source_y is None else source_y))
+        for x, label in ((target, y), (source.x, source.y) if isinstance(source, Batch) else (source, y))
     )
     if len(giver.x) not in (1, len(subject.x)):
         raise LabError(f"{len(giver.x)} source images for {len(subject.x)} targets: give one, or one for each")
     chosen = _token_mask(subject.flow, tokens)
+    amount = real_number("strength", strength, -float("inf"))
     boundary, parts = _resolved(subject.flow, taps)
     if boundary is not None:
-        return _moved(subject, boundary, _exchange(giver.tokens(boundary), chosen))
+        return _moved(subject, boundary, _exchange(giver.tokens(boundary), chosen, amount))
     states = part_states(giver.flow, giver.x, giver.condition, parts)
-    return _within(subject, [Edit(part, _exchange(states[part], chosen)) for part in parts])
+    return _within(subject, [Edit(part, _exchange(states[part], chosen, amount)) for part in parts])
 
 
 @torch.no_grad()
@@ -259,6 +262,7 @@ def ablate(
     run: Run | FlowModel,
     x: Tensor,
     parts: str | Sequence[str],
+    strength: float = 1.0,
     *,
     mean: bool = False,
     y: Any = None,
@@ -274,6 +278,7 @@ def ablate(
     Args:
         x: images (B, C, H, W) in [-1, 1]; x of the flow's own shape is taken as it is.
         parts: names or glob patterns, `flow.tarflow.components`.
+        strength: 1 removes all that they compute, 0 nothing; any finite number.
         mean: put the mean over these images, token by token, in the place of what is removed, instead of zero.
         y, tokens, direction, noise, record: as in `patch`; by default the images are kept, and `delta_log_prob` is what
             the parts are worth for them.
@@ -292,9 +297,10 @@ def ablate(
     if boundary is not None:
         raise LabError("the tokens between blocks cannot be removed: ablate a block, or patch them")
     chosen = _token_mask(subject.flow, tokens)
+    amount = real_number("strength", strength, -float("inf"))
     updates = part_states(subject.flow, subject.x, subject.condition, found, update=True)
     replacement = {part: state.mean(dim=0, keepdim=True) * float(mean) for part, state in updates.items()}
-    return _within(subject, [Edit(part, _exchange(replacement[part], chosen), update=True) for part in found])
+    return _within(subject, [Edit(part, _exchange(replacement[part], chosen, amount), update=True) for part in found])
 
 
 def part_states(
@@ -358,13 +364,13 @@ def _token_mask(flow: FlowModel, tokens: Collection[int] | None) -> Tensor:
     return mask
 
 
-def _exchange(by: Tensor, tokens: Tensor) -> Change:
-    """The states `by` (1 or B, T, d) in the place of those of some tokens (T, 1)."""
+def _exchange(by: Tensor, tokens: Tensor, strength: float) -> Change:
+    """States of some tokens (T, 1) moved to `by` (1 or B, T, d): by nothing at strength 0, all the distance at 1."""
 
     def change(state: Tensor) -> Tensor:
         if len(by) not in (1, len(state)):
             raise LabError(f"this flow holds states of {len(by)} images: give it as many, not {len(state)}")
-        return torch.where(tokens, by.to(state.dtype), state)
+        return torch.where(tokens, torch.lerp(state, by.to(state.dtype), strength), state)
 
     return change
 

@@ -135,7 +135,8 @@ def interventions(name: str) -> dict[str, Any]:
         found[f"patch, {direction}"] = rl.patch(flow, x.flip(0), x, tap, y=y, tokens=[0, 2], direction=direction)
         found[f"steer, {direction}"] = rl.steer(flow, x, f"{tap}.attention", moved, 0.5, y=y, direction=direction)
         found[f"ablate, {direction}"] = rl.ablate(flow, x, f"{tap}.head.1", mean=True, y=y, direction=direction)
-    found["patch, tokens"] = rl.patch(flow, x[:1], x, "block.2.in", y=y, source_y=None if y is None else y[:1], tokens=[1])
+    giver = x[:1] if y is None else rl.Batch(x[:1], y[:1])
+    found["patch, tokens"] = rl.patch(flow, giver, x, "block.2.in", y=y, tokens=[1])
     values: dict[str, Any] = {
         what: {"images": one.images, "by block": one.delta_by_block, "prior": one.delta_prior} for what, one in found.items()
     }
