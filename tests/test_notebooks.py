@@ -27,6 +27,7 @@ OTHERWISE = {
     "07_sampling_guidance_denoising": {"run_dir": "digits-none"},
     "08_latent_flows": {"channels": 3, "kl_weight": 0.01},
     "09_compare_runs": {"runs": ["digits-detach", "digits-forward"]},
+    "10_interventions": {"run_dir": "digits-detach", "tap": "block.4.layer.2", "strengths": [0.0, 2.0]},
 }
 # what each of them must have measured
 METRICS = {
@@ -40,6 +41,7 @@ METRICS = {
     "07_sampling_guidance_denoising": {"FD[digits]", "label_agreement"},
     "08_latent_flows": {"nats_per_dim", "reconstruction_psnr", "FD[digits]", "rFD[digits]"},
     "09_compare_runs": set(),
+    "10_interventions": {"patch_cost", "patch_position", "steer_cost", "steer_class", "ablation_cost", "condition"},
 }
 
 

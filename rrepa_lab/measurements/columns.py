@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rrepa_lab.align.facts import all_words
@@ -75,3 +76,15 @@ def accuracy(right: Tensor) -> dict[str, Any]:
     """Columns value (part of (n,) answers that is right), standard_error (binomial) and n."""
     value = float(right.double().mean())
     return {"value": value, "standard_error": math.sqrt(value * (1 - value) / len(right)), "n": len(right)}
+
+
+def average(values: Tensor) -> dict[str, Any]:
+    """Columns value (mean of (n,) numbers), standard_error (of that mean, nan for one number) and n.
+
+    Example:
+        >>> average(torch.tensor([1.0, 2.0, 3.0]))
+        {'value': 2.0, 'standard_error': 0.5773502691896258, 'n': 3}
+    """
+    values = values.double()
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return {"value": float(values.mean()), "standard_error": error, "n": len(values)}

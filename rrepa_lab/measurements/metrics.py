@@ -47,6 +47,15 @@ METRICS: dict[str, Metric] = {
         Metric("rmsc", "root mean square spatial contrast (RMSC)"),
         Metric("expected_calibration_error", "expected calibration error", "fraction", "lower"),
         Metric("mean_confidence", "mean confidence", "fraction"),
+        Metric("patch_cost", "log p lost by an exchange of states", "nats/dim"),
+        Metric("patch_position", "position between target (0) and source (1)"),
+        Metric("patch_source_class", "images classified as the source's class", "fraction"),
+        Metric("patch_target_class", "images classified as the target's class", "fraction"),
+        Metric("upper_position", "position of the upper half between target (0) and source (1)"),
+        Metric("lower_position", "position of the lower half between target (0) and source (1)"),
+        Metric("steer_cost", "log p lost by steering", "nats/dim"),
+        Metric("steer_class", "images classified as the class steered to", "fraction"),
+        Metric("ablation_cost", "log p lost by removal", "nats/dim"),
     )
 }
 
