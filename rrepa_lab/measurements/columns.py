@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rrepa_lab.align.facts import all_words
@@ -82,6 +81,7 @@ def average(values: Tensor) -> dict[str, Any]:
     """Columns value (mean of (n,) numbers), standard_error (of that mean, nan for one number) and n.
 
     Example:
+        >>> import torch
         >>> average(torch.tensor([1.0, 2.0, 3.0]))
         {'value': 2.0, 'standard_error': 0.5773502691896258, 'n': 3}
     """
