@@ -402,9 +402,11 @@ def test_a_page_that_is_ended_saves_the_run_it_trains(tmp_path, tiny, number):
     script = tmp_path / "serve.py"
     script.write_text(
         f"import json, sys\nfrom pathlib import Path\nsys.path.insert(0, {str(bundled('app'))!r})\n"
-        "import rrepa_lab as rl, serving, samples\nfrom trainer import trainer\n"
+        "import rrepa_lab as rl\nfrom demo import build_demo\nfrom page.serve import serve\n"
+        "from tabs.training.trainer import trainer\n"
         "config = rl.RunConfig.from_dict(json.loads(Path('config.json').read_text()))\n"
-        "serving.serve([samples], lambda: trainer.start(config, Path('run'), 'cpu'))\n"
+        "def build(names):\n    trainer.start(config, Path('run'), 'cpu')\n    return build_demo(['samples'])\n"
+        "serve(build, ['samples'])\n"
     )
     port = free_port()
     with served([sys.executable, str(script), "--port", str(port)], f"http://127.0.0.1:{port}", tmp_path) as process:

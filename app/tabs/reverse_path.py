@@ -9,10 +9,10 @@ from page.panels import Code, Panel, Sidebar, Tab
 from server.handlers import show_errors
 from server.runs import DEFAULT_RUN, N_TEST_IMAGES, by_run, class_choices, get_run, label_of, pair, test_code, test_images
 from server.settings import PRIVATE
-from tabs.trajectories import IMAGE, N_IMAGES, NOISE, ReversePathView, facts, features, strip, tap_in, trajectory_of
 
 import rrepa_lab as rl
 from rrepa_lab.viz.html import picture_table
+from tabs.trajectories import IMAGE, N_IMAGES, NOISE, ReversePathView, facts, features, strip, tap_in, trajectory_of
 
 NAME, TITLE = "reverse-path", "Reverse path"
 SECONDS_PER_BLOCK = 0.5  # of Play

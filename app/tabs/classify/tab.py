@@ -2,18 +2,17 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
 from page.panels import Code, Panel, Sidebar, Tab, Values
-from page.views import UNLINKED, View, linked_as
 from server.handlers import model_lock, show_errors
 from server.runs import DEFAULT_RUN, answering, by_run, get_run, image_word, missing_data, test_code, test_images
 from server.settings import PRIVATE
-from tabs.classify.input import NOT_TRAINED_ON, OwnPicture, build_input, connect_input, subject_of
+from tabs.classify.input import NOT_TRAINED_ON, build_input, connect_input, subject_of
 from tabs.classify.results import ANY, CHART_DELAY_SECONDS, METHODS, STEPS, classified, matching_rows, report_of
+from tabs.classify.view import ANSWERS, IMAGE, ClassifyView
 
 import rrepa_lab as rl
 from rrepa_lab.analysis.noise import CLEAN, image_noise
@@ -24,23 +23,6 @@ from rrepa_lab.viz.images import picture
 NAME, TITLE = "classify", "Classify"
 SECONDS_PER_STEP = 0.25  # of Play
 MAX_GALLERY = 60  # images in the gallery of answers
-
-
-@dataclass(frozen=True)
-class ClassifyView(View):
-    """What the tab shows."""
-
-    index: int = field(default=3, metadata=linked_as("image"))  # row of the test split
-    step: int = STEPS  # of gradient ascent
-    method: str = field(default=next(iter(METHODS)), metadata=linked_as("by"))  # of the answers over the test split
-    of: str = ANY  # class of the images in the gallery
-    taken_for: str = field(default=ANY, metadata=linked_as("said"))  # their answer
-    mistakes: bool = True
-    picture: OwnPicture | None = field(default=None, metadata=UNLINKED)
-
-
-IMAGE = ("index", "picture")  # the fields that choose the image
-ANSWERS = ("method", "of", "taken_for", "mistakes")  # those that choose answers over the test split
 
 
 def has_classes(name: str) -> bool:

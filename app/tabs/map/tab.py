@@ -1,19 +1,14 @@
 """A map of many images by their features at one layer: pick one, and see its neighbours and its trajectory."""
 
 import math
-import time
-from collections.abc import Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 import pandas as pd
 from page.panels import Code, Panel, Sidebar, Tab
 from page.scripts import script, style
-from page.views import UNLINKED, View, linked_as
-from server.handlers import model_lock, show_errors
-from server.runs import DEFAULT_RUN, N_TEST_IMAGES, get_run, missing_data, pair
+from server.runs import DEFAULT_RUN, N_TEST_IMAGES, get_run, missing_data
 from server.settings import PRIVATE
 from tabs.map.data import (
     CONDITIONAL,
@@ -25,93 +20,26 @@ from tabs.map.data import (
     nearest,
     pca_map,
     purity,
-    submit_umap,
     thumbnails,
     trajectory_of,
     umap_of,
 )
+from tabs.map.fitting import fit_umaps, stopped
+from tabs.map.view import IMAGE, PCA, UMAP, FeatureMapView, map_views
 from tabs.trajectories import strip, tap_in
 
 import rrepa_lab as rl
-from rrepa_lab.errors import LabError
 from rrepa_lab.viz.html import picture_table
 from rrepa_lab.viz.spaces import embedding
 
 NAME, TITLE = "map", "Map"
-PCA, UMAP = "PCA", "UMAP"
-POLL_SECONDS = 0.5  # between two reports of a fit
-
-
-@dataclass(frozen=True)
-class FeatureMapView(View):
-    """What the tab shows."""
-
-    images: str = field(default=REAL, metadata=linked_as("read"))  # or CONDITIONAL, UNCONDITIONAL
-    method: str = PCA
-    block: int = 3
-    layer: int = 2
-    image: int = 0
-    neighbours: int = 15  # of UMAP
-    distance: float = 0.1  # of UMAP
-    fitted: View | None = field(default=None, metadata=UNLINKED)  # the last view whose UMAPs were fitted
-
-
-IMAGE = ("images", "block", "layer", "image")  # the fields that choose the picked image
-
-
-def map_views(view: FeatureMapView) -> list[MapView]:
-    """The maps to show, one for each run."""
-    return [
-        MapView(name, run, view.images, view.seed, tap_in(run, view.block, view.layer))
-        for name, run in pair(view.run, view.other).items()
-    ]
-
-
-# --- UMAP -------------------------------------------------------------------------------------------------------------
-
-
-@show_errors
-def fit_umaps(missing: FeatureMapView | None) -> Iterator[tuple[Any, ...]]:
-    """Fit the UMAPs that a drawing found missing; yields (line, status, Stop, Compute, the view fitted) while it goes on."""
-    if missing is None:
-        yield gr.update(visible=False), "", gr.skip(), gr.skip(), gr.skip()
-        return
-    settings = missing.neighbours, missing.distance
-    fits: list[Future[None]] = []
-    try:
-        with model_lock:
-            fits += [submit_umap(one, *settings) for one in map_views(missing) if umap_of(one, *settings) is None]
-        began = time.monotonic()
-        while not all(fit.done() for fit in fits):
-            seconds = time.monotonic() - began
-            status = f"UMAP is being fitted, {seconds:.0f} s so far: 10 to 30 s the first time, about a second later on."
-            yield *_status(status, stop=True), gr.skip()
-            time.sleep(POLL_SECONDS)
-        for fit in fits:
-            fit.result()
-    except LabError:
-        yield *_status("UMAP could not be fitted: these are maps by PCA."), gr.skip()
-        raise
-    finally:
-        for fit in fits:
-            fit.cancel()
-    yield gr.update(visible=False), "", gr.skip(), gr.skip(), missing
-
-
-def stopped() -> tuple[Any, ...]:
-    """The status line after Stop."""
-    return _status("Stopped: these are maps by PCA.")
-
-
-def _status(text: str, stop: bool = False) -> tuple[Any, ...]:
-    return gr.update(visible=True), text, gr.update(visible=stop), gr.update(visible=not stop)
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 
 def chart(map_view: MapView, table: pd.DataFrame, row: int) -> Any:
-    """The map as a figure, whose `meta` names it for `map_script.BRIDGE`."""
+    """The map as a figure, whose `meta` names it for `static/map.js`."""
     figure = embedding(table, highlight=map_view.first + row)
     method = table["method"].iloc[0]
     label = f"Map of {len(table)} images by {method.upper()}, {map_view.name}, {map_view.tap.name}"

@@ -185,7 +185,7 @@ def _build_form(default: TrainingView) -> dict[str, Any]:
 
 
 def _build_progress() -> list[Any]:
-    """The outputs of `training_form.progress_updates`: text, curves, samples, start, stop, pick and the timer."""
+    """The outputs of `form.progress_updates`: text, curves, samples, start, stop, pick and the timer."""
     may = server_settings.may_train
     with gr.Row():
         start = gr.Button(
@@ -196,8 +196,8 @@ def _build_progress() -> list[Any]:
     text = gr.HTML(elem_id="training-progress")
     curves = gr.Plot(visible=False, show_label=False, elem_id="live")
     samples = gr.HTML(visible=False, elem_id="training-samples")
-    # the timer fires once when a page is opened, and goes on while a run is trained
-    return [text, curves, samples, start, stop, use, gr.Timer(POLL_SECONDS)]
+    # `draw_form` starts the timer when the tab opens during a training, `press_start` with a new one
+    return [text, curves, samples, start, stop, use, gr.Timer(POLL_SECONDS, active=False)]
 
 
 def _connect_progress(tab: Tab, progress: list[Any]) -> None:
