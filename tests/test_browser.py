@@ -124,36 +124,6 @@ def test_a_digit_drawn_with_the_mouse_is_classified(view):
     quiet(view)
 
 
-def test_a_change_makes_requests_for_the_open_tab_alone(view):
-    open_tab(view, "Samples")
-    view.wait_for_selector("img[alt='80 samples of every class from digits-none']")
-    view.wait_for_timeout(500)
-    made = []
-    view.on("request", lambda r: made.append(r.post_data_json["fn_index"]) if "/queue/join" in r.url else None)
-    view.get_by_role("button", name="Roll").click()
-    view.wait_for_function("!document.querySelector('#samples-note').innerText.includes('columns are seeds 0 to')")
-    view.wait_for_timeout(1000)
-    assert 1 < len(made) == len(set(made)) <= 4, made
-    made.clear()
-    open_tab(view, "Classify")
-    view.wait_for_selector("#confusion-2 .heatmaplayer image, #confusion-2 .heatmaplayer path", state="attached")
-    view.wait_for_timeout(1000)
-    assert len(made) == len(set(made)) <= 7, made  # its five parts, what opened, and the link
-    quiet(view)
-
-
-def test_opening_the_page_makes_requests_for_the_open_tab_alone(view, page):
-    made = []
-    view.on("request", lambda r: made.append(r.post_data_json["fn_index"]) if "/queue/join" in r.url else None)
-    for address, most in ((page, 4), (f"{page}?tab=samples&run=digits-none", 6)):
-        reopen(view, address)
-        view.wait_for_selector("#sheet img" if "samples" in address else "#features img")
-        view.wait_for_timeout(2000)
-        assert len(set(made)) <= most, made  # the tab, the link and what opened, of another tab that as well
-        made.clear()
-    quiet(view)
-
-
 def test_a_seed_out_of_range_is_reported_once(view):
     open_tab(view, "Classify")
     view.wait_for_selector("#confusion-2 .heatmaplayer image, #confusion-2 .heatmaplayer path", state="attached")
@@ -291,14 +261,3 @@ def test_phone_width(view, page, dark):
     assert view.evaluate("document.body.classList.contains('dark')") == dark
     assert view.evaluate("document.documentElement.scrollWidth") <= 390, "the page can be pushed sideways"
     quiet(view)
-
-
-def test_a_page_at_rest_asks_for_nothing(view):
-    asked = []
-    view.on("request", lambda request: asked.append(request.url))
-    for name in TABS:
-        open_tab(view, name)
-        view.wait_for_timeout(5000)
-        asked.clear()
-        view.wait_for_timeout(1500)
-        assert [url for url in asked if url.split("?")[0].endswith(("/queue/join", "/run/predict"))] == [], name
