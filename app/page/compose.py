@@ -59,11 +59,13 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
             link = gr.Textbox(label="Link to this view", interactive=False, buttons=["copy"], visible=False, elem_id="link")
             as_code = gr.Button("Show as code", size="sm")
         gr.Markdown(INTRODUCTION)
-        tab_bar, built, selects = _build_tabs(tabs, sidebar)
+        tab_bar, built = _build_tabs(tabs, sidebar)
         page = Page(built, sidebar, about, status, tab_bar, active, redraw, fitted_run)
-        gr.on(
-            selects, _opening(page), [opened, active], [active, *redraw.values()], js=_when_tab_mounted(built),
+        # no tab changes when the page is loaded, as the select of the first one would say: `restoring` draws that one
+        tab_bar.change(
+            _opening(page), [opened, active], [active, *redraw.values()], js=_when_tab_mounted(built),
             trigger_mode="always_last", **PRIVATE,
+        )  # fmt: skip
         )  # fmt: skip
         description = Description(copy, link, as_code, query, *_build_code())
         if more:
@@ -81,16 +83,14 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _build_tabs(tabs: Sequence[ModuleType], sidebar: Sidebar) -> tuple[gr.Tabs, dict[str, Tab], list[Any]]:
-    """The tabs, what they are made of by name, and the events of opening them."""
+def _build_tabs(tabs: Sequence[ModuleType], sidebar: Sidebar) -> tuple[gr.Tabs, dict[str, Tab]]:
+    """The tabs, and what they are made of by name."""
     built: dict[str, Tab] = {}
-    selects = []
     with gr.Tabs(selected=tabs[0].NAME) as tab_bar:
         for tab in tabs:
-            with gr.Tab(tab.TITLE, id=tab.NAME, elem_id=f"tab-{tab.NAME}") as one:
+            with gr.Tab(tab.TITLE, id=tab.NAME, elem_id=f"tab-{tab.NAME}"):
                 built[tab.NAME] = tab.build(sidebar)
-            selects.append(one.select)
-    return tab_bar, built, selects
+    return tab_bar, built
 
 
 def _build_code() -> tuple[gr.Accordion, gr.State, list[gr.Code]]:
