@@ -66,7 +66,6 @@ def build_demo(tabs: Sequence[ModuleType], more: Callable[[], None] | None = Non
             _opening(page), [opened, active], [active, *redraw.values()], js=_when_tab_mounted(built),
             trigger_mode="always_last", **PRIVATE,
         )  # fmt: skip
-        )  # fmt: skip
         description = Description(copy, link, as_code, query, *_build_code())
         if more:
             more()
@@ -154,10 +153,9 @@ def _connect_sidebar(page: Page) -> None:
         lambda open_tab: {page.redraw[open_tab]: _new_redraw()}, page.active, redraws,
         trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
-    fitted = [control for tab in page.tabs.values() if tab.fit for control in page.controls_of(tab)]
     page.sidebar.run.change(
-        _fitting(page), {page.active, page.fitted_run, page.sidebar.run, *fitted},
-        [*redraws, page.fitted_run, page.about, *fitted], **PRIVATE_MODEL,
+        _fitting(page), {page.active, page.fitted_run, page.sidebar.run, *page.controls},
+        [*redraws, page.fitted_run, page.about, *page.controls], **PRIVATE_MODEL,
     )  # fmt: skip
 
 

@@ -132,13 +132,12 @@ class Page:
 
     @property
     def controls(self) -> list[Component]:
-        """The controls of all tabs that links and runs change."""
-        return [control for tab in self.tabs.values() for control in self.controls_of(tab)]
+        """The controls of all tabs that links and runs change.
 
-    @staticmethod
-    def controls_of(tab: Tab) -> list[Component]:
-        """Those of a tab without its states: a state that is an output of an event counts as changed by it in any case."""
-        return [control for control in tab.controls.values() if not isinstance(control, gr.State)]
+        States are not among them: a state that is an output of an event counts as changed by it in any case.
+        """
+        controls = [control for tab in self.tabs.values() for control in tab.controls.values()]
+        return [control for control in controls if not isinstance(control, gr.State)]
 
 
 # --- handlers ---------------------------------------------------------------------------------------------------------
