@@ -20,13 +20,16 @@ VIEWS = {
     "removed": {"action": "remove", "part": "attention", "keep": "the image"},
     "class mean": {"action": "steer", "towards": "3", "strength": 2.0},
     "component": {"action": "steer", "towards": "component 2", "part": "tokens before the block"},
+    "photographs": {"action": "steer", "towards": "dog"},
     "generated": {"images": "generated images", "seed": 4},
 }
 
 
-@pytest.mark.parametrize("name", VIEWS)
-def test_the_code_of_a_view_gives_its_numbers(name):
-    view = InterveneView(other="", **VIEWS[name])
+@pytest.mark.parametrize(
+    ("name", "run"), [(name, "cifar10-reverse" if name == "photographs" else "digits-reverse") for name in VIEWS]
+)
+def test_the_code_of_a_view_gives_its_numbers(name, run):
+    view = InterveneView(run=run, other="", **VIEWS[name])
     _, pictures, figure, lines = intervene.draw(view)
     got: dict = {}
     exec(intervene.code(view).python, got)

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 from page.panels import Code, Panel, Sidebar, Tab
 from page.scripts import script, style
-from server.runs import DEFAULT_RUN, N_TEST_IMAGES, get_run, pair, test_code, test_images
+from server.runs import DEFAULT_RUN, N_TEST_IMAGES, get_run, missing_data, pair, test_code, test_images
 from server.settings import PRIVATE
 from tabs.intervene.computed import (
     DIRECTIONS,
@@ -114,10 +114,10 @@ def code(view: InterveneView) -> Code:
     else:
         kind = "component" if towards.startswith("component ") else "class"
         which = f"component={towards.split()[-1]}" if kind == "component" else f'label="{towards}"'
-        lines += [
-            f'images = rl.Images("train", limit={N_VECTOR_IMAGES})',
-            f'vector = rl.steering_vector(run, "{part}", "{kind}", {which}, images=images)',
-        ]
+        of = f'images=rl.Images("train", limit={N_VECTOR_IMAGES})'
+        if missing_data(run):
+            of = f'protocol=rl.FeatureProtocol("reverse", samples={N_VECTOR_IMAGES}, feed_label=True)'
+        lines += [f'vector = rl.steering_vector(run, "{part}", "{kind}", {which}, {of})']
         call = f'rl.steer(run, target[None], "{part}", vector, {view.strength:g}, {how})'
     lines += [f"found = {call}", "found.images, found.delta_log_prob, found.delta_by_block, found.round_trip"]
     return Code("", "\n".join(lines))
