@@ -405,7 +405,8 @@ def test_a_page_that_is_ended_saves_the_run_it_trains(tmp_path, tiny, number):
         "import rrepa_lab as rl\nfrom demo import build_demo\nfrom page.serve import serve\n"
         "from tabs.training.trainer import trainer\n"
         "config = rl.RunConfig.from_dict(json.loads(Path('config.json').read_text()))\n"
-        "def build(names):\n    trainer.start(config, Path('run'), 'cpu')\n    return build_demo(['samples'])\n"
+        "def build(names):\n    page = build_demo(['samples'])\n"
+        "    trainer.start(config, Path('run'), 'cpu')\n    return page\n"
         "serve(build, ['samples'])\n"
     )
     port = free_port()
