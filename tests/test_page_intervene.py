@@ -65,6 +65,9 @@ def test_a_smaller_flow_has_its_nearest_part():
     run = rl.load("digits-none")
     fitted = intervene.fit(run, InterveneView(block=9, layer=9, part=f"{HEAD}99", target=5000, towards="frog"))
     assert (fitted["block"].value, fitted["part"].value, fitted["towards"].value) == (4, "layer", run.classes[0])
+    assert fitted["tokens"] == ""
+    for tokens, kept in (("0..7", "0..7"), ("0..40", ""), ("x", ""), ("", "")):
+        assert intervene.fit(run, InterveneView(tokens=tokens))["tokens"] == kept, "a link keeps its tokens"
     assert fitted["target"].value == len(run.data("test").x) - 1
     assert part_choices(run)[-1] == f"{HEAD}{run.flow.config.width // run.flow.config.head_width}"
 

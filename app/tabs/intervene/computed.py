@@ -71,6 +71,14 @@ def token_numbers(text: str) -> tuple[int, ...] | None:
     return tuple(dict.fromkeys(found)) or None
 
 
+def fits_tokens(run: rl.Run, text: str) -> bool:
+    """Whether a flow has the tokens of a text."""
+    try:
+        return max(token_numbers(text) or (0,)) < run.flow.config.tokens
+    except LabError:
+        return False
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """An intervention on the target."""

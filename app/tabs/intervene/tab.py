@@ -21,6 +21,7 @@ from tabs.intervene.computed import (
     Answer,
     InterveneView,
     answer_of,
+    fits_tokens,
     images_of,
     part_choices,
     part_name,
@@ -166,7 +167,7 @@ def _build_controls(default: InterveneView) -> dict[str, Any]:
     config = run.flow.config
     with gr.Row():
         images = gr.Radio(
-            [TEST, GENERATED], value=default.images, label="Images", info="generated: seeds from the sidebar's on"
+            [TEST, GENERATED], value=default.images, label="Images", info="generated: the seed plus these numbers"
         )
         target = gr.Slider(0, N_TEST_IMAGES - 1, default.target, step=1, label="Target", info="whose state is changed")
         source = gr.Slider(0, N_TEST_IMAGES - 1, default.source, step=1, label="Source", info="of the state that is put there")
@@ -200,6 +201,6 @@ def fit(run: rl.Run, view: InterveneView) -> dict[str, Any]:
         "part": gr.Dropdown(choices=parts, value=view.part if view.part in parts else parts[0]),
         "block": gr.Slider(maximum=run.flow.config.blocks, value=tap.block),
         "layer": gr.Slider(maximum=max(run.flow.config.depths), value=int(tap.layer)),
-        "tokens": "",
+        "tokens": view.tokens if fits_tokens(run, view.tokens) else "",
         "towards": gr.Dropdown(choices=choices, value=view.towards if view.towards in choices else choices[0]),
     }
