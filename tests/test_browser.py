@@ -187,7 +187,7 @@ def test_strength_is_a_slider_from_nothing_on(view):
     for words in repaints(view, "Strength", "#intervention-note", ["ArrowLeft"] * 2):
         assert words > 0
     view.get_by_role("slider", name="Strength").first.fill("0")
-    view.wait_for_function("document.querySelector('#intervention-note').innerText.includes('+0 nats')")
+    view.wait_for_function("document.querySelector('#intervention-note').innerText.includes('+0.00 nats')")
     quiet(view)
 
 

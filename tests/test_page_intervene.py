@@ -37,7 +37,7 @@ def test_the_code_of_a_view_gives_its_numbers(name, run):
     assert torch.allclose(got["found"].images, answer.images, atol=1e-5)
     nats = float(answer.delta_log_prob[0])
     assert float(got["found"].delta_log_prob[0]) == pytest.approx(nats, abs=1e-3)
-    assert f"changes by **{nats:+.4g} nats**" in lines
+    assert f"changes by **{round(nats, 2) + 0.0:+,.2f} nats**" in lines
     assert sum(figure.data[0].y) == pytest.approx(nats, abs=1e-3)
     assert pictures.count("<img") == (4 if view.action == "patch" else 3)
 

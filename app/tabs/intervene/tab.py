@@ -88,9 +88,14 @@ def _line(name: str, answer: Answer, view: InterveneView) -> str:
     dims = get_run(name).flow.config.dims
     moved = float((found.images[0].cpu() - answer.target[0]).square().mean().sqrt())
     return (
-        f"- **{name}**: {what} changes by **{nats:+.4g} nats** ({nats / dims:+.3g} nats/dim); the picture by {moved:.3g} "
-        f"(root mean square, of -1..1); round trip {float(found.round_trip.max()):.1e}."
+        f"- **{name}**: {what} changes by **{_signed(nats)} nats** ({_signed(nats / dims, 4)} nats/dim); the picture by "
+        f"{moved:.3g} (root mean square, of -1..1); round trip {float(found.round_trip.max()):.1e}."
     )
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    """A number with its sign; what rounds to nothing is +0.00."""
+    return f"{round(value, digits) + 0.0:+,.{digits}f}"
 
 
 def code(view: InterveneView) -> Code:
