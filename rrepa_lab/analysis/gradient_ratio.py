@@ -17,7 +17,7 @@ from rrepa_lab.data.loaders import generator
 from rrepa_lab.errors import LabError
 from rrepa_lab.flow.contract import ParameterGroup
 from rrepa_lab.flow.likelihood import flow_loss
-from rrepa_lab.measurements.columns import about
+from rrepa_lab.measurements.columns import about, average
 from rrepa_lab.runs.run import Run
 
 METRICS = ("likelihood_gradient", "alignment_gradient", "gradient_ratio", "gradient_cosine")
@@ -122,12 +122,10 @@ def _rows(group: ParameterGroup, values: list[list[float]], size: int) -> list[d
     """Mean and standard error over batches of each metric of a group."""
     table = torch.tensor(values, dtype=torch.float64)
     n = {"n": len(table) * size, "parameters": sum(parameter.numel() for parameter in group.parameters)}
-    rows: list[dict[str, Any]] = []
-    for column, metric in zip(table.T, METRICS, strict=True):
-        error = float(column.std()) / math.sqrt(len(column)) if len(column) > 1 else math.nan
-        row = {"group": group.name, "block": group.block, "metric": metric, "value": float(column.mean())}
-        rows.append(row | {"standard_error": error} | n)
-    return rows
+    return [
+        {"group": group.name, "block": group.block, "metric": metric} | average(column) | n
+        for column, metric in zip(table.T, METRICS, strict=True)
+    ]
 
 
 def _nested_groups(run: Run) -> list[ParameterGroup]:

@@ -16,7 +16,7 @@ Source: activation patching, arXiv 2202.05262 (there without a density); steerin
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -104,6 +104,11 @@ class _Subject:
     def flow(self) -> FlowModel:
         return flow_of(self.run)
 
+    @cached_property
+    def z(self) -> Tensor:
+        """The noise (B, T, P) of the images."""
+        return self.flow(self.x, self.condition).z
+
     def tokens(self, block: int) -> Tensor:
         """The tokens (B, T, P) on the image side of a block."""
         return self.flow.encode_blocks(self.flow.tokenize(self.x), self.condition, range(1, block))[0]
@@ -116,7 +121,7 @@ class _Subject:
         """
         run = self.run if changed is self.flow else _with_flow(self.run, changed)
         forward = self.direction == "forward"
-        before = self._traced(self.run, self.x if forward else self.flow(self.x, self.condition).z, check=False)
+        before = self._traced(self.run, self.x if forward else self.z, check=False)
         after = self._traced(run, x if forward else z)
         # under reverse the flow itself judges what was generated, under forward the changed one the image as it is
         by = changed if forward else self.flow
@@ -249,7 +254,7 @@ def steer(
     chosen = _token_mask(subject.flow, tokens)
     if len(parts) > 1:
         raise LabError(f"{tap} names {len(parts)} parts: steer one")
-    states = part_states(subject.flow, subject.x, subject.condition, parts)
+    states = part_states(subject.flow, subject.x[:1], subject.condition.rows(slice(1)), parts)
     count, size = states[parts[0]].shape[1:] if parts else (subject.flow.config.tokens, subject.flow.config.token_size)
     if added.shape not in ((size,), (count, size)):
         raise LabError(f"a vector at {tap} must be ({size},) or ({count}, {size}), not {tuple(added.shape)}")
@@ -321,7 +326,7 @@ def _within(subject: _Subject, edits: list[Edit]) -> Intervention:
     """The answer to changes inside blocks."""
     flow, condition = EditedFlow(subject.flow, edits), subject.condition
     if subject.direction == "reverse":
-        return subject.answer(flow, subject.x, subject.flow(subject.x, condition).z)
+        return subject.answer(flow, subject.x, subject.z)
     z = subject.check(flow(subject.x, condition).z, "the noise is")
     return subject.answer(flow, subject.x, z, subject.flow.inverse(z, condition).x)
 

@@ -22,7 +22,7 @@ from rrepa_lab.analysis.features import FeatureProtocol, Images
 from rrepa_lab.checks import whole_number
 from rrepa_lab.errors import LabError, unknown
 from rrepa_lab.flow.taps import Tap, Taps
-from rrepa_lab.measurements.columns import about, encoder_tap, encoder_words, place
+from rrepa_lab.measurements.columns import about, average, encoder_tap, encoder_words, place
 from rrepa_lab.measurements.metrics import metric_of
 from rrepa_lab.runs.run import Run
 
@@ -254,9 +254,8 @@ def _batches(
 
 def _mean(metric: str, values: Tensor) -> dict[str, Any]:
     """Columns metric, value (mean over images), unit, standard_error and n."""
-    n = len(values)
-    error = float(values.std()) / math.sqrt(n) if n > 1 else math.nan
-    return {"metric": metric, "value": float(values.mean()), "unit": metric_of(metric).unit, "standard_error": error, "n": n}
+    found = average(values)
+    return {"metric": metric, "value": found.pop("value"), "unit": metric_of(metric).unit, **found}
 
 
 def _words(metric: str, side: int) -> str:

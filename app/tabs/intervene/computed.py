@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from page.views import View
 from server.runs import get_run, image_word, missing_data, test_images
@@ -62,6 +62,12 @@ def towards_choices(run: rl.Run) -> list[str]:
     return [*(run.classes if run.flow.config.classes else []), *(f"{COMPONENT}{k}" for k in range(1, N_COMPONENTS + 1))]
 
 
+def towards_of(run: rl.Run, view: InterveneView) -> str:
+    """What the state is moved towards; the first choice in runs that have no such class."""
+    choices = towards_choices(run)
+    return view.towards if view.towards in choices else choices[0]
+
+
 def token_numbers(text: str) -> tuple[int, ...] | None:
     """ "0..3,7" as (0, 1, 2, 3, 7); None for all. Raises: LabError."""
     try:
@@ -94,16 +100,33 @@ def answer_of(name: str, view: InterveneView) -> Answer:
     """The answer of a run of the page."""
     run = get_run(name)
     tokens = token_numbers(view.tokens)
-    where = view.target, view.source, view.seed if view.images == GENERATED else 0
-    towards = view.towards if view.towards in towards_choices(run) else towards_choices(run)[0]
-    towards = towards if view.action == STEER else ""
-    return _answer(run, view.images, where, view.action, part_name(run, view), tokens, view.strength, towards, view.keep)
+    towards = towards_of(run, view) if view.action == STEER else ""
+    return _answer(run, _place(view), view.action, part_name(run, view), tokens, view.strength, towards, view.keep)
+
+
+class _Place(NamedTuple):
+    """Where target and source come from."""
+
+    generated: bool
+    target: int
+    source: int
+    seed: int  # 0 for test images, which do not depend on it
+
+
+def _place(view: InterveneView) -> _Place:
+    generated = view.images == GENERATED
+    return _Place(generated, view.target, view.source, view.seed if generated else 0)
+
+
+def images_of(run: rl.Run, view: InterveneView) -> tuple[Tensor, tuple[str, str]]:
+    """Target and source (2, C, H, W), and their names."""
+    return _images(run, _place(view))
 
 
 @lru_cache(maxsize=64)
-def images_of(run: rl.Run, images: str, target: int, source: int, seed: int) -> tuple[Tensor, tuple[str, str]]:
-    """Target and source (2, C, H, W), and their names."""
-    if images == GENERATED:
+def _images(run: rl.Run, place: _Place) -> tuple[Tensor, tuple[str, str]]:
+    generated, target, source, seed = place
+    if generated:
         seeds = [seed + target, seed + source]
         return rl.sample(run, seeds).images.clamp(-1, 1), (f"seed {seeds[0]}", f"seed {seeds[1]}")
     x, y = test_images(run)
@@ -115,22 +138,20 @@ def images_of(run: rl.Run, images: str, target: int, source: int, seed: int) -> 
 @lru_cache(maxsize=32)
 def vector_of(run: rl.Run, tap: str, towards: str) -> rl.SteeringVector:
     """The vector to steer along, of training images, or of samples where these are not at hand."""
-    reverse = bool(missing_data(run))
-    protocol = rl.FeatureProtocol("reverse", samples=N_VECTOR_IMAGES, feed_label=True) if reverse else None
-    images = rl.Images("train", limit=N_VECTOR_IMAGES)
+    of: dict[str, Any] = {"images": rl.Images("train", limit=N_VECTOR_IMAGES)}
+    if missing_data(run):
+        of = {"protocol": rl.FeatureProtocol("reverse", samples=N_VECTOR_IMAGES, feed_label=True)}
     if towards.startswith(COMPONENT):
-        number = int(towards.removeprefix(COMPONENT))
-        return rl.steering_vector(run, tap, "component", component=number, images=images, protocol=protocol)
-    return rl.steering_vector(run, tap, "class", label=towards, images=images, protocol=protocol)
+        return rl.steering_vector(run, tap, "component", component=int(towards.removeprefix(COMPONENT)), **of)
+    return rl.steering_vector(run, tap, "class", label=towards, **of)
 
 
 @lru_cache(maxsize=64)
 def _answer(
-    run: rl.Run, images: str, where: tuple[int, int, int], action: str, part: str, tokens: tuple[int, ...] | None,
-    strength: float, towards: str, keep: str,
-) -> Answer:  # fmt: skip
-    x, names = images_of(run, images, *where)
-    given: dict[str, Any] = {"tokens": tokens, "direction": DIRECTIONS[keep], "noise": None if images == TEST else 0}
+    run: rl.Run, place: _Place, action: str, part: str, tokens: tuple[int, ...] | None, strength: float, towards: str, keep: str
+) -> Answer:
+    x, names = _images(run, place)
+    given: dict[str, Any] = {"tokens": tokens, "direction": DIRECTIONS[keep], "noise": 0 if place.generated else None}
     x = x.to(run.device)
     if action == PATCH:
         found = rl.patch(run, x[1:], x[:1], part, strength, **given)
@@ -138,7 +159,7 @@ def _answer(
     elif action == REMOVE:
         found, what = rl.ablate(run, x[:1], part, strength, **given), f"without {part}"
     else:
-        if not {tap.name for tap in run.flow.resolve("*")} & {part}:
+        if part not in {tap.name for tap in run.flow.resolve("*")}:
             raise LabError(
                 f"a vector is computed at a layer, or at the tokens before a block, not at {part}: choose one of these"
             )

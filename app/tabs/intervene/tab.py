@@ -9,6 +9,7 @@ from page.scripts import script, style
 from server.runs import DEFAULT_RUN, N_TEST_IMAGES, get_run, missing_data, pair, test_code, test_images
 from server.settings import PRIVATE
 from tabs.intervene.computed import (
+    COMPONENT,
     DIRECTIONS,
     FORWARD,
     GENERATED,
@@ -27,6 +28,7 @@ from tabs.intervene.computed import (
     part_name,
     token_numbers,
     towards_choices,
+    towards_of,
 )
 from tabs.trajectories import tap_in
 
@@ -51,7 +53,7 @@ def draw(view: InterveneView) -> tuple[str, str, Any, str]:
 def brush(view: InterveneView) -> str:
     """The target under a grid of buttons, one for each token; the chosen ones are pressed."""
     run, chosen = get_run(view.run), token_numbers(view.tokens) or ()
-    images, names = images_of(run, view.images, view.target, view.source, view.seed if view.images == GENERATED else 0)
+    images, names = images_of(run, view)
     side = run.flow.config.side
     cells = "".join(
         f'<button type="button" class="token" aria-pressed="{str(number in chosen).lower()}" '
@@ -101,7 +103,7 @@ def _signed(value: float, digits: int = 2) -> str:
 def code(view: InterveneView) -> Code:
     """The answer of the first run."""
     run, tokens = get_run(view.run), token_numbers(view.tokens)
-    part, towards = part_name(run, view), view.towards if view.towards in towards_choices(run) else towards_choices(run)[0]
+    part, towards = part_name(run, view), towards_of(run, view)
     lines = ["import rrepa_lab as rl", "", f'run = rl.load("{view.run}")']
     if view.images == GENERATED:
         lines += [
@@ -118,8 +120,9 @@ def code(view: InterveneView) -> Code:
     elif view.action == REMOVE:
         call = f'rl.ablate(run, target[None], "{part}", {view.strength:g}, {how})'
     else:
-        kind = "component" if towards.startswith("component ") else "class"
-        which = f"component={towards.split()[-1]}" if kind == "component" else f'label="{towards}"'
+        kind, which = "class", f'label="{towards}"'
+        if towards.startswith(COMPONENT):
+            kind, which = "component", f"component={towards.removeprefix(COMPONENT)}"
         of = f'images=rl.Images("train", limit={N_VECTOR_IMAGES})'
         if missing_data(run):
             of = f'protocol=rl.FeatureProtocol("reverse", samples={N_VECTOR_IMAGES}, feed_label=True)'
@@ -199,7 +202,7 @@ def _build_controls(default: InterveneView) -> dict[str, Any]:
 def fit(run: rl.Run, view: InterveneView) -> dict[str, Any]:
     """Parts, images and classes of another run."""
     tap, last = tap_in(run, view.block, view.layer), len(test_images(run).x) - 1
-    parts, choices = part_choices(run), towards_choices(run)
+    parts = part_choices(run)
     return {
         "target": gr.Slider(maximum=last, value=min(view.target, last)),
         "source": gr.Slider(maximum=last, value=min(view.source, last)),
@@ -207,5 +210,5 @@ def fit(run: rl.Run, view: InterveneView) -> dict[str, Any]:
         "block": gr.Slider(maximum=run.flow.config.blocks, value=tap.block),
         "layer": gr.Slider(maximum=max(run.flow.config.depths), value=int(tap.layer)),
         "tokens": view.tokens if fits_tokens(run, view.tokens) else "",
-        "towards": gr.Dropdown(choices=choices, value=view.towards if view.towards in choices else choices[0]),
+        "towards": gr.Dropdown(choices=towards_choices(run), value=towards_of(run, view)),
     }
