@@ -363,8 +363,9 @@ def _token_mask(flow: FlowModel, tokens: Collection[int] | None) -> Tensor:
     mask = torch.full((count, 1), tokens is None, device=next(flow.parameters()).device)
     if tokens is not None:
         numbers = [whole_number("token", number) for number in tokens]
-        if not numbers or max(numbers) >= count:
-            raise LabError(f"tokens {numbers} must be some of 0..{count - 1}")
+        beyond = [number for number in numbers if number >= count]
+        if beyond or not numbers:
+            raise LabError(f"tokens {listed(beyond) or numbers} must be some of 0..{count - 1}")
         mask[numbers] = True
     return mask
 
